@@ -1,1 +1,17 @@
-//! Placeholder while the workspace is laid out.
+//! Everything the two sides of a launch must agree on: parameter blocks, variant keys, tile shapes,
+//! shared-memory plans, and the integer arithmetic of masks.
+//!
+//! `kernels/` (device code) and `flashtile` (host code) both depend on this crate, so each fact
+//! exists once. It is `no_std`, allocates nothing, and all arithmetic that a kernel needs at
+//! compile time is `const`.
+#![cfg_attr(not(test), no_std)]
+
+pub mod mask;
+pub mod params;
+pub mod tile;
+pub mod variant;
+
+pub use mask::{Band, BlockRange, KeyInterval};
+pub use params::{AttentionParams, LseView, TensorView};
+pub use tile::{DType, SharedPlan, TileShape};
+pub use variant::{Algorithm, Arch, ScoreModKind, Variant, variants};

@@ -1,0 +1,142 @@
+//! Tile shapes and the shared-memory plans that follow from them.
+
+/// Element type of q, k and v.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// IEEE single precision; products are made of three tf32 products each.
+    F32,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn bytes(self) -> u32 {
+        match self {
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
+
+    /// Name as in a variant's name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+        }
+    }
+}
+
+/// Shared memory that one block may have on every GPU since Ampere (sm_86 and sm_89 are the tightest).
+pub const SM80_SHARED_CAPACITY: u32 = 99 * 1024;
+
+/// Largest head_dim of the sm_80 tier.
+pub const MAX_HEAD_DIM: u32 = 256;
+
+/// Shape of the work of one thread block of the sm_80 tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TileShape {
+    /// Element type in shared memory.
+    pub dtype: DType,
+    /// Query rows of a block.
+    pub block_m: u32,
+    /// Key rows of a tile.
+    pub block_n: u32,
+    /// head_dim_qk, padded.
+    pub head_dim_qk: u32,
+    /// head_dim_v, padded.
+    pub head_dim_v: u32,
+    /// Warps of a block. Each owns block_m / warps query rows.
+    pub warps: u32,
+    /// Tiles of K and of V in shared memory: one is computed on while the others arrive.
+    pub stages: u32,
+    /// Blocks that should be resident on one multiprocessor; ptxas limits registers to fit.
+    pub min_blocks: u32,
+}
+
+/// Byte offsets into a block's shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedPlan {
+    /// Q tile [block_m, head_dim_qk]; the epilogue stages the output in the same rows.
+    pub q: u32,
+    /// K tiles [stages][block_n, head_dim_qk].
+    pub k: u32,
+    /// Bytes of one K tile.
+    pub k_stage: u32,
+    /// V tiles [stages][block_n, head_dim_v].
+    pub v: u32,
+    /// Bytes of one V tile.
+    pub v_stage: u32,
+    /// Bytes altogether.
+    pub bytes: u32,
+}
+
+impl TileShape {
+    /// The tile for a dtype and a pair of padded head dimensions.
+    ///
+    /// The 16-bit tiles give each warp 32 query rows as long as the output fits in registers
+    /// (head_dim_v <= 128), so that each K and V fragment read from shared memory feeds two matrix
+    /// products; beyond that, 16. Everything fits in [`SM80_SHARED_CAPACITY`].
+    pub const fn sm80(dtype: DType, head_dim_qk: u32, head_dim_v: u32) -> Self {
+        let (block_m, block_n, warps, min_blocks) = match (dtype, head_dim_qk, head_dim_v) {
+            (DType::F32, 256, _) => (32, 16, 2, 1),
+            (DType::F32, ..) => (64, 32, 4, 1),
+            (_, _, 0..=64) => (128, 64, 4, 2),
+            (_, 0..=128, 0..=128) => (128, 64, 4, 1),
+            (_, _, 0..=128) => (128, 32, 4, 1),
+            (_, _, 0..=192) => (128, 32, 8, 1),
+            (_, _, _) => (64, 32, 4, 1),
+        };
+        let tile = Self {
+            dtype,
+            block_m,
+            block_n,
+            head_dim_qk,
+            head_dim_v,
+            warps,
+            stages: 2,
+            min_blocks,
+        };
+        assert!(tile.shared().bytes <= SM80_SHARED_CAPACITY);
+        assert!(tile.block_m % (16 * tile.warps) == 0);
+        assert!(tile.block_n % 16 == 0);
+        tile
+    }
+
+    /// Threads of a block.
+    pub const fn threads(&self) -> u32 {
+        self.warps * 32
+    }
+
+    /// Fragments of 16 query rows that one warp owns.
+    pub const fn m_frags(&self) -> u32 {
+        self.block_m / (16 * self.warps)
+    }
+
+    /// Where things lie in shared memory.
+    pub const fn shared(&self) -> SharedPlan {
+        let es = self.dtype.bytes();
+        // The epilogue stages [block_m, head_dim_v] over Q, row for row.
+        let q_dim = if self.head_dim_qk > self.head_dim_v {
+            self.head_dim_qk
+        } else {
+            self.head_dim_v
+        };
+        let q_bytes = self.block_m * q_dim * es;
+        let k_stage = self.block_n * self.head_dim_qk * es;
+        let v_stage = self.block_n * self.head_dim_v * es;
+        let k = q_bytes;
+        let v = k + self.stages * k_stage;
+        SharedPlan {
+            q: 0,
+            k,
+            k_stage,
+            v,
+            v_stage,
+            bytes: v + self.stages * v_stage,
+        }
+    }
+}
