@@ -101,8 +101,8 @@ impl TileShape {
             min_blocks,
         };
         assert!(tile.shared().bytes <= SM80_SHARED_CAPACITY);
-        assert!(tile.block_m % (16 * tile.warps) == 0);
-        assert!(tile.block_n % 16 == 0);
+        assert!(tile.block_m.is_multiple_of(16 * tile.warps));
+        assert!(tile.block_n.is_multiple_of(16));
         tile
     }
 
