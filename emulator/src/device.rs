@@ -1,0 +1,294 @@
+//! The device: memory, options, and launches.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
+
+use crate::error::{Fault, LaunchError, MemoryError};
+use crate::exec;
+use crate::memory::DeviceMemory;
+use crate::module::Module;
+use crate::parse::tree::{Init, VarSpace};
+
+/// When an asynchronous copy reads its source and writes its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AsyncTiming {
+    /// At the wait that covers it; without a wait, never.
+    #[default]
+    Late,
+    /// When it is issued.
+    Early,
+    /// At some moment between, drawn from this seed.
+    Seeded(u64),
+}
+
+/// How an [`Emulator`] behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Host threads that run blocks; all cores by default.
+    pub threads: Option<usize>,
+    /// When asynchronous copies happen.
+    pub async_copies: AsyncTiming,
+    /// Bytes of device memory.
+    pub memory_limit: u64,
+    /// Most warp instructions that one block may execute.
+    pub max_instructions: Option<u64>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { threads: None, async_copies: AsyncTiming::Late, memory_limit: 1 << 30, max_instructions: None }
+    }
+}
+
+/// The geometry and the arguments of a launch.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory of a block.
+    pub dynamic_shared: u32,
+    /// The parameters, each at its [offset](crate::Param::offset).
+    pub params: &'a [u8],
+}
+
+/// What a launch did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Instructions executed, counted once for a warp.
+    pub warp_instructions: u64,
+    /// Instructions executed, counted for every thread that took part.
+    pub lane_instructions: u64,
+    /// Blocks that ran.
+    pub blocks: u64,
+}
+
+impl Stats {
+    pub(crate) fn add(self, other: Self) -> Self {
+        Self {
+            warp_instructions: self.warp_instructions + other.warp_instructions,
+            lane_instructions: self.lane_instructions + other.lane_instructions,
+            blocks: self.blocks + other.blocks,
+        }
+    }
+}
+
+/// A device: memory, and the means to run kernels on it.
+#[derive(Debug)]
+pub struct Emulator {
+    options: Options,
+    memory: RwLock<DeviceMemory>,
+    /// Addresses of the variables of the modules that were launched, by the module's number.
+    variables: Mutex<HashMap<u64, Vec<u64>>>,
+    /// Where blocks run, if not on rayon's own threads.
+    pool: Option<rayon::ThreadPool>,
+}
+
+/// Most bytes of shared memory a block may have: what an H100 has.
+pub(crate) const MAX_SHARED: u64 = 227 * 1024;
+
+impl Default for Emulator {
+    fn default() -> Self {
+        Self::new(Options::default())
+    }
+}
+
+impl Emulator {
+    /// A device with nothing in its memory.
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        let memory = RwLock::new(DeviceMemory::new(options.memory_limit));
+        let pool = options.threads.and_then(|n| rayon::ThreadPoolBuilder::new().num_threads(n.max(1)).build().ok());
+        Self { options, memory, variables: Mutex::default(), pool }
+    }
+
+    fn shared_memory(&self) -> RwLockReadGuard<'_, DeviceMemory> {
+        self.memory.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn exclusive_memory(&self) -> RwLockWriteGuard<'_, DeviceMemory> {
+        self.memory.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Allocates memory, filled with 0xff bytes. The address is 256-aligned and never 0.
+    ///
+    /// # Errors
+    ///
+    /// [`Options::memory_limit`] would be passed.
+    pub fn allocate(&self, bytes: u64) -> Result<u64, MemoryError> {
+        self.exclusive_memory().allocate(bytes)
+    }
+
+    /// Frees an allocation. Its addresses are not handed out again. Waits for running launches.
+    ///
+    /// # Errors
+    ///
+    /// The address is not the start of a live allocation.
+    pub fn free(&self, address: u64) -> Result<(), MemoryError> {
+        self.exclusive_memory().free(address)
+    }
+
+    /// Copies from the host to the device.
+    ///
+    /// # Errors
+    ///
+    /// The range is not inside one allocation.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.shared_memory().write(address, bytes)
+    }
+
+    /// Copies from the device to the host.
+    ///
+    /// # Errors
+    ///
+    /// The range is not inside one allocation.
+    pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), MemoryError> {
+        self.shared_memory().read(address, bytes)
+    }
+
+    /// Sets `len` bytes.
+    ///
+    /// # Errors
+    ///
+    /// The range is not inside one allocation.
+    pub fn fill(&self, address: u64, len: u64, byte: u8) -> Result<(), MemoryError> {
+        self.shared_memory().fill(address, len, byte)
+    }
+
+    /// Runs an entry over a grid, and returns when all its blocks have ended.
+    ///
+    /// # Errors
+    ///
+    /// The launch does not fit the entry, the entry has an instruction that is not known, or a thread did something
+    /// that it must not. In the last case, the blocks that already ran have left their results in memory.
+    pub fn launch(&self, module: &Module, entry: &str, launch: &Launch<'_>) -> Result<Stats, LaunchError> {
+        let at = module.find(entry).ok_or_else(|| LaunchError::UnknownEntry {
+            name: entry.to_owned(),
+            known: module.entries().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", "),
+        })?;
+        let about = module.entry_at(at);
+        if launch.params.len() != about.params_size {
+            return Err(LaunchError::BadParams { expected: about.params_size, got: launch.params.len() });
+        }
+        let bad = |reason: String| Err(LaunchError::BadGeometry { reason });
+        let [x, y, z] = launch.block.map(u64::from);
+        let threads = x.saturating_mul(y).saturating_mul(z);
+        if threads == 0 || threads > 1024 || z > 64 {
+            return bad(format!("a block of {x} x {y} x {z} threads"));
+        }
+        if let Some(most) = about.max_threads {
+            let most = most.map(u64::from).iter().fold(1u64, |a, &b| a.saturating_mul(b));
+            if threads > most {
+                return bad(format!("a block of {threads} threads, but the entry allows {most}"));
+            }
+        }
+        let [gx, gy, gz] = launch.grid.map(u64::from);
+        if gx == 0 || gy == 0 || gz == 0 || gx > i32::MAX as u64 || gy > 65535 || gz > 65535 {
+            return bad(format!("a grid of {gx} x {gy} x {gz} blocks"));
+        }
+        let program = module.program(at)?;
+        let shared = program.static_shared.next_multiple_of(program.dynamic_align) + u64::from(launch.dynamic_shared);
+        if shared > MAX_SHARED {
+            return bad(format!("{shared} bytes of shared memory, a block has at most {MAX_SHARED}"));
+        }
+        let variables = self.module_variables(module)?;
+        let memory = self.shared_memory();
+        let machine = exec::Machine::new(&program, module, &memory, &variables, launch, &self.options);
+
+        let count = gx * gy * gz;
+        let next = AtomicU64::new(0);
+        let stop = AtomicBool::new(false);
+        let fault: Mutex<Option<(u64, Fault)>> = Mutex::new(None);
+        let work = || {
+            let mut block = exec::Block::new(&machine);
+            let mut stats = Stats::default();
+            while !stop.load(Relaxed) {
+                let linear = next.fetch_add(1, Relaxed);
+                if linear >= count {
+                    break;
+                }
+                let index = [(linear % gx) as u32, (linear / gx % gy) as u32, (linear / gx / gy) as u32];
+                match block.run(index, linear) {
+                    Ok(more) => stats = stats.add(more),
+                    Err(found) => {
+                        stop.store(true, Relaxed);
+                        let mut first = fault.lock().unwrap_or_else(PoisonError::into_inner);
+                        // Blocks start in order, so of several faults the one of the lowest block is reported.
+                        if first.as_ref().is_none_or(|(at, _)| linear < *at) {
+                            *first = Some((linear, found));
+                        }
+                    }
+                }
+            }
+            stats
+        };
+        let run = || {
+            let workers = rayon::current_num_threads().min(usize::try_from(count).unwrap_or(usize::MAX)).max(1);
+            if workers == 1 {
+                return work();
+            }
+            (0..workers).into_par_iter().with_max_len(1).map(|_| work()).reduce(Stats::default, Stats::add)
+        };
+        let stats = match &self.pool {
+            Some(pool) => pool.install(run),
+            None => run(),
+        };
+        match fault.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some((_, fault)) => Err(LaunchError::Fault(Box::new(fault))),
+            None => Ok(stats),
+        }
+    }
+
+    /// Addresses of the module's `.global` and `.const` variables, which get their memory at its first launch.
+    fn module_variables(&self, module: &Module) -> Result<Vec<u64>, LaunchError> {
+        let mut known = self.variables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known.get(&module.id) {
+            return Ok(found.clone());
+        }
+        let mut addresses = Vec::new();
+        let all: Vec<_> = module.all_variables().collect();
+        let in_memory = |space| matches!(space, VarSpace::Global | VarSpace::Const);
+        if all.iter().any(|v| in_memory(v.space)) {
+            let mut memory = self.exclusive_memory();
+            for v in &all {
+                if !in_memory(v.space) {
+                    addresses.push(0);
+                    continue;
+                }
+                let address = memory.allocate(v.size)?;
+                // Variables without an initialiser are zero.
+                memory.fill(address, v.size, 0)?;
+                addresses.push(address);
+            }
+            for (v, &address) in all.iter().zip(&addresses) {
+                if !in_memory(v.space) {
+                    continue;
+                }
+                let mut at = address;
+                for part in &v.init {
+                    match part {
+                        Init::Bytes(bytes) => memory.write(at, bytes)?,
+                        Init::Address { name, offset, bytes, .. } => {
+                            let target = all.iter().position(|other| other.name == *name).map(|n| addresses[n]);
+                            let value = target.unwrap_or(0).wrapping_add(*offset).to_le_bytes();
+                            memory.write(at, &value[..*bytes as usize])?;
+                        }
+                    }
+                    at += part.bytes();
+                }
+                if v.space == VarSpace::Const {
+                    memory.set_read_only(address);
+                }
+            }
+        } else {
+            addresses = vec![0; all.len()];
+        }
+        known.insert(module.id, addresses.clone());
+        Ok(addresses)
+    }
+}
