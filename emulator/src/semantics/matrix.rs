@@ -1,0 +1,132 @@
+//! `ldmatrix`, `stmatrix` and `movmatrix`: the exchange between 16-byte rows and register fragments.
+//!
+//! Matrix `j` of a lane's register `j` has 8 rows of 8 b16 elements. With g = lane / 4 and t = lane % 4, a lane holds
+//! elements (g, 2t) and (g, 2t + 1), or with `.trans` (2t, g) and (2t + 1, g); the first in the low half.
+
+use super::Lanes;
+
+/// The rows of one 8x8 matrix of b16 elements.
+pub type Rows = [[u8; 16]; 8];
+
+#[inline(always)]
+fn element(rows: &Rows, row: usize, column: usize) -> u32 {
+    u32::from(u16::from_le_bytes([
+        rows[row][2 * column],
+        rows[row][2 * column + 1],
+    ]))
+}
+
+/// One matrix into one register: `ldmatrix.m8n8.x1{.trans}.b16`.
+#[inline]
+pub fn load(rows: &Rows, trans: bool) -> Lanes {
+    std::array::from_fn(|lane| {
+        let (g, t) = (lane / 4, lane % 4);
+        if trans {
+            element(rows, 2 * t, g) | element(rows, 2 * t + 1, g) << 16
+        } else {
+            element(rows, g, 2 * t) | element(rows, g, 2 * t + 1) << 16
+        }
+    })
+}
+
+/// One register into one matrix: `stmatrix.m8n8.x1{.trans}.b16`, the inverse of [`load`].
+#[inline]
+pub fn store(register: &Lanes, trans: bool) -> Rows {
+    let mut rows = [[0; 16]; 8];
+    let mut put = |row: usize, column: usize, value: u32| {
+        rows[row][2 * column..2 * column + 2].copy_from_slice(&(value as u16).to_le_bytes());
+    };
+    for (lane, &value) in register.iter().enumerate() {
+        let (g, t) = (lane / 4, lane % 4);
+        if trans {
+            put(2 * t, g, value);
+            put(2 * t + 1, g, value >> 16);
+        } else {
+            put(g, 2 * t, value);
+            put(g, 2 * t + 1, value >> 16);
+        }
+    }
+    rows
+}
+
+/// `ldmatrix.m8n8.xN`: register `j` from the rows whose addresses lanes 8j..8j+8 gave; `row(8j + r)` reads row `r` of
+/// matrix `j`. Stops at the first row that fails (an out-of-bounds address, say).
+pub fn ldmatrix<const N: usize, E>(
+    trans: bool,
+    mut row: impl FnMut(usize) -> Result<[u8; 16], E>,
+) -> Result<[Lanes; N], E> {
+    let mut registers = [[0; 32]; N];
+    for (j, register) in registers.iter_mut().enumerate() {
+        let mut rows = [[0; 16]; 8];
+        for (r, bytes) in rows.iter_mut().enumerate() {
+            *bytes = row(8 * j + r)?;
+        }
+        *register = load(&rows, trans);
+    }
+    Ok(registers)
+}
+
+/// `stmatrix.m8n8.xN`: hands row `r` of matrix `j` to `row(8j + r, bytes)`, in order.
+pub fn stmatrix<E>(
+    registers: &[Lanes],
+    trans: bool,
+    mut row: impl FnMut(usize, [u8; 16]) -> Result<(), E>,
+) -> Result<(), E> {
+    for (j, register) in registers.iter().enumerate() {
+        for (r, bytes) in store(register, trans).into_iter().enumerate() {
+            row(8 * j + r, bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// `movmatrix.sync.aligned.m8n8.trans.b16`: the transpose, register to register.
+pub fn movmatrix_trans(register: &Lanes) -> Lanes {
+    load(&store(register, false), true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+
+    /// Rows whose element (r, c) of matrix j is 1000 j + 10 r + c.
+    fn row(index: usize) -> Result<[u8; 16], Infallible> {
+        let (j, r) = (index / 8, index % 8);
+        let mut bytes = [0; 16];
+        for c in 0..8 {
+            bytes[2 * c..2 * c + 2]
+                .copy_from_slice(&((1000 * j + 10 * r + c) as u16).to_le_bytes());
+        }
+        Ok(bytes)
+    }
+
+    /// Positions read off the manual's figure for `ldmatrix`: lane 0 holds row 0, columns 0 and 1; lane 31 row 7,
+    /// columns 6 and 7.
+    #[test]
+    fn ldmatrix_positions() {
+        let Ok(plain) = ldmatrix::<4, _>(false, row);
+        assert_eq!(plain[0][0], 1 << 16);
+        assert_eq!(plain[0][31], 77 << 16 | 76);
+        assert_eq!(plain[3][5], 3013 << 16 | 3012);
+        let Ok(trans) = ldmatrix::<2, _>(true, row);
+        assert_eq!(trans[0][0], 10 << 16);
+        assert_eq!(trans[0][31], 77 << 16 | 67);
+        assert_eq!(trans[1][5], 1031 << 16 | 1021);
+        assert_eq!(movmatrix_trans(&plain[0]), trans[0]);
+    }
+
+    #[test]
+    fn stmatrix_inverts() {
+        for trans in [false, true] {
+            let Ok(registers) = ldmatrix::<4, _>(trans, row);
+            let mut count = 0;
+            let Ok(()) = stmatrix(&registers, trans, |index, bytes| {
+                assert_eq!(Ok(bytes), row(index));
+                count += 1;
+                Ok::<(), Infallible>(())
+            });
+            assert_eq!(count, 32);
+        }
+    }
+}
