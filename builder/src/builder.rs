@@ -1,0 +1,208 @@
+//! From the kernel crate to proven PTX.
+
+use std::path::{Path, PathBuf};
+
+use flashtile_abi::Arch;
+
+use crate::archive::Compiler;
+use crate::check::{check_entry, check_module};
+use crate::compile::Compile;
+use crate::error::{Error, Result};
+use crate::finish::finish;
+use crate::ptx::Module;
+use crate::ptxas::{Facts, Ptxas};
+use crate::spec::{self, EntrySpec};
+use crate::toolchain::Toolchain;
+
+/// Compiles a kernel crate, in the manner of the Rust-CUDA project's `CudaBuilder`.
+///
+/// ```no_run
+/// # fn main() -> Result<(), flashtile_builder::Error> {
+/// use flashtile_builder::{Arch, Builder};
+/// let build = Builder::new("../kernels").arch(Arch::Sm80).build()?;
+/// for kernel in &build.kernels {
+///     println!("{}: {} bytes of PTX", kernel.spec.name, kernel.ptx.len());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Builder {
+    kernels: PathBuf,
+    arches: Vec<&'static str>,
+    specs: Vec<EntrySpec>,
+    target_dir: Option<PathBuf>,
+    toolchain: Option<Toolchain>,
+    prove: bool,
+    echo: bool,
+}
+
+/// What came out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Build {
+    /// What compiled it.
+    pub compiler: Compiler,
+    /// Release of the ptxas that proved it, if there was one.
+    pub ptxas: Option<String>,
+    /// The kernels in the table's order.
+    pub kernels: Vec<Kernel>,
+}
+
+/// One kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// What the table says of it.
+    pub spec: EntrySpec,
+    /// A module of PTX with this one entry.
+    pub ptx: String,
+    /// Size of its parameters in bytes.
+    pub params_bytes: u32,
+    /// What ptxas says of it.
+    pub facts: Option<Facts>,
+}
+
+impl Builder {
+    /// For the crate in this folder, whose entries flashtile-abi's table lists.
+    pub fn new(kernels: impl Into<PathBuf>) -> Self {
+        Self {
+            kernels: kernels.into(),
+            arches: Vec::new(),
+            specs: spec::all(),
+            target_dir: None,
+            toolchain: None,
+            prove: true,
+            echo: false,
+        }
+    }
+
+    /// Compiles for this target; several calls add up, none means all.
+    #[must_use]
+    pub fn arch(mut self, arch: Arch) -> Self {
+        self.arches.push(arch.as_str());
+        self
+    }
+
+    /// Another table than flashtile-abi's.
+    #[must_use]
+    pub fn entries(mut self, specs: Vec<EntrySpec>) -> Self {
+        self.specs = specs;
+        self
+    }
+
+    /// Lets one entry compute in f64.
+    #[must_use]
+    pub fn allow_f64(mut self, entry: &str) -> Self {
+        for spec in self.specs.iter_mut().filter(|s| s.name == entry) {
+            spec.allow_f64 = true;
+        }
+        self
+    }
+
+    /// Where cargo works; `target/kernels` beside the crate unless told.
+    #[must_use]
+    pub fn target_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.target_dir = Some(folder.into());
+        self
+    }
+
+    /// The compiler; [`Toolchain::find`] unless told.
+    #[must_use]
+    pub fn toolchain(mut self, toolchain: Toolchain) -> Self {
+        self.toolchain = Some(toolchain);
+        self
+    }
+
+    /// Whether ptxas has a look at the PTX where there is one; it has unless told.
+    #[must_use]
+    pub fn prove(mut self, prove: bool) -> Self {
+        self.prove = prove;
+        self
+    }
+
+    /// Whether cargo's messages go to the terminal as they come. Otherwise they are in the error.
+    #[must_use]
+    pub fn echo(mut self, echo: bool) -> Self {
+        self.echo = echo;
+        self
+    }
+
+    /// Compiles, finishes, checks and proves.
+    pub fn build(&self) -> Result<Build> {
+        let toolchain = match &self.toolchain {
+            Some(toolchain) => toolchain.clone(),
+            None => Toolchain::find(&self.kernels)?,
+        };
+        let target_dir = self.work_folder();
+        let mut kernels: Vec<Kernel> = Vec::new();
+        for arch in spec::arches().filter(|a| self.arches.is_empty() || self.arches.contains(a)) {
+            let specs: Vec<_> = self
+                .specs
+                .iter()
+                .filter(|s| s.arch == arch)
+                .cloned()
+                .collect();
+            if !specs.is_empty() {
+                let compile = Compile {
+                    toolchain: &toolchain,
+                    kernels: &self.kernels,
+                    arch,
+                    target_dir: &target_dir.join(arch),
+                    echo: self.echo,
+                };
+                kernels.extend(finish_and_check(&compile.run()?, &specs, arch)?);
+            }
+        }
+        // The table's order, whatever the order of the targets.
+        kernels.sort_by_key(|k| self.specs.iter().position(|s| s.name == k.spec.name));
+        let ptxas = if self.prove { Ptxas::find()? } else { None };
+        if let Some(ptxas) = &ptxas {
+            let entries: Vec<_> = kernels
+                .iter()
+                .map(|k| (k.spec.name.as_str(), k.spec.arch, k.ptx.as_str()))
+                .collect();
+            let facts = ptxas.assemble_all(&entries, &target_dir.join("cubin"))?;
+            for (kernel, facts) in kernels.iter_mut().zip(facts) {
+                kernel.facts = Some(facts);
+            }
+        }
+        Ok(Build {
+            compiler: Compiler {
+                rustc: toolchain.version,
+                llvm: toolchain.llvm,
+            },
+            ptxas: ptxas.map(|p| p.version),
+            kernels,
+        })
+    }
+
+    fn work_folder(&self) -> PathBuf {
+        let beside = self.kernels.parent().unwrap_or(Path::new("."));
+        self.target_dir
+            .clone()
+            .unwrap_or_else(|| beside.join("target/kernels"))
+    }
+}
+
+/// Turns one module of the compiler into kernels, or says everything that is wrong with it.
+fn finish_and_check(text: &str, specs: &[EntrySpec], arch: &'static str) -> Result<Vec<Kernel>> {
+    let module = Module::parse(text)?;
+    let mut problems = check_module(&module, specs, arch);
+    let finished = finish(&module, specs)?;
+    let mut kernels = Vec::new();
+    for spec in specs {
+        if let Some(entry) = finished.iter().find(|f| f.name == spec.name) {
+            problems.extend(check_entry(entry, spec));
+            kernels.push(Kernel {
+                spec: spec.clone(),
+                ptx: entry.ptx.clone(),
+                params_bytes: entry.params_bytes,
+                facts: None,
+            });
+        }
+    }
+    if problems.is_empty() {
+        Ok(kernels)
+    } else {
+        Err(Error::Rejected(problems))
+    }
+}
