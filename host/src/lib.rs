@@ -1,1 +1,47 @@
-//! Placeholder while the workspace is laid out.
+//! Exact attention on GPUs. Kernels are written in Rust, shipped as PTX and launched from Rust; no
+//! part of CUDA is needed to build or, without a GPU, to run.
+//!
+//! Describe a [`Problem`], let [`Problem::plan`] check it and choose a kernel, then
+//! [`Plan::launch`] it on a [`Device`] with the addresses of your tensors. For tensors in the
+//! host's memory, [`attention`] does it all.
+//!
+//! ```
+//! # #[cfg(feature = "emulator")] {
+//! use flashtile::{DType, Error, EmulatorDevice, Inputs, Problem, Shape, attention};
+//!
+//! let shape = Shape { batch: 1, seqlen_q: 2, seqlen_k: 3, heads_q: 1, heads_kv: 1, head_dim_qk: 8, head_dim_v: 8 };
+//! let problem = Problem::contiguous(DType::F16, shape).lse(true);
+//! // All scores are 0, so each output is the mean of the values: 1.
+//! let (q, k, v) = ([0u8; 2 * 2 * 8], [0u8; 3 * 2 * 8], [0x00, 0x3c].repeat(3 * 8));
+//! let outputs = attention(&EmulatorDevice::new(), &problem, &Inputs { q: &q, k: &k, v: &v })?;
+//! assert_eq!(outputs.out, [0x00, 0x3c].repeat(2 * 8));
+//! assert!((outputs.lse.unwrap()[0] - 3f32.ln()).abs() < 1e-6);
+//! # }
+//! # Ok::<(), flashtile::Error>(())
+//! ```
+
+pub mod cpu;
+pub mod device;
+pub mod element;
+mod error;
+#[cfg(feature = "cudarc")]
+pub mod front;
+mod kernels;
+mod layout;
+mod plan;
+mod problem;
+pub mod reference;
+mod run;
+
+#[cfg(feature = "cuda")]
+pub use device::cuda::CudaDevice;
+#[cfg(feature = "emulator")]
+pub use device::emulator::EmulatorDevice;
+pub use device::{Device, DeviceBuffer, DeviceInfo, DeviceKind, LaunchConfig, Stream};
+pub use error::{Error, ErrorClass, Result};
+pub use flashtile_abi::{Algorithm, Arch, AttentionParams, DType, ScoreModKind, Variant};
+pub use kernels::{Kernel, kernel, kernels, ptx};
+pub use layout::TensorLayout;
+pub use plan::{Plan, Pointers};
+pub use problem::{ArchChoice, CausalAlignment, OutDType, Problem, Shape, Window};
+pub use run::{Inputs, Outputs, attention};

@@ -1,0 +1,223 @@
+//! The part of NVIDIA's driver API that is needed, from the library that is there at run time.
+//!
+//! A table of our own, and not cudarc's `sys`: that one exists in three versions (loaded, linked
+//! dynamically, linked statically), of which any crate in the graph may choose one for all, two
+//! of them refuse to start without a driver; and its result type is an enum, which must not hold the
+//! codes of drivers newer than itself.
+
+use std::{
+    ffi::{CStr, c_char, c_int, c_uint, c_void},
+    sync::OnceLock,
+};
+
+use libloading::Library;
+
+use crate::error::{Error, Result};
+
+/// `CUcontext`, `CUmodule`, `CUfunction`, `CUstream`: opaque.
+pub(super) type Handle = *mut c_void;
+/// `CUdevice`.
+pub(super) type Ordinal = c_int;
+/// `CUdeviceptr`.
+pub(super) type Address = u64;
+
+/// Numbers of the API, as in `cuda.h`.
+pub(super) mod codes {
+    use std::ffi::c_int;
+    pub const OUT_OF_MEMORY: c_int = 2;
+    pub const NO_DEVICE: c_int = 100;
+    /// Codes of a kernel that did something wrong; the context is lost after most of them.
+    pub const FAULTS: [c_int; 11] = [
+        214, // ECC_UNCORRECTABLE
+        700, // ILLEGAL_ADDRESS
+        702, // LAUNCH_TIMEOUT
+        710, // ASSERT
+        714, // HARDWARE_STACK_ERROR
+        715, // ILLEGAL_INSTRUCTION
+        716, // MISALIGNED_ADDRESS
+        717, // INVALID_ADDRESS_SPACE
+        718, // INVALID_PC
+        719, // LAUNCH_FAILED
+        721, // CONTAINED
+    ];
+    pub const ATTRIBUTE_MULTIPROCESSOR_COUNT: c_int = 16;
+    pub const ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: c_int = 75;
+    pub const ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: c_int = 76;
+    pub const ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: c_int = 97;
+    pub const FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
+    pub const JIT_ERROR_LOG_BUFFER: c_int = 5;
+    pub const JIT_ERROR_LOG_BUFFER_SIZE_BYTES: c_int = 6;
+}
+
+macro_rules! driver {
+    ($($(#[$doc:meta])* $name:ident = $symbol:literal ($($argument:ident: $type:ty),*);)*) => {
+        /// The driver's functions.
+        pub(super) struct Driver {
+            $($name: unsafe extern "system" fn($($type),*) -> c_int,)*
+            /// Keeps the functions above loaded.
+            _library: Library,
+        }
+
+        impl Driver {
+            fn from_library(library: Library) -> Result<Self, String> {
+                $(
+                    // SAFETY: the symbol is a function of NVIDIA's driver API, whose documented
+                    // C signature is the one given; it is called only while `_library` lives.
+                    let $name = unsafe {
+                        *library
+                            .get::<unsafe extern "system" fn($($type),*) -> c_int>($symbol)
+                            .map_err(|error| format!("the driver is too old: {error}"))?
+                    };
+                )*
+                Ok(Self { $($name,)* _library: library })
+            }
+
+            $(
+                $(#[$doc])*
+                ///
+                /// # Safety
+                /// As the driver API documents it for this function.
+                // The launch takes what cuLaunchKernel takes.
+                #[allow(clippy::too_many_arguments)]
+                pub unsafe fn $name(&self, $($argument: $type),*) -> Result<()> {
+                    // SAFETY: the caller keeps the function's contract.
+                    let code = unsafe { (self.$name)($($argument),*) };
+                    self.check(stringify!($name), code)
+                }
+            )*
+        }
+    };
+}
+
+driver! {
+    /// Initialises the driver.
+    init = b"cuInit\0" (flags: c_uint);
+    /// Counts devices.
+    device_count = b"cuDeviceGetCount\0" (count: *mut c_int);
+    /// Finds a device.
+    device_get = b"cuDeviceGet\0" (device: *mut Ordinal, ordinal: c_int);
+    /// Names a device.
+    device_name = b"cuDeviceGetName\0" (name: *mut c_char, len: c_int, device: Ordinal);
+    /// Reads an attribute.
+    device_attribute = b"cuDeviceGetAttribute\0" (value: *mut c_int, attribute: c_int, device: Ordinal);
+    /// Reads the size of a device's memory.
+    device_memory = b"cuDeviceTotalMem_v2\0" (bytes: *mut usize, device: Ordinal);
+    /// Retains a primary context.
+    primary_retain = b"cuDevicePrimaryCtxRetain\0" (context: *mut Handle, device: Ordinal);
+    /// Releases a primary context.
+    primary_release = b"cuDevicePrimaryCtxRelease_v2\0" (device: Ordinal);
+    /// Finds the calling thread's context.
+    context_current = b"cuCtxGetCurrent\0" (context: *mut Handle);
+    /// Finds the device of the calling thread's context.
+    context_device = b"cuCtxGetDevice\0" (device: *mut Ordinal);
+    /// Makes a context the calling thread's.
+    context_push = b"cuCtxPushCurrent_v2\0" (context: Handle);
+    /// Undoes a push.
+    context_pop = b"cuCtxPopCurrent_v2\0" (context: *mut Handle);
+    /// Waits for all work of the calling thread's context.
+    context_synchronize = b"cuCtxSynchronize\0" ();
+    /// Loads a module.
+    module_load = b"cuModuleLoadDataEx\0" (
+        module: *mut Handle, image: *const c_void, options: c_uint, names: *mut c_int, values: *mut *mut c_void
+    );
+    /// Unloads a module.
+    module_unload = b"cuModuleUnload\0" (module: Handle);
+    /// Finds an entry point.
+    module_function = b"cuModuleGetFunction\0" (function: *mut Handle, module: Handle, name: *const c_char);
+    /// Sets an attribute of a function.
+    function_set = b"cuFuncSetAttribute\0" (function: Handle, attribute: c_int, value: c_int);
+    /// Allocates.
+    memory_allocate = b"cuMemAlloc_v2\0" (address: *mut Address, bytes: usize);
+    /// Frees.
+    memory_free = b"cuMemFree_v2\0" (address: Address);
+    /// Copies to the device.
+    memory_write = b"cuMemcpyHtoD_v2\0" (address: Address, source: *const c_void, bytes: usize);
+    /// Copies from the device.
+    memory_read = b"cuMemcpyDtoH_v2\0" (destination: *mut c_void, address: Address, bytes: usize);
+    /// Sets bytes.
+    memory_fill = b"cuMemsetD8_v2\0" (address: Address, value: u8, bytes: usize);
+    /// Launches.
+    launch_kernel = b"cuLaunchKernel\0" (
+        function: Handle, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,
+        block_z: c_uint, shared_bytes: c_uint, stream: Handle, params: *mut *mut c_void, extra: *mut *mut c_void
+    );
+    /// Names an error.
+    error_name = b"cuGetErrorName\0" (code: c_int, name: *mut *const c_char);
+    /// Describes an error.
+    error_text = b"cuGetErrorString\0" (code: c_int, text: *mut *const c_char);
+}
+
+/// Where the driver may be.
+const LIBRARIES: &[&str] = if cfg!(windows) {
+    &["nvcuda.dll"]
+} else {
+    &["libcuda.so.1", "libcuda.so"]
+};
+
+impl Driver {
+    /// The driver of this machine, opened and initialised once for the process.
+    pub fn get() -> Result<&'static Self> {
+        static DRIVER: OnceLock<Result<Driver>> = OnceLock::new();
+        DRIVER
+            .get_or_init(Self::open)
+            .as_ref()
+            .map_err(Clone::clone)
+    }
+
+    fn open() -> Result<Self> {
+        let no_device = |reason: String| Error::NoDevice { reason };
+        let mut failures = Vec::new();
+        for name in LIBRARIES {
+            // SAFETY: the name is that of NVIDIA's driver, whose initialisers may run in any
+            // thread at any time; that is what CUDA programs do when they start.
+            match unsafe { Library::new(*name) } {
+                Ok(library) => {
+                    let driver = Self::from_library(library).map_err(no_device)?;
+                    // SAFETY: cuInit may be called at any time; 0 is the only flag.
+                    unsafe { driver.init(0) }.map_err(|error| no_device(error.to_string()))?;
+                    return Ok(driver);
+                }
+                Err(error) => failures.push(error.to_string()),
+            }
+        }
+        Err(no_device(format!(
+            "NVIDIA's driver is not installed ({})",
+            failures.join("; ")
+        )))
+    }
+
+    /// A return code as an error: name and description as the driver gives them.
+    fn check(&self, call: &'static str, code: c_int) -> Result<()> {
+        if code == 0 {
+            return Ok(());
+        }
+        let text = |function: unsafe extern "system" fn(c_int, *mut *const c_char) -> c_int| {
+            let mut text = std::ptr::null();
+            // SAFETY: the function takes any code, and writes one pointer.
+            let known = unsafe { function(code, &raw mut text) } == 0 && !text.is_null();
+            // SAFETY: on success it is a string that ends with 0 and lives as long as the driver.
+            known.then(|| {
+                unsafe { CStr::from_ptr(text) }
+                    .to_string_lossy()
+                    .into_owned()
+            })
+        };
+        let name = text(self.error_name).unwrap_or_else(|| format!("error {code}"));
+        let reason = match text(self.error_text) {
+            Some(text) => format!("{name} ({text})"),
+            None => name,
+        };
+        Err(match code {
+            codes::OUT_OF_MEMORY => Error::OutOfMemory {
+                requested: 0,
+                reason,
+            },
+            codes::NO_DEVICE => Error::NoDevice { reason },
+            code if codes::FAULTS.contains(&code) => Error::Fault {
+                context: format!("a kernel before {call}"),
+                reason,
+            },
+            _ => Error::Driver { call, reason },
+        })
+    }
+}

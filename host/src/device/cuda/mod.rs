@@ -1,0 +1,454 @@
+//! NVIDIA GPUs, through the driver API.
+
+mod driver;
+
+use std::{
+    collections::HashMap,
+    ffi::{CString, c_int, c_uint, c_void},
+    ptr::null_mut,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use flashtile_abi::Variant;
+
+use self::driver::{Driver, Handle, Ordinal, codes};
+use super::{Device, DeviceInfo, DeviceKind, LaunchConfig, Stream};
+use crate::error::{Error, Result};
+
+/// Bytes of the compiler's complaints that are kept.
+const LOG_BYTES: usize = 8192;
+
+/// A GPU. Every call makes the device's context the thread's for its duration and restores the one
+/// before, so that other libraries in the process notice nothing.
+///
+/// Kernels are compiled by the driver when they are first used or [loaded](Device::load), once a device.
+pub struct CudaDevice {
+    driver: &'static Driver,
+    info: DeviceInfo,
+    context: Context,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    modules: HashMap<&'static str, Loaded>,
+    overrides: HashMap<&'static str, String>,
+}
+
+/// A kernel that is ready to launch.
+#[derive(Clone, Copy)]
+struct Loaded {
+    module: Handle,
+    function: Handle,
+}
+
+/// A context, and whether it has to be released.
+struct Context {
+    handle: Handle,
+    primary_of: Option<Ordinal>,
+}
+
+// SAFETY: the driver API may be called from any thread with any handle, and the raw handles are
+// only ever passed to it. Mutable state is behind a mutex.
+unsafe impl Send for CudaDevice {}
+// SAFETY: as above; every method takes &self and locks what it changes.
+unsafe impl Sync for CudaDevice {}
+
+impl std::fmt::Debug for CudaDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CudaDevice")
+            .field("info", &self.info)
+            .field("context", &self.context.handle)
+            .field("owned", &self.context.primary_of.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes a context the thread's as long as it lives.
+struct Pushed(&'static Driver);
+
+impl Drop for Pushed {
+    fn drop(&mut self) {
+        let mut context = null_mut();
+        // SAFETY: the context on top is the one that was pushed: nobody else runs on this thread
+        // in between, and every push is undone in reverse order.
+        let _ = unsafe { self.0.context_pop(&raw mut context) };
+    }
+}
+
+/// The GPUs of this machine. Empty without an error if there is a driver and no GPU.
+///
+/// # Errors
+/// [`Error::NoDevice`] without a driver.
+pub fn devices() -> Result<Vec<DeviceInfo>> {
+    let driver = match Driver::get() {
+        Ok(driver) => driver,
+        Err(error) => return Err(error),
+    };
+    (0..count(driver)?)
+        .map(|ordinal| info(driver, find(driver, ordinal)?))
+        .collect()
+}
+
+fn count(driver: &Driver) -> Result<c_int> {
+    let mut count = 0;
+    // SAFETY: writes one int.
+    unsafe { driver.device_count(&raw mut count)? };
+    Ok(count)
+}
+
+fn find(driver: &Driver, ordinal: c_int) -> Result<Ordinal> {
+    let mut device = 0;
+    // SAFETY: writes one device; the ordinal is checked by the driver.
+    unsafe { driver.device_get(&raw mut device, ordinal)? };
+    Ok(device)
+}
+
+fn info(driver: &Driver, device: Ordinal) -> Result<DeviceInfo> {
+    let attribute = |attribute| -> Result<u32> {
+        let mut value = 0;
+        // SAFETY: writes one int; attribute and device are checked by the driver.
+        unsafe { driver.device_attribute(&raw mut value, attribute, device)? };
+        Ok(u32::try_from(value).unwrap_or(0))
+    };
+    let mut name = [0u8; 256];
+    // SAFETY: writes at most 256 bytes, a terminating 0 among them.
+    unsafe { driver.device_name(name.as_mut_ptr().cast(), name.len() as c_int, device)? };
+    let end = name
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(name.len());
+    let mut total_memory = 0;
+    // SAFETY: writes one size.
+    unsafe { driver.device_memory(&raw mut total_memory, device)? };
+    Ok(DeviceInfo {
+        kind: DeviceKind::Cuda,
+        name: String::from_utf8_lossy(&name[..end]).into_owned(),
+        compute_capability: (
+            attribute(codes::ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(codes::ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors: attribute(codes::ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_bytes_per_block: attribute(codes::ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        total_memory: total_memory as u64,
+    })
+}
+
+impl CudaDevice {
+    /// The GPU of that number, in its primary context (the one that the CUDA runtime, candle,
+    /// cudarc and PyTorch use). The context is retained until the device is dropped.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] without a driver or without such a GPU.
+    pub fn new(ordinal: u32) -> Result<Self> {
+        let driver = Driver::get()?;
+        let count = count(driver)?;
+        let index = c_int::try_from(ordinal).ok().filter(|&index| index < count);
+        let device = find(
+            driver,
+            index.ok_or_else(|| Error::NoDevice {
+                reason: format!("there is no GPU {ordinal}: the driver knows {count}"),
+            })?,
+        )?;
+        let info = info(driver, device)?;
+        let mut handle = null_mut();
+        // SAFETY: writes one handle; released when the context is dropped.
+        unsafe { driver.primary_retain(&raw mut handle, device)? };
+        Ok(Self {
+            driver,
+            info,
+            context: Context {
+                handle,
+                primary_of: Some(device),
+            },
+            state: Mutex::default(),
+        })
+    }
+
+    /// The GPU and the context that are current on this thread, borrowed: dropping the device leaves the
+    /// context alone.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] without a driver or without a current context.
+    ///
+    /// # Safety
+    /// The context must outlive the device.
+    pub unsafe fn from_current_context() -> Result<Self> {
+        let driver = Driver::get()?;
+        let mut handle = null_mut();
+        // SAFETY: writes one handle.
+        unsafe { driver.context_current(&raw mut handle)? };
+        if handle.is_null() {
+            return Err(Error::NoDevice {
+                reason: "no CUDA context is current on this thread".into(),
+            });
+        }
+        // SAFETY: the handle is that of the current context; the caller keeps it alive.
+        unsafe { Self::from_raw_context(handle) }
+    }
+
+    /// A context of the caller's (`CUcontext`), borrowed: dropping the device leaves it alone.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] without a driver, [`Error::Driver`] if the driver refuses the context.
+    ///
+    /// # Safety
+    /// `context` must be a live context that outlives the device.
+    pub unsafe fn from_raw_context(context: *mut c_void) -> Result<Self> {
+        let driver = Driver::get()?;
+        // SAFETY: the caller vouches for the context; the guard undoes the push.
+        unsafe { driver.context_push(context)? };
+        let pushed = Pushed(driver);
+        let mut device = 0;
+        // SAFETY: writes one device; a context is current.
+        unsafe { driver.context_device(&raw mut device)? };
+        drop(pushed);
+        Ok(Self {
+            driver,
+            info: info(driver, device)?,
+            context: Context {
+                handle: context,
+                primary_of: None,
+            },
+            state: Mutex::default(),
+        })
+    }
+
+    /// The context (`CUcontext`), still this device's or its lender's.
+    pub fn raw_context(&self) -> *mut c_void {
+        self.context.handle
+    }
+
+    fn push(&self) -> Result<Pushed> {
+        // SAFETY: the context is alive: retained by this device, or vouched for at its creation.
+        unsafe { self.driver.context_push(self.context.handle)? };
+        Ok(Pushed(self.driver))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every update of the state is a single insertion, so it is whole even after a panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The kernel, compiled at the first use. The device's context must be current.
+    fn loaded(&self, variant: &'static Variant) -> Result<Loaded> {
+        let mut state = self.state();
+        if let Some(&loaded) = state.modules.get(variant.name) {
+            return Ok(loaded);
+        }
+        let module = match state.overrides.get(variant.name) {
+            Some(ptx) => self.compile(variant, ptx)?,
+            None => self.compile(variant, &crate::kernels::ptx(variant)?)?,
+        };
+        let function = self.function(variant, module);
+        let function = function.inspect_err(|_| {
+            // SAFETY: the module was just loaded in this context, and nothing of it is in use.
+            let _ = unsafe { self.driver.module_unload(module) };
+        })?;
+        let loaded = Loaded { module, function };
+        state.modules.insert(variant.name, loaded);
+        Ok(loaded)
+    }
+
+    fn compile(&self, variant: &Variant, ptx: &str) -> Result<Handle> {
+        let fault = |reason: String| Error::Fault {
+            context: format!("loading {}", variant.name),
+            reason,
+        };
+        let image =
+            CString::new(ptx).map_err(|_| fault("the PTX text contains a 0 byte".into()))?;
+        let mut log = vec![0u8; LOG_BYTES];
+        let mut names = [
+            codes::JIT_ERROR_LOG_BUFFER,
+            codes::JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        ];
+        let mut values = [
+            log.as_mut_ptr().cast::<c_void>(),
+            // The API passes the number in the pointer.
+            std::ptr::without_provenance_mut(LOG_BYTES),
+        ];
+        let mut module = null_mut();
+        // SAFETY: the image is text that ends with 0; names and values have two entries, of which
+        // the first value is a buffer of as many bytes as the second says; a context is current.
+        let result = unsafe {
+            self.driver.module_load(
+                &raw mut module,
+                image.as_ptr().cast(),
+                names.len() as c_uint,
+                names.as_mut_ptr(),
+                values.as_mut_ptr(),
+            )
+        };
+        match result {
+            Ok(()) => Ok(module),
+            Err(error @ (Error::OutOfMemory { .. } | Error::NoDevice { .. })) => Err(error),
+            Err(error) => {
+                let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
+                let log = String::from_utf8_lossy(&log[..end]);
+                Err(fault(format!("{error}; the compiler says: {}", log.trim())))
+            }
+        }
+    }
+
+    fn function(&self, variant: &Variant, module: Handle) -> Result<Handle> {
+        let fault = |reason: String| Error::Fault {
+            context: format!("loading {}", variant.name),
+            reason,
+        };
+        let name = CString::new(variant.name).map_err(|error| fault(error.to_string()))?;
+        let mut function = null_mut();
+        // SAFETY: the module is loaded, the name ends with 0; writes one handle.
+        unsafe {
+            self.driver
+                .module_function(&raw mut function, module, name.as_ptr())
+        }
+        .map_err(|error| fault(format!("no such entry point: {error}")))?;
+        // SAFETY: the function is of a loaded module; the value is checked by the driver.
+        unsafe {
+            self.driver.function_set(
+                function,
+                codes::FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                variant.shared_bytes as c_int,
+            )?;
+        }
+        Ok(function)
+    }
+}
+
+impl Device for CudaDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let _pushed = self.push()?;
+        let mut address = 0;
+        // SAFETY: writes one address.
+        match unsafe { self.driver.memory_allocate(&raw mut address, bytes) } {
+            Ok(()) => Ok(address),
+            Err(Error::OutOfMemory { reason, .. }) => Err(Error::OutOfMemory {
+                requested: bytes as u64,
+                reason,
+            }),
+            Err(error) => Err(error),
+        }
+    }
+
+    unsafe fn free(&self, address: u64) -> Result<()> {
+        let _pushed = self.push()?;
+        // SAFETY: the caller vouches for the address.
+        unsafe { self.driver.memory_free(address) }
+    }
+
+    unsafe fn write(&self, address: u64, source: &[u8]) -> Result<()> {
+        let _pushed = self.push()?;
+        // SAFETY: the source is a slice; the caller vouches for the destination.
+        unsafe {
+            self.driver
+                .memory_write(address, source.as_ptr().cast(), source.len())
+        }
+    }
+
+    unsafe fn read(&self, address: u64, destination: &mut [u8]) -> Result<()> {
+        let _pushed = self.push()?;
+        // SAFETY: a context is current. Copies wait for the default stream only, kernels may run
+        // in others.
+        unsafe { self.driver.context_synchronize()? };
+        // SAFETY: the destination is a slice; the caller vouches for the source.
+        unsafe {
+            self.driver
+                .memory_read(destination.as_mut_ptr().cast(), address, destination.len())
+        }
+    }
+
+    unsafe fn fill(&self, address: u64, bytes: usize, value: u8) -> Result<()> {
+        let _pushed = self.push()?;
+        // SAFETY: the caller vouches for the range.
+        unsafe { self.driver.memory_fill(address, value, bytes) }
+    }
+
+    fn load(&self, variant: &'static Variant) -> Result<()> {
+        let _pushed = self.push()?;
+        self.loaded(variant).map(drop)
+    }
+
+    fn override_ptx(&self, variant: &'static Variant, ptx: &str) -> Result<()> {
+        let mut state = self.state();
+        super::check_override(variant, state.modules.contains_key(variant.name))?;
+        state.overrides.insert(variant.name, ptx.into());
+        Ok(())
+    }
+
+    unsafe fn launch(
+        &self,
+        variant: &'static Variant,
+        config: &LaunchConfig,
+        params: &[u8],
+        stream: Stream,
+    ) -> Result<()> {
+        let _pushed = self.push()?;
+        let loaded = self.loaded(variant)?;
+        let [grid_x, grid_y, grid_z] = config.grid;
+        let [block_x, block_y, block_z] = config.block;
+        // One parameter, passed by value: the driver reads as many bytes as the entry point declares.
+        let mut kernel_params = [params.as_ptr().cast_mut().cast::<c_void>()];
+        // SAFETY: the function belongs to this context; the caller vouches that `params` is the
+        // entry point's whole parameter block, for the addresses in it, and for the stream.
+        unsafe {
+            self.driver.launch_kernel(
+                loaded.function,
+                grid_x,
+                grid_y,
+                grid_z,
+                block_x,
+                block_y,
+                block_z,
+                config.shared_bytes,
+                stream.as_raw(),
+                kernel_params.as_mut_ptr(),
+                null_mut(),
+            )
+        }
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        let _pushed = self.push()?;
+        // SAFETY: a context is current.
+        unsafe { self.driver.context_synchronize() }
+    }
+}
+
+impl Drop for CudaDevice {
+    fn drop(&mut self) {
+        if let Ok(_pushed) = self.push() {
+            // SAFETY: a context is current. Modules must not be unloaded under a running kernel.
+            let _ = unsafe { self.driver.context_synchronize() };
+            for loaded in self.state().modules.values() {
+                // SAFETY: the module was loaded in this context, once, and no kernel runs.
+                let _ = unsafe { self.driver.module_unload(loaded.module) };
+            }
+        }
+        if let Some(device) = self.context.primary_of {
+            // SAFETY: undoes the retain in `new`.
+            let _ = unsafe { self.driver.primary_release(device) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorClass;
+
+    /// Passes with and without a GPU: what matters is that nothing panics without one.
+    #[test]
+    fn a_missing_gpu_is_an_error_that_says_why() {
+        match CudaDevice::new(4096) {
+            Ok(device) => panic!("{device:?}"),
+            Err(error) => {
+                assert_eq!(error.class(), ErrorClass::NoDevice);
+                println!("{error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The emulator as a device.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use flashtile_abi::Variant;
+use flashtile_emulator::{Emulator, Launch, LaunchError, MemoryError, Module, Options, Stats};
+
+use super::{Device, DeviceInfo, LaunchConfig, Stream};
+use crate::error::{Error, Result};
+
+/// Runs the shipped PTX on the CPU, and refuses what a GPU would silently get wrong: every access
+/// out of bounds, misaligned, or of freed memory. Launches are synchronous; streams are ignored.
+#[derive(Debug)]
+pub struct EmulatorDevice {
+    info: DeviceInfo,
+    emulator: Emulator,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    modules: HashMap<&'static str, Arc<Module>>,
+    overrides: HashMap<&'static str, String>,
+    stats: Option<Stats>,
+}
+
+impl Default for EmulatorDevice {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl EmulatorDevice {
+    /// An emulator with the memory of this machine for its limit.
+    pub fn new() -> Self {
+        let mut options = Options::default();
+        options.memory_limit = u64::MAX;
+        Self::with_options(options)
+    }
+
+    /// An emulator with options of its own.
+    pub fn with_options(options: Options) -> Self {
+        let mut info = DeviceInfo::emulator();
+        info.total_memory = options.memory_limit;
+        Self {
+            info,
+            emulator: Emulator::new(options),
+            state: Mutex::default(),
+        }
+    }
+
+    /// The emulator itself.
+    pub fn emulator(&self) -> &Emulator {
+        &self.emulator
+    }
+
+    /// What the last successful launch did.
+    pub fn last_stats(&self) -> Option<Stats> {
+        self.state().stats
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every update of the state is a single insertion, so it is whole even after a panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The kernel's module, parsed at the first use.
+    fn module(&self, variant: &'static Variant) -> Result<Arc<Module>> {
+        let mut state = self.state();
+        if let Some(module) = state.modules.get(variant.name) {
+            return Ok(Arc::clone(module));
+        }
+        let fault = |reason: String| Error::Fault {
+            context: variant.name.into(),
+            reason,
+        };
+        let module = match state.overrides.get(variant.name) {
+            Some(ptx) => Module::parse(ptx),
+            None => Module::parse(&crate::kernels::ptx(variant)?),
+        };
+        let module = module.map_err(|error| fault(error.to_string()))?;
+        if module.entry(variant.name).is_none() {
+            let known: Vec<_> = module.entries().map(|entry| entry.name.as_str()).collect();
+            return Err(fault(format!(
+                "no such entry point in the PTX, which has {known:?}"
+            )));
+        }
+        let module = Arc::new(module);
+        state.modules.insert(variant.name, Arc::clone(&module));
+        Ok(module)
+    }
+}
+
+/// A memory call's error as the library's.
+fn memory(call: &'static str) -> impl Fn(MemoryError) -> Error {
+    move |error| match error {
+        MemoryError::OutOfMemory { requested, .. } => Error::OutOfMemory {
+            requested,
+            reason: error.to_string(),
+        },
+        other => Error::Driver {
+            call,
+            reason: other.to_string(),
+        },
+    }
+}
+
+impl Device for EmulatorDevice {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.emulator
+            .allocate(bytes as u64)
+            .map_err(memory("allocate"))
+    }
+
+    unsafe fn free(&self, address: u64) -> Result<()> {
+        self.emulator.free(address).map_err(memory("free"))
+    }
+
+    unsafe fn write(&self, address: u64, source: &[u8]) -> Result<()> {
+        self.emulator
+            .write(address, source)
+            .map_err(memory("write"))
+    }
+
+    unsafe fn read(&self, address: u64, destination: &mut [u8]) -> Result<()> {
+        self.emulator
+            .read(address, destination)
+            .map_err(memory("read"))
+    }
+
+    unsafe fn fill(&self, address: u64, bytes: usize, value: u8) -> Result<()> {
+        self.emulator
+            .fill(address, bytes as u64, value)
+            .map_err(memory("fill"))
+    }
+
+    fn load(&self, variant: &'static Variant) -> Result<()> {
+        self.module(variant).map(drop)
+    }
+
+    fn override_ptx(&self, variant: &'static Variant, ptx: &str) -> Result<()> {
+        let mut state = self.state();
+        super::check_override(variant, state.modules.contains_key(variant.name))?;
+        state.overrides.insert(variant.name, ptx.into());
+        Ok(())
+    }
+
+    unsafe fn launch(
+        &self,
+        variant: &'static Variant,
+        config: &LaunchConfig,
+        params: &[u8],
+        _stream: Stream,
+    ) -> Result<()> {
+        let module = self.module(variant)?;
+        let launch = Launch {
+            grid: config.grid,
+            block: config.block,
+            dynamic_shared: config.shared_bytes,
+            params,
+        };
+        let stats = self.emulator.launch(&module, variant.name, &launch);
+        let stats = stats.map_err(|error| match error {
+            LaunchError::Memory(error) => memory("launch")(error),
+            other => Error::Fault {
+                context: variant.name.into(),
+                reason: other.to_string(),
+            },
+        })?;
+        self.state().stats = Some(stats);
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}

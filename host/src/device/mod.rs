@@ -1,0 +1,186 @@
+//! Where kernels run. [`Device`] is what the library needs of a device; [`CudaDevice`](crate::CudaDevice)
+//! and [`EmulatorDevice`](crate::EmulatorDevice) provide it.
+
+mod buffer;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+#[cfg(feature = "emulator")]
+pub mod emulator;
+
+use std::ffi::c_void;
+
+use flashtile_abi::Variant;
+
+pub use buffer::DeviceBuffer;
+
+use crate::error::Result;
+
+/// What kind of device it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceKind {
+    /// A GPU under NVIDIA's driver.
+    Cuda,
+    /// The PTX emulator.
+    Emulator,
+}
+
+/// What a plan has to know of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Kind of device.
+    pub kind: DeviceKind,
+    /// Name, as the driver gives it.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub compute_capability: (u32, u32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Shared memory in bytes that one block can have at most, by opting in.
+    pub shared_bytes_per_block: u32,
+    /// Device memory in bytes.
+    pub total_memory: u64,
+}
+
+impl DeviceInfo {
+    /// The emulator: it takes every instruction it knows and has the shared memory of Hopper.
+    pub fn emulator() -> Self {
+        Self {
+            kind: DeviceKind::Emulator,
+            name: "PTX emulator".into(),
+            compute_capability: (9, 0),
+            multiprocessors: 1,
+            shared_bytes_per_block: 227 * 1024,
+            total_memory: u64::MAX,
+        }
+    }
+}
+
+/// Geometry of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LaunchConfig {
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y, z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory of a block in bytes.
+    pub shared_bytes: u32,
+}
+
+/// A stream of work on a device: CUDA's `CUstream`, borrowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Stream(usize);
+
+impl Stream {
+    /// The default stream (a null handle). On CUDA: the legacy default stream.
+    pub const DEFAULT: Self = Self(0);
+
+    /// A stream from the driver's handle (`CUstream`), which stays the caller's.
+    pub fn from_raw(handle: *mut c_void) -> Self {
+        Self(handle as usize)
+    }
+
+    /// The driver's handle.
+    pub fn as_raw(self) -> *mut c_void {
+        self.0 as *mut c_void
+    }
+}
+
+/// A device that holds memory and runs kernels. Object safe; shared between threads.
+///
+/// Addresses are those of the device. The methods that take one are unsafe, because a GPU checks
+/// little and may reach the host's memory; [`DeviceBuffer`] is the safe way.
+pub trait Device: Send + Sync + std::fmt::Debug {
+    /// What is known of the device.
+    fn info(&self) -> &DeviceInfo;
+
+    /// Allocates memory aligned to at least 256 bytes. Its contents are undefined. `bytes` is positive.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    fn allocate(&self, bytes: usize) -> Result<u64>;
+
+    /// Frees memory, once the device has finished all work.
+    ///
+    /// # Errors
+    /// What the device says of the address, or of the work before.
+    ///
+    /// # Safety
+    /// `address` was returned by this device's `allocate`, and nothing uses the memory any more.
+    unsafe fn free(&self, address: u64) -> Result<()>;
+
+    /// Copies bytes to the device, and returns when they are read from `source`.
+    ///
+    /// # Errors
+    /// What the device says of the addresses, or of the work before.
+    ///
+    /// # Safety
+    /// The destination is allocated on this device and not in use by a kernel.
+    unsafe fn write(&self, address: u64, source: &[u8]) -> Result<()>;
+
+    /// Waits for all work on the device and copies bytes from it.
+    ///
+    /// # Errors
+    /// What the device says of the addresses, or of the work before: a kernel's fault among it.
+    ///
+    /// # Safety
+    /// The source is allocated on this device.
+    unsafe fn read(&self, address: u64, destination: &mut [u8]) -> Result<()>;
+
+    /// Sets bytes.
+    ///
+    /// # Errors
+    /// What the device says of the addresses, or of the work before.
+    ///
+    /// # Safety
+    /// The range is allocated on this device and not in use by a kernel.
+    unsafe fn fill(&self, address: u64, bytes: usize, value: u8) -> Result<()>;
+
+    /// Loads a kernel, so that launches of it need not. A kernel that is loaded stays so.
+    ///
+    /// # Errors
+    /// [`Error::Archive`](crate::Error::Archive) without PTX for it, and
+    /// [`Error::Fault`](crate::Error::Fault) with the compiler's log if the device's compiler refuses it.
+    fn load(&self, variant: &'static Variant) -> Result<()>;
+
+    /// Makes this device run the given PTX text for a kernel, instead of the archive's. The text
+    /// needs an entry point of the kernel's name. It is loaded at the next use.
+    ///
+    /// # Errors
+    /// [`Error::BadInput`](crate::Error::BadInput) if the kernel is already loaded.
+    fn override_ptx(&self, variant: &'static Variant, ptx: &str) -> Result<()>;
+
+    /// Enqueues a kernel with its parameter block.
+    ///
+    /// # Errors
+    /// As [`Device::load`], and what the device says of the geometry.
+    ///
+    /// # Safety
+    /// `params` is the parameter block of that kernel; the addresses in it are those of memory on
+    /// this device that the kernel may access in this geometry, until it has finished. `stream`
+    /// is a live stream of the device.
+    unsafe fn launch(
+        &self,
+        variant: &'static Variant,
+        config: &LaunchConfig,
+        params: &[u8],
+        stream: Stream,
+    ) -> Result<()>;
+
+    /// Waits until the device has finished all work.
+    ///
+    /// # Errors
+    /// A fault of any kernel since the last call.
+    fn synchronize(&self) -> Result<()>;
+}
+
+/// Refuses to replace the PTX of a kernel that is loaded.
+pub(crate) fn check_override(variant: &Variant, loaded: bool) -> Result<()> {
+    if loaded {
+        return Err(crate::Error::bad(
+            "ptx",
+            "text for a kernel that is not loaded yet",
+            format!("text for {}, which is", variant.name),
+        ));
+    }
+    Ok(())
+}

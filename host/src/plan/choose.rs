@@ -1,0 +1,107 @@
+//! Which kernel computes a problem.
+
+use flashtile_abi::{Arch, ScoreModKind, Variant, variants};
+
+use crate::{
+    device::{DeviceInfo, DeviceKind},
+    error::{Error, Result},
+    problem::{ArchChoice, Problem},
+};
+
+/// The smallest kernel (by padded head dimensions) that computes the problem on the device.
+pub(crate) fn choose(
+    problem: &Problem,
+    capped: bool,
+    device: &DeviceInfo,
+) -> Result<&'static Variant> {
+    let arch = match problem.arch {
+        // No sm_90a kernel computes anything that an sm_80 kernel does not, and so far none exists.
+        ArchChoice::Auto | ArchChoice::Sm80 => Arch::Sm80,
+        ArchChoice::Sm90a => Arch::Sm90a,
+    };
+    let [q, v] = [problem.q.shape[3], problem.v.shape[3]];
+    let missing = |missing: String| Error::NoVariant {
+        algorithm: problem.algorithm,
+        arch,
+        dtype: problem.dtype,
+        missing,
+    };
+    supports(device, arch)?;
+
+    // Requirement by requirement, so that the message names the first that nothing meets.
+    let of_arch = || variants().iter().filter(|x| x.arch == arch);
+    if of_arch().next().is_none() {
+        return Err(missing(format!(
+            "there are no {} kernels yet",
+            arch.as_str()
+        )));
+    }
+    let of_kind =
+        || of_arch().filter(|x| x.algorithm == problem.algorithm && x.tile.dtype == problem.dtype);
+    if of_kind().next().is_none() {
+        return Err(missing(
+            "this algorithm has no kernel of this element type".into(),
+        ));
+    }
+    let capping = || of_kind().filter(|x| fits_cap(x.score_mod, capped));
+    if capping().next().is_none() {
+        return Err(missing(match capped {
+            true => "none of them caps scores (softcap)".into(),
+            false => "all of them cap scores (softcap)".into(),
+        }));
+    }
+    let wide = || {
+        capping().filter(|x| x.tile.head_dim_qk as usize >= q && x.tile.head_dim_v as usize >= v)
+    };
+    if wide().next().is_none() {
+        let widest = capping()
+            .map(|x| (x.tile.head_dim_qk, x.tile.head_dim_v))
+            .max();
+        let (widest_qk, widest_v) = widest.unwrap_or_default();
+        return Err(missing(format!(
+            "head_dim_qk {q} with head_dim_v {v} is beyond the widest, {widest_qk} with {widest_v}"
+        )));
+    }
+    wide()
+        .filter(|x| x.shared_bytes <= device.shared_bytes_per_block)
+        .min_by_key(|x| x.tile.head_dim_qk + x.tile.head_dim_v)
+        .ok_or_else(|| {
+            missing(format!(
+                "each needs more shared memory than the {} bytes a block has on {}",
+                device.shared_bytes_per_block, device.name
+            ))
+        })
+}
+
+/// Whether a kernel with this score modification computes capped or uncapped scores.
+fn fits_cap(kind: ScoreModKind, capped: bool) -> bool {
+    match kind {
+        ScoreModKind::None => !capped,
+        ScoreModKind::Softcap => capped,
+        ScoreModKind::OptionalSoftcap => true,
+    }
+}
+
+/// Refuses a device that cannot run code of the target.
+fn supports(device: &DeviceInfo, arch: Arch) -> Result<()> {
+    let (major, minor) = device.compute_capability;
+    let runs = match (device.kind, arch) {
+        (DeviceKind::Emulator, _) => true,
+        (_, Arch::Sm80) => major >= 8,
+        (_, Arch::Sm90a) => (major, minor) == (9, 0),
+    };
+    if runs {
+        return Ok(());
+    }
+    let wanted = match arch {
+        Arch::Sm80 => "8.0 or later (Ampere)",
+        Arch::Sm90a => "9.0 exactly (Hopper)",
+    };
+    Err(Error::NoDevice {
+        reason: format!(
+            "{} has compute capability {major}.{minor}; {} kernels need {wanted}",
+            device.name,
+            arch.as_str()
+        ),
+    })
+}

@@ -1,0 +1,313 @@
+//! From a problem to a launch: checks, the choice of a kernel, the parameters.
+
+mod band;
+mod choose;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use flashtile_abi::{
+    AttentionParams, DType, LseView, TensorView, Variant,
+    params::flags::{K_ALIGNED, NEGATE_Q, OUT_ALIGNED, OUT_F32, Q_ALIGNED, V_ALIGNED},
+};
+
+use crate::{
+    device::{Device, DeviceInfo, LaunchConfig, Stream},
+    error::{Error, Result},
+    layout::TensorLayout,
+    problem::{Problem, Shape},
+};
+
+pub(crate) use band::band;
+
+/// Checks a problem without regard to devices and kernels, and returns its sizes.
+pub(crate) fn check(problem: &Problem) -> Result<Shape> {
+    validate::softmax(problem)?;
+    validate::check_shapes(problem)
+}
+
+/// What a launch will do, decided once and reusable for every launch of the same problem on
+/// devices of the same kind: the kernel, its grid, and its parameters save the addresses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Plan {
+    problem: Problem,
+    variant: &'static Variant,
+    config: LaunchConfig,
+    params: AttentionParams,
+}
+
+/// Device addresses of one launch. Each is the address of element [0, 0, 0, 0] (which is not the
+/// lowest one if strides are negative). A tensor without elements may have address 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pointers {
+    /// Queries.
+    pub q: u64,
+    /// Keys.
+    pub k: u64,
+    /// Values.
+    pub v: u64,
+    /// Output.
+    pub out: u64,
+    /// Log-sum-exp [batch, heads_q, seqlen_q], contiguous f32. Needed exactly if the problem wants it.
+    pub lse: Option<u64>,
+    /// At least [`Plan::workspace_bytes`] bytes; 0 if that is 0.
+    pub workspace: u64,
+}
+
+impl Problem {
+    /// Checks the problem and decides how to compute it on such a device. Touches no device.
+    ///
+    /// # Errors
+    /// [`Error::BadInput`] names the argument that is wrong; [`Error::NoVariant`] what no kernel
+    /// has; [`Error::NoDevice`] a device that cannot run the kernels.
+    pub fn plan(&self, device: &DeviceInfo) -> Result<Plan> {
+        let shape = validate::check_shapes(self)?;
+        let softmax = validate::softmax(self)?;
+        let variant = choose::choose(self, softmax.capped, device)?;
+        let m_blocks = (shape.seqlen_q as u64).div_ceil(u64::from(variant.tile.block_m));
+        let blocks = validate::grid_blocks(&shape, m_blocks)?;
+
+        let element = self.dtype.bytes();
+        let mut flags = 0;
+        if softmax.negate_q {
+            flags |= NEGATE_Q;
+        }
+        if self.out_element() == DType::F32 {
+            flags |= OUT_F32;
+        }
+        let count = |argument, n: usize| {
+            u32::try_from(n)
+                .map_err(|_| Error::bad(argument, "fewer than 2^32 heads", n.to_string()))
+        };
+        let row_bytes = shape.seqlen_q as i64 * 4;
+        let params = AttentionParams {
+            q: view(&self.q, element),
+            k: view(&self.k, element),
+            v: view(&self.v, element),
+            out: view(&self.out, self.out_element().bytes()),
+            lse: LseView {
+                ptr: 0,
+                // An overflowing LSE was refused above, if it is wanted at all.
+                batch_stride: row_bytes.wrapping_mul(shape.heads_q as i64),
+                head_stride: row_bytes,
+            },
+            band: band(self),
+            seqlen_q: shape.seqlen_q as i32,
+            m_blocks: m_blocks as u32,
+            heads_q: count("q", shape.heads_q)?,
+            q_per_kv: count("q", shape.heads_q / shape.heads_kv)?,
+            head_dim_qk: shape.head_dim_qk as u32,
+            head_dim_v: shape.head_dim_v as u32,
+            exponent_scale: softmax.exponent_scale,
+            cap_scale: softmax.cap_scale,
+            flags,
+        };
+        Ok(Plan {
+            problem: *self,
+            variant,
+            config: LaunchConfig {
+                grid: [blocks, 1, 1],
+                block: [variant.threads, 1, 1],
+                shared_bytes: variant.shared_bytes,
+            },
+            params,
+        })
+    }
+}
+
+/// Byte strides of a checked layout; 0 for a dimension that never steps.
+fn view(layout: &TensorLayout, element_bytes: u32) -> TensorView {
+    let stride = |dim: usize| {
+        if layout.shape[dim] > 1 {
+            layout.strides[dim].wrapping_mul(i64::from(element_bytes))
+        } else {
+            0
+        }
+    };
+    TensorView {
+        ptr: 0,
+        batch_stride: stride(0),
+        row_stride: stride(1),
+        head_stride: stride(2),
+    }
+}
+
+impl Plan {
+    /// The problem.
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
+    /// The kernel.
+    pub fn variant(&self) -> &'static Variant {
+        self.variant
+    }
+
+    /// Grid, block and dynamic shared memory.
+    pub fn config(&self) -> &LaunchConfig {
+        &self.config
+    }
+
+    /// Whether there is nothing to compute (no queries or no batch): [`Plan::launch`] then
+    /// returns without touching the device.
+    pub fn is_empty(&self) -> bool {
+        self.config.grid[0] == 0
+    }
+
+    /// Bytes of scratch memory a launch needs, aligned to 256. 0 for every kernel there is so far.
+    pub fn workspace_bytes(&self) -> usize {
+        0
+    }
+
+    /// The kernel's parameters, with addresses 0 and no alignment flags.
+    pub fn template(&self) -> &AttentionParams {
+        &self.params
+    }
+
+    /// The kernel's parameters for these addresses: what a launch passes by value.
+    ///
+    /// # Errors
+    /// [`Error::BadInput`] for an address that is 0 although the tensor has elements, is not a
+    /// multiple of the element's size, or from which the tensor would leave the address space.
+    pub fn params(&self, pointers: &Pointers) -> Result<AttentionParams> {
+        let problem = &self.problem;
+        let element = problem.dtype.bytes();
+        let out_element = problem.out_element().bytes();
+        let mut params = self.params;
+        let tensors = [
+            (
+                "q",
+                &problem.q,
+                element,
+                pointers.q,
+                &mut params.q,
+                Q_ALIGNED,
+            ),
+            (
+                "k",
+                &problem.k,
+                element,
+                pointers.k,
+                &mut params.k,
+                K_ALIGNED,
+            ),
+            (
+                "v",
+                &problem.v,
+                element,
+                pointers.v,
+                &mut params.v,
+                V_ALIGNED,
+            ),
+            (
+                "out",
+                &problem.out,
+                out_element,
+                pointers.out,
+                &mut params.out,
+                OUT_ALIGNED,
+            ),
+        ];
+        for (argument, layout, bytes, ptr, view, aligned) in tensors {
+            let (low, high) = layout.offsets().unwrap_or_default();
+            check_pointer(argument, layout.is_empty(), ptr, bytes, low, high)?;
+            view.ptr = ptr;
+            let numbers = [
+                ptr,
+                view.batch_stride as u64,
+                view.row_stride as u64,
+                view.head_stride as u64,
+            ];
+            if numbers.iter().all(|x| x.is_multiple_of(16)) {
+                params.flags |= aligned;
+            }
+        }
+        match (problem.lse, pointers.lse) {
+            (true, Some(ptr)) => {
+                let elements = problem.lse_shape().iter().product::<usize>() as i64;
+                check_pointer("lse", elements == 0, ptr, 4, 0, (elements - 1).max(0))?;
+                params.lse.ptr = ptr;
+            }
+            (true, None) => {
+                return Err(Error::bad(
+                    "lse",
+                    "an address, since the problem wants it",
+                    "none",
+                ));
+            }
+            (false, Some(ptr)) => {
+                return Err(Error::bad(
+                    "lse",
+                    "no address, since the problem does not want it",
+                    format!("{ptr:#x}"),
+                ));
+            }
+            (false, None) => {}
+        }
+        Ok(params)
+    }
+
+    /// Enqueues the kernel on a stream. Does not allocate and does not wait, so that the call can
+    /// be captured in a CUDA graph (call [`Device::load`] beforehand: the first launch of a kernel
+    /// loads its module).
+    ///
+    /// # Errors
+    /// As [`Plan::params`], and whatever the device says. A kernel's own faults may surface only
+    /// at a later call, as always on a GPU.
+    ///
+    /// # Safety
+    /// Every address must be that of device memory which holds the tensor's whole extent, stays
+    /// allocated until the kernel has finished, and is neither written (q, k, v) nor accessed at all
+    /// (out, lse) by anything else meanwhile; out and lse overlap no other tensor. `stream` must
+    /// be a live stream of the device. The [`EmulatorDevice`](crate::EmulatorDevice) checks all
+    /// accesses itself and needs none of this.
+    pub unsafe fn launch(
+        &self,
+        device: &dyn Device,
+        stream: Stream,
+        pointers: &Pointers,
+    ) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let params = self.params(pointers)?;
+        // SAFETY: the caller vouches for the addresses and the stream; the parameters are those of
+        // the variant's entry point, and the plan's geometry keeps the kernel within the tensors.
+        unsafe { device.launch(self.variant, &self.config, params.as_bytes(), stream) }
+    }
+}
+
+/// Refuses an address from which a tensor cannot start.
+fn check_pointer(
+    argument: &'static str,
+    is_empty: bool,
+    ptr: u64,
+    element_bytes: u32,
+    low: i64,
+    high: i64,
+) -> Result<()> {
+    if is_empty {
+        return Ok(());
+    }
+    if ptr == 0 {
+        return Err(Error::bad(argument, "a device address", "a null pointer"));
+    }
+    if !ptr.is_multiple_of(u64::from(element_bytes)) {
+        return Err(Error::bad(
+            argument,
+            format!("an address that is a multiple of {element_bytes}"),
+            format!("{ptr:#x}"),
+        ));
+    }
+    let bytes = i128::from(element_bytes);
+    let first = i128::from(ptr) + i128::from(low) * bytes;
+    let end = i128::from(ptr) + (i128::from(high) + 1) * bytes;
+    if first < 0 || end > i128::from(u64::MAX) {
+        return Err(Error::bad(
+            argument,
+            "a tensor inside the 64-bit address space",
+            format!("address {ptr:#x}, offsets {low} to {high} elements"),
+        ));
+    }
+    Ok(())
+}

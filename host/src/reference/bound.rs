@@ -1,0 +1,181 @@
+//! How far a result may be from the oracle.
+
+use super::{Heads, LowPrecision, Reference, attention_f64, attention_low_precision};
+use crate::{
+    element,
+    error::{Error, Result},
+    problem::Problem,
+    run::{Inputs, Outputs},
+};
+
+/// The largest errors that are acceptable.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ErrorBound {
+    /// Of any element of out.
+    pub max_abs: f64,
+    /// Root mean square over the elements of out.
+    pub rms: f64,
+    /// Of any element of the log-sum-exp.
+    pub lse_max_abs: f64,
+}
+
+/// A result, measured against the oracle.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Comparison {
+    /// Largest difference in out. Infinite if an element is NaN or infinite where the oracle's is not.
+    pub max_abs_error: f64,
+    /// Root mean square of the differences in out.
+    pub rms_error: f64,
+    /// Largest difference in the log-sum-exp, if there is one. -inf must meet -inf.
+    pub lse_max_abs_error: Option<f64>,
+    /// What is acceptable.
+    pub bound: ErrorBound,
+    /// Whether all of it is.
+    pub ok: bool,
+}
+
+/// FlashAttention-3's rule (`hopper/test_flash_attn.py`): an error is acceptable up to `k` times the
+/// error of the textbook computation in the same low precision, plus the rounding of the
+/// reference: `k * max|low - R| + atol`, with `k` = 2, or 3 where scores are capped, and
+/// `atol = 2 * max|(R + 0.3 - 0.3) - R|` computed in the output's element type. The root mean
+/// square has the same rule, with root mean squares.
+///
+/// The log-sum-exp is f32, whatever the inputs. Its bound is `2 * max|low - R|`, low being a
+/// sequential f32 computation, plus what tensor cores and the hardware's exponential add to that:
+///
+/// - a score is summed by steps of 8 products at least, each truncated (not rounded) to f32, so
+///   it is off by at most `(head_dim_qk / 8 + 1) * 2^-23` of the sum of its absolute products;
+///   for f32 inputs, products from two tf32 pieces each add `2^-20` of it. That sum is at most the
+///   product of the norms of query and key. LSE moves no more than the score that moves most;
+/// - `ex2.approx` and `lg2.approx` are good to `2^-22`, relative and absolute; conversion between
+///   the bases rounds the score and the LSE once more: `4 * 2^-23` of the largest |LSE|.
+///
+/// Elements where either computation is not finite are left out.
+///
+/// # Errors
+/// As [`attention_f64`].
+pub fn error_bound(
+    problem: &Problem,
+    inputs: &Inputs<'_>,
+    reference: &Reference,
+    low: &LowPrecision,
+) -> Result<ErrorBound> {
+    let k = if problem.softcap.is_some() { 3.0 } else { 2.0 };
+    let dtype = problem.out_element();
+    let round = |x: f32| element::round(dtype, x);
+    let rounding = Errors::of(reference.out.iter().filter(|r| r.is_finite()).map(|&r| {
+        let r = round(r as f32);
+        f64::from(round(round(r + 0.3) - 0.3) - r)
+    }));
+    let differences = |low: &[f32], reference: &[f64]| {
+        let pairs = low.iter().zip(reference);
+        Errors::of(
+            pairs
+                .map(|(&low, &r)| f64::from(low) - r)
+                .filter(|difference| difference.is_finite()),
+        )
+    };
+    let out = differences(&low.out, &reference.out);
+    let lse = differences(&low.lse, &reference.lse);
+
+    let heads = Heads::new(problem, inputs)?;
+    let unit = 2f64.powi(-23);
+    let steps = heads.shape.head_dim_qk as f64 / 8.0 + 1.0;
+    let per_product = match problem.dtype {
+        crate::DType::F32 => 2f64.powi(-20),
+        _ => 0.0,
+    };
+    let products = heads.largest_product_of_norms() * f64::from(problem.softmax_scale()).abs();
+    let largest_lse = reference.lse.iter().filter(|x| x.is_finite());
+    let largest_lse = largest_lse.fold(0.0, |max: f64, x| max.max(x.abs()));
+    let lse_added = products * (steps * unit + per_product) + 4.0 * unit * (1.0 + largest_lse);
+    Ok(ErrorBound {
+        max_abs: k * out.max_abs + 2.0 * rounding.max_abs,
+        rms: k * out.rms + 2.0 * rounding.rms,
+        lse_max_abs: 2.0 * lse.max_abs + lse_added,
+    })
+}
+
+/// Measures a result against the oracle and judges it by [`error_bound`].
+///
+/// # Errors
+/// As [`attention_f64`], and [`Error::BadInput`] for outputs of the wrong length.
+pub fn compare(problem: &Problem, inputs: &Inputs<'_>, outputs: &Outputs) -> Result<Comparison> {
+    let reference = attention_f64(problem, inputs)?;
+    let low = attention_low_precision(problem, inputs)?;
+    let bound = error_bound(problem, inputs, &reference, &low)?;
+    let out = element::gather(problem.out_element(), &outputs.out, &problem.out)?;
+    let errors = Errors::of(
+        out.iter()
+            .zip(&reference.out)
+            .map(|(&x, &r)| difference(x, r)),
+    );
+    let lse = match &outputs.lse {
+        Some(lse) if lse.len() == reference.lse.len() => {
+            let pairs = lse.iter().zip(&reference.lse);
+            Some(Errors::of(pairs.map(|(&x, &r)| difference(x, r))).max_abs)
+        }
+        Some(lse) => {
+            return Err(Error::bad(
+                "lse",
+                format!("{} numbers", reference.lse.len()),
+                lse.len().to_string(),
+            ));
+        }
+        None if problem.lse => {
+            return Err(Error::bad(
+                "lse",
+                "a tensor, since the problem wants it",
+                "none",
+            ));
+        }
+        None => None,
+    };
+    let ok = errors.max_abs <= bound.max_abs
+        && errors.rms <= bound.rms
+        && lse.is_none_or(|error| error <= bound.lse_max_abs);
+    Ok(Comparison {
+        max_abs_error: errors.max_abs,
+        rms_error: errors.rms,
+        lse_max_abs_error: lse,
+        bound,
+        ok,
+    })
+}
+
+/// Difference of a result from the oracle: 0 between equal infinities and between NaNs, infinite
+/// between anything else that is not finite.
+fn difference(result: f32, reference: f64) -> f64 {
+    let result = f64::from(result);
+    if result == reference || (result.is_nan() && reference.is_nan()) {
+        0.0
+    } else if result.is_finite() && reference.is_finite() {
+        result - reference
+    } else {
+        f64::INFINITY
+    }
+}
+
+/// Size of a set of errors.
+struct Errors {
+    max_abs: f64,
+    rms: f64,
+}
+
+impl Errors {
+    fn of(errors: impl Iterator<Item = f64>) -> Self {
+        let (mut max_abs, mut squares, mut count) = (0f64, 0f64, 0u64);
+        for error in errors {
+            max_abs = max_abs.max(error.abs());
+            squares += error * error;
+            count += 1;
+        }
+        Self {
+            max_abs,
+            rms: (squares / count.max(1) as f64).sqrt(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
