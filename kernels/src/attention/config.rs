@@ -1,0 +1,59 @@
+//! What distinguishes one instance of a kernel from another.
+
+use super::query::QueryFrags;
+use super::score_mod::ScoreMod;
+use crate::element::Element;
+use crate::tile::load::LoadShape;
+use crate::tile::reg::{AccumTile, MAX_M_FRAGS};
+use flashtile_abi::TileShape;
+
+/// One instance: types and shapes, all known at compile time.
+pub trait Config {
+    /// Element type of q, k, v and (unless f32 is asked for) out.
+    type Element: Element;
+    /// What happens to scores before the softmax.
+    type ScoreMod: ScoreMod;
+    /// One warp's scores of one K tile.
+    type Scores: AccumTile;
+    /// One warp's output.
+    type Output: AccumTile;
+    /// How one warp holds its queries.
+    type Query: QueryFrags<Self::Element>;
+    /// The tile shape, as the host knows it.
+    const TILE: TileShape;
+}
+
+/// Compile-time facts that follow from a [`Config`].
+pub trait ConfigExt: Config {
+    /// Bytes of a row of Q and K in shared memory.
+    const QK_ROW_BYTES: u32 = Self::TILE.head_dim_qk * Self::TILE.dtype.bytes();
+    /// Bytes of a row of V (and of the staged output) in shared memory.
+    const V_ROW_BYTES: u32 = Self::TILE.head_dim_v * Self::TILE.dtype.bytes();
+    /// Query rows that one warp owns.
+    const WARP_ROWS: u32 = 16 * Self::TILE.m_frags();
+    /// Steps of 32 bytes in Q * K^T.
+    const QK_STEPS: usize = (Self::QK_ROW_BYTES / 32) as usize;
+    /// Steps of keys in P * V.
+    const PV_STEPS: usize = Self::TILE.block_n as usize / Self::Element::KEYS_PER_STEP;
+    /// Copy of the Q tile.
+    const Q_LOAD: LoadShape = load_shape(Self::TILE, Self::TILE.block_m, Self::QK_ROW_BYTES);
+    /// Copy of a K tile.
+    const K_LOAD: LoadShape = load_shape(Self::TILE, Self::TILE.block_n, Self::QK_ROW_BYTES);
+    /// Copy of a V tile.
+    const V_LOAD: LoadShape = load_shape(Self::TILE, Self::TILE.block_n, Self::V_ROW_BYTES);
+    /// The types agree with the tile shape; forced by every instance.
+    const CONSISTENT: () = {
+        assert!(Self::TILE.m_frags() as usize <= MAX_M_FRAGS);
+        assert!(Self::Scores::M_FRAGS == Self::TILE.m_frags() as usize);
+        assert!(Self::Scores::N_FRAGS == Self::TILE.block_n as usize / 8);
+        assert!(Self::Output::M_FRAGS == Self::TILE.m_frags() as usize);
+        assert!(Self::Output::N_FRAGS == Self::TILE.head_dim_v as usize / 8);
+        assert!(Self::PV_STEPS * Self::Element::KEYS_PER_STEP == Self::TILE.block_n as usize);
+    };
+}
+
+impl<C: Config> ConfigExt for C {}
+
+const fn load_shape(tile: TileShape, rows: u32, row_bytes: u32) -> LoadShape {
+    LoadShape { rows, row_bytes, element: tile.dtype.bytes(), threads: tile.threads() }
+}

@@ -1,0 +1,145 @@
+//! From accumulators to global memory: out and lse.
+
+use super::config::{Config, ConfigExt};
+use super::pass::RowStats;
+use super::pipeline::Block;
+use crate::element::Element;
+use crate::ptx::math::div_rem;
+use crate::ptx::{copy, math, sync};
+use crate::tile::reg::AccumTile;
+use crate::tile::smem::{CHUNK, SmemTile};
+use flashtile_abi::TensorView;
+use flashtile_abi::params::flags;
+
+/// Writes lse = ln(sum) + max in natural units; -inf for a row that saw no key. The sums are reduced.
+#[inline(always)]
+pub fn store_lse<C: Config>(block: &Block, stats: &RowStats) {
+    let params = block.params;
+    if params.lse.ptr == 0 {
+        return;
+    }
+    let row = params.lse.ptr.wrapping_add(
+        (block.batch as i64 * params.lse.batch_stride + block.head as i64 * params.lse.head_stride) as u64,
+    );
+    for m in 0..C::Output::M_FRAGS {
+        for half in 0..2 {
+            let q_idx = block.lane_row(m, half);
+            let sum = stats.sum[m][half];
+            let log2 = math::fma(stats.max[m][half], params.exponent_scale, math::lg2(sum));
+            let lse = if sum == 0.0 { f32::NEG_INFINITY } else { log2 * core::f32::consts::LN_2 };
+            // One lane of the quad writes.
+            if block.lane.is_multiple_of(4) && q_idx < params.seqlen_q {
+                // SAFETY: the row exists and lse is 4-byte aligned.
+                unsafe { copy::st_global_u32(row.wrapping_add(q_idx as u64 * 4), lse.to_bits()) };
+            }
+        }
+    }
+}
+
+/// Writes the output, already normalised.
+#[inline(always)]
+pub fn store_out<C: Config>(block: &Block, out: &C::Output) {
+    if block.params.flags & flags::OUT_F32 != 0 && C::TILE.dtype.bytes() != 4 {
+        store_out_f32::<C>(block, out);
+    } else {
+        store_out_staged::<C>(block, out);
+    }
+}
+
+/// Global address of out[batch, 0, head, 0].
+#[inline(always)]
+fn out_base(block: &Block, out: &TensorView) -> u64 {
+    let offset = block.batch as i64 * out.batch_stride + block.head as i64 * out.head_stride;
+    out.ptr.wrapping_add(offset as u64)
+}
+
+/// f32 output of 16-bit kernels, straight from the accumulators.
+#[inline(always)]
+fn store_out_f32<C: Config>(block: &Block, out: &C::Output) {
+    let params = block.params;
+    let base = out_base(block, &params.out);
+    for m in 0..C::Output::M_FRAGS {
+        for half in 0..2 {
+            let q_idx = block.lane_row(m, half);
+            let row = base.wrapping_add((q_idx as i64 * params.out.row_stride) as u64);
+            for n in 0..C::Output::N_FRAGS {
+                for i in 0..2 {
+                    let column = 8 * n as u32 + 2 * (block.lane % 4) + i as u32;
+                    if q_idx < params.seqlen_q && column < params.head_dim_v {
+                        let value = out.frag(m, n)[2 * half + i];
+                        // SAFETY: the element exists and out is 4-byte aligned.
+                        unsafe { copy::st_global_u32(row + column as u64 * 4, value.to_bits()) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Output in the element type: each warp lays its rows out in shared memory, over its own queries, and
+/// writes whole 16-byte pieces of rows.
+#[inline(always)]
+fn store_out_staged<C: Config>(block: &Block, out: &C::Output) {
+    let params = block.params;
+    let element = C::TILE.dtype.bytes();
+    // Rows of V's width, in the room of this warp's rows of the plan's Q region.
+    let room = C::TILE.shared().k / C::TILE.warps;
+    let staged = SmemTile {
+        base: block.smem + C::TILE.shared().q + block.warp * room,
+        row_bytes: C::V_ROW_BYTES,
+    };
+    // Other lanes may still be reading their queries.
+    sync::warp_sync();
+    for m in 0..C::Output::M_FRAGS {
+        for half in 0..2 {
+            let row = (16 * m + 8 * half) as u32 + block.lane / 4;
+            for n in 0..C::Output::N_FRAGS {
+                let frag = out.frag(m, n);
+                let byte = (8 * n as u32 + 2 * (block.lane % 4)) * element;
+                let dst = staged.chunk(row, byte / CHUNK) + byte % CHUNK;
+                C::Element::store_pair(dst, frag[2 * half], frag[2 * half + 1]);
+            }
+        }
+    }
+    sync::warp_sync();
+
+    let base = out_base(block, &params.out);
+    let rows = (params.seqlen_q - block.warp_q_begin).min(C::WARP_ROWS as i32);
+    if rows <= 0 {
+        return;
+    }
+    let row_ptr = |row: u32| {
+        base.wrapping_add(((block.warp_q_begin as i64 + row as i64) * params.out.row_stride) as u64)
+    };
+    let (rows, columns) = (rows as u32, params.head_dim_v);
+    if params.flags & flags::OUT_ALIGNED != 0 && (columns * element).is_multiple_of(CHUNK) {
+        let chunks = columns * element / CHUNK;
+        let mut index = block.lane;
+        while index < rows * chunks {
+            let (row, chunk) = div_rem(index, chunks);
+            // SAFETY: the chunk was staged and exists in out, which is 16-byte aligned.
+            unsafe {
+                let value = copy::ld_shared_v4(staged.chunk(row, chunk));
+                copy::st_global_v4(row_ptr(row) + (chunk * CHUNK) as u64, value);
+            }
+            index += 32;
+        }
+    } else {
+        let mut index = block.lane;
+        while index < rows * columns {
+            let (row, column) = div_rem(index, columns);
+            let byte = column * element;
+            let src = staged.chunk(row, byte / CHUNK) + byte % CHUNK;
+            let dst = row_ptr(row) + byte as u64;
+            // SAFETY: the element was staged and exists in out, which is aligned to it.
+            unsafe {
+                if element == 2 {
+                    copy::st_global_u16(dst, copy::ld_shared_u16(src));
+                } else {
+                    copy::st_global_u32(dst, copy::ld_shared_u32(src));
+                }
+            }
+            index += 32;
+        }
+    }
+}

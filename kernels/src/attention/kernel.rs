@@ -1,0 +1,117 @@
+//! The three kernels, one for each way to organise the softmax.
+
+use super::config::{Config, ConfigExt};
+use super::epilogue::{store_lse, store_out};
+use super::pass::{Fused, Max, MaxSum, Pass, RowStats, Sum, WeightedSum};
+use super::pipeline::{Block, Stream, load_query, receive_query};
+use super::softmax;
+use crate::ptx::sync;
+use crate::tile::reg::AccumTile;
+use flashtile_abi::{Algorithm, AttentionParams};
+
+/// A kernel: one block's work.
+pub trait Kernel {
+    /// Its name on both sides of a launch.
+    const ALGORITHM: Algorithm;
+    /// CTA barriers in its code. The builder counts those in the PTX: the compiler must neither
+    /// duplicate nor drop any.
+    const BARRIERS: u32;
+    /// Runs the block.
+    fn run<C: Config>(params: &AttentionParams);
+}
+
+/// FlashAttention-2's forward pass.
+pub struct FusedKernel;
+
+/// The 2-pass online softmax.
+pub struct TwoPassKernel;
+
+/// The 3-pass safe softmax.
+pub struct ThreePassKernel;
+
+/// The barrier of `receive_query`.
+const QUERY_BARRIERS: u32 = 1;
+
+impl Kernel for FusedKernel {
+    const ALGORITHM: Algorithm = Algorithm::Fused;
+    const BARRIERS: u32 = QUERY_BARRIERS + Stream::BARRIERS;
+
+    #[inline(always)]
+    fn run<C: Config>(params: &AttentionParams) {
+        let () = C::CONSISTENT;
+        let block = Block::new::<C>(params);
+        let stream = Stream::new::<C>(&block);
+        let mut pass = Fused::<C> { stats: RowStats::EMPTY, out: C::Output::ZERO };
+
+        load_query::<C>(&block);
+        stream.start::<C, Fused<C>>(&block);
+        let q = receive_query::<C>(&block);
+        stream.run(&block, &q, &mut pass);
+
+        let inverse_sum = softmax::normalise::<C::Output>(&mut pass.stats.sum);
+        softmax::scale_rows(&mut pass.out, &inverse_sum);
+        store_lse::<C>(&block, &pass.stats);
+        store_out::<C>(&block, &pass.out);
+    }
+}
+
+/// A later pass of the same block: its first copy may overwrite the stage that other warps still read.
+#[inline(always)]
+fn next_pass<C: Config, P: Pass<C>>(block: &Block, stream: &Stream, q: &C::Query, pass: &mut P) {
+    sync::cta_sync();
+    stream.start::<C, P>(block);
+    stream.run(block, q, pass);
+}
+
+/// Barriers of [`next_pass`].
+const NEXT_PASS_BARRIERS: u32 = 1 + Stream::BARRIERS;
+
+/// The last pass of the ladder's kernels, and the result.
+#[inline(always)]
+fn finish<C: Config>(block: &Block, stream: &Stream, q: &C::Query, mut stats: RowStats) {
+    let inverse_sum = softmax::normalise::<C::Output>(&mut stats.sum);
+    let mut pass = WeightedSum::<C> { max: stats.max, inverse_sum, out: C::Output::ZERO };
+    next_pass::<C, _>(block, stream, q, &mut pass);
+    store_lse::<C>(block, &stats);
+    store_out::<C>(block, &pass.out);
+}
+
+impl Kernel for TwoPassKernel {
+    const ALGORITHM: Algorithm = Algorithm::TwoPass;
+    const BARRIERS: u32 = QUERY_BARRIERS + Stream::BARRIERS + NEXT_PASS_BARRIERS;
+
+    #[inline(always)]
+    fn run<C: Config>(params: &AttentionParams) {
+        let () = C::CONSISTENT;
+        let block = Block::new::<C>(params);
+        let stream = Stream::new::<C>(&block);
+        let mut pass = MaxSum { stats: RowStats::EMPTY };
+
+        load_query::<C>(&block);
+        stream.start::<C, MaxSum>(&block);
+        let q = receive_query::<C>(&block);
+        stream.run::<C, _>(&block, &q, &mut pass);
+        finish::<C>(&block, &stream, &q, pass.stats);
+    }
+}
+
+impl Kernel for ThreePassKernel {
+    const ALGORITHM: Algorithm = Algorithm::ThreePass;
+    const BARRIERS: u32 = QUERY_BARRIERS + Stream::BARRIERS + 2 * NEXT_PASS_BARRIERS;
+
+    #[inline(always)]
+    fn run<C: Config>(params: &AttentionParams) {
+        let () = C::CONSISTENT;
+        let block = Block::new::<C>(params);
+        let stream = Stream::new::<C>(&block);
+        let mut max = Max { max: RowStats::EMPTY.max };
+
+        load_query::<C>(&block);
+        stream.start::<C, Max>(&block);
+        let q = receive_query::<C>(&block);
+        stream.run::<C, _>(&block, &q, &mut max);
+        let mut sum = Sum { stats: RowStats { max: max.max, ..RowStats::EMPTY } };
+        next_pass::<C, _>(&block, &stream, &q, &mut sum);
+        finish::<C>(&block, &stream, &q, sum.stats);
+    }
+}

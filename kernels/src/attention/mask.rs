@@ -1,0 +1,54 @@
+//! Which scores of a tile count.
+//!
+//! [`flashtile_abi::Band::block_range`] tells tiles that no row sees (never loaded), tiles that every
+//! row sees whole ([`Unmasked`]) and the rest ([`Masked`]) apart; here the single keys of the rest.
+//! A new mask that is an interval of keys for each row needs only `Band::row` and
+//! `Band::block_range`; any other goes into [`Masked::apply`].
+
+use super::pipeline::Block;
+use crate::tile::reg::AccumTile;
+
+/// How a tile is masked, decided for the whole tile.
+pub trait Masking {
+    /// Whether a row may have no visible key so far, and scores may be -inf.
+    const MASKED: bool;
+    /// Sets the scores of keys that a row does not see to -inf. `n_begin` is the tile's first key.
+    fn apply<S: AccumTile>(scores: &mut S, block: &Block, n_begin: i32);
+}
+
+/// Every row sees every key of the tile.
+pub struct Unmasked;
+
+/// Rows see some keys of the tile.
+pub struct Masked;
+
+impl Masking for Unmasked {
+    const MASKED: bool = false;
+
+    #[inline(always)]
+    fn apply<S: AccumTile>(_: &mut S, _: &Block, _: i32) {}
+}
+
+impl Masking for Masked {
+    const MASKED: bool = true;
+
+    #[inline(always)]
+    fn apply<S: AccumTile>(scores: &mut S, block: &Block, n_begin: i32) {
+        for m in 0..S::M_FRAGS {
+            for half in 0..2 {
+                let keys = block.params.band.row(block.lane_row(m, half));
+                // The lane's first key of the tile; the others are at constant distances from it.
+                let first = n_begin + 2 * (block.lane as i32 % 4);
+                let (begin, end) = (keys.begin - first, keys.end - first);
+                for n in 0..S::N_FRAGS {
+                    for i in 0..2 {
+                        let key = 8 * n as i32 + i as i32;
+                        if key < begin || key >= end {
+                            scores.frag_mut(m, n)[2 * half + i] = f32::NEG_INFINITY;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What a kernel does with each key tile.
+
+use super::config::{Config, ConfigExt};
+use super::mask::Masking;
+use super::pipeline::{Block, KvTiles};
+use super::query::QueryFrags;
+use super::score_mod::ScoreMod;
+use super::softmax;
+use crate::element::Element;
+use crate::ptx::math;
+use crate::tile::reg::{AccumTile, MAX_M_FRAGS, RowVec};
+use crate::tile::smem::SmemTile;
+
+/// One walk over the keys.
+pub trait Pass<C: Config> {
+    /// Whether the walk needs the values too.
+    const NEEDS_V: bool;
+    /// Takes in the tile `n_block`.
+    fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles);
+}
+
+/// S = mask(mod(Q * K^T)) of one warp and one K tile.
+#[inline(always)]
+fn scores<C: Config, M: Masking>(block: &Block, q: &C::Query, n_block: i32, k: SmemTile) -> C::Scores {
+    let mut scores = mma_qk::<C>(q, k, block.lane);
+    C::ScoreMod::apply(&mut scores, block.params);
+    M::apply(&mut scores, block, n_block * C::TILE.block_n as i32);
+    scores
+}
+
+/// Q * K^T.
+#[inline(always)]
+fn mma_qk<C: Config>(q: &C::Query, k: SmemTile, lane: u32) -> C::Scores {
+    let view = k.chunks_then_rows(lane);
+    let mut scores = C::Scores::ZERO;
+    let mut partial = C::Scores::ZERO;
+    for step in 0..C::QK_STEPS {
+        for n in 0..C::Scores::N_FRAGS / 2 {
+            let raw = view.ldmatrix(16 * n as u32, 2 * step as u32);
+            let b = [C::Element::frag_b([raw[0], raw[1]]), C::Element::frag_b([raw[2], raw[3]])];
+            for m in 0..C::Scores::M_FRAGS {
+                let a = q.frag(m, step);
+                for i in 0..2 {
+                    let frag = partial.frag_mut(m, 2 * n + i);
+                    *frag = C::Element::mma(a, b[i], *frag);
+                }
+            }
+        }
+        if (step + 1).is_multiple_of(C::Element::STEPS_PER_SUM) || step + 1 == C::QK_STEPS {
+            if step < C::Element::STEPS_PER_SUM {
+                scores = partial;
+            } else {
+                for m in 0..C::Scores::M_FRAGS {
+                    for n in 0..C::Scores::N_FRAGS {
+                        add(scores.frag_mut(m, n), partial.frag(m, n));
+                    }
+                }
+            }
+            partial = C::Scores::ZERO;
+        }
+    }
+    scores
+}
+
+#[inline(always)]
+fn add(sum: &mut [f32; 4], term: &[f32; 4]) {
+    for i in 0..4 {
+        sum[i] += term[i];
+    }
+}
+
+/// O += P * V.
+#[inline(always)]
+fn mma_pv<C: Config>(out: &mut C::Output, p: &C::Scores, v: SmemTile, lane: u32) {
+    let view = C::Element::v_view(v, lane);
+    if C::Element::STEPS_PER_SUM == usize::MAX {
+        for step in 0..C::PV_STEPS {
+            for n in 0..C::Output::N_FRAGS / 2 {
+                let b = C::Element::load_v(&view, step, 16 * n);
+                for m in 0..C::Output::M_FRAGS {
+                    let a = C::Element::frag_p(p, m, step);
+                    for i in 0..2 {
+                        let frag = out.frag_mut(m, 2 * n + i);
+                        *frag = C::Element::mma(a, b[i], *frag);
+                    }
+                }
+            }
+        }
+    } else {
+        // The tile's product is summed by the tensor core, the tiles by ordinary additions.
+        const { assert!(C::Output::M_FRAGS == 1 || C::Element::STEPS_PER_SUM == usize::MAX) };
+        for n in 0..C::Output::N_FRAGS / 2 {
+            let mut partial = [[0.0; 4]; 2];
+            for step in 0..C::PV_STEPS {
+                let b = C::Element::load_v(&view, step, 16 * n);
+                let a = C::Element::frag_p(p, 0, step);
+                for i in 0..2 {
+                    partial[i] = C::Element::mma(a, b[i], partial[i]);
+                }
+            }
+            for i in 0..2 {
+                add(out.frag_mut(0, 2 * n + i), &partial[i]);
+            }
+        }
+    }
+}
+
+const NO_KEY: RowVec = [[f32::NEG_INFINITY; 2]; MAX_M_FRAGS];
+const NOTHING: RowVec = [[0.0; 2]; MAX_M_FRAGS];
+
+/// Maximum and sum of each row so far; the sums are a lane's part until they are reduced.
+#[derive(Clone, Copy)]
+pub struct RowStats {
+    /// Largest score, -inf before the first key.
+    pub max: RowVec,
+    /// Sum of 2^((score - max) * exponent_scale).
+    pub sum: RowVec,
+}
+
+impl RowStats {
+    /// Of no keys.
+    pub const EMPTY: Self = Self { max: NO_KEY, sum: NOTHING };
+
+    /// Takes in a tile: new maxima, sums rescaled and added to, scores turned into probabilities
+    /// (relative to the new maxima). Returns the factors that bring older values to the new maxima.
+    #[inline(always)]
+    fn absorb<S: AccumTile, M: Masking>(&mut self, scores: &mut S, exponent_scale: f32) -> RowVec {
+        let old = self.max;
+        softmax::update_max(&mut self.max, scores);
+        let mut correction = NOTHING;
+        for m in 0..S::M_FRAGS {
+            for half in 0..2 {
+                let old = old[m][half] * exponent_scale;
+                let new = softmax::scaled_max::<M>(self.max[m][half], exponent_scale);
+                correction[m][half] = math::ex2(old - new);
+                self.sum[m][half] *= correction[m][half];
+            }
+        }
+        softmax::exponentiate::<S, M>(scores, &self.max, exponent_scale);
+        softmax::add_sum(&mut self.sum, scores);
+        correction
+    }
+}
+
+/// Everything in one walk (FlashAttention-2): output rescaled whenever a maximum grows.
+pub struct Fused<C: Config> {
+    /// Row statistics.
+    pub stats: RowStats,
+    /// Sum of probability * value, relative to the current maxima.
+    pub out: C::Output,
+}
+
+impl<C: Config> Pass<C> for Fused<C> {
+    const NEEDS_V: bool = true;
+
+    #[inline(always)]
+    fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
+        let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
+        let correction = self.stats.absorb::<_, M>(&mut scores, block.params.exponent_scale);
+        softmax::scale_rows(&mut self.out, &correction);
+        mma_pv::<C>(&mut self.out, &scores, tiles.v, block.lane);
+    }
+}
+
+/// Maxima alone: the first pass of three.
+pub struct Max {
+    /// Largest score of each row.
+    pub max: RowVec,
+}
+
+impl<C: Config> Pass<C> for Max {
+    const NEEDS_V: bool = false;
+
+    #[inline(always)]
+    fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
+        softmax::update_max(&mut self.max, &scores::<C, M>(block, q, n_block, tiles.k));
+    }
+}
+
+/// Sums for known maxima: the second pass of three.
+pub struct Sum {
+    /// Row statistics, the maxima final.
+    pub stats: RowStats,
+}
+
+impl<C: Config> Pass<C> for Sum {
+    const NEEDS_V: bool = false;
+
+    #[inline(always)]
+    fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
+        let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
+        softmax::exponentiate::<_, M>(&mut scores, &self.stats.max, block.params.exponent_scale);
+        softmax::add_sum(&mut self.stats.sum, &scores);
+    }
+}
+
+/// Maxima and sums together (online softmax): the first pass of two.
+pub struct MaxSum {
+    /// Row statistics.
+    pub stats: RowStats,
+}
+
+impl<C: Config> Pass<C> for MaxSum {
+    const NEEDS_V: bool = false;
+
+    #[inline(always)]
+    fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
+        let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
+        self.stats.absorb::<_, M>(&mut scores, block.params.exponent_scale);
+    }
+}
+
+/// The weighted sum for known maxima and sums: the last pass of two or three. Probabilities are
+/// normalised before they are rounded, as in the textbook.
+pub struct WeightedSum<C: Config> {
+    /// Final maxima.
+    pub max: RowVec,
+    /// 1 / final sums.
+    pub inverse_sum: RowVec,
+    /// Sum of probability * value.
+    pub out: C::Output,
+}
+
+impl<C: Config> Pass<C> for WeightedSum<C> {
+    const NEEDS_V: bool = true;
+
+    #[inline(always)]
+    fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
+        let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
+        softmax::exponentiate::<_, M>(&mut scores, &self.max, block.params.exponent_scale);
+        softmax::scale_rows(&mut scores, &self.inverse_sum);
+        mma_pv::<C>(&mut self.out, &scores, tiles.v, block.lane);
+    }
+}

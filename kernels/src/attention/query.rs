@@ -1,0 +1,50 @@
+//! The left operand of Q * K^T: kept in registers, or read from shared memory in every tile.
+
+use crate::element::Element;
+use crate::tile::smem::FragmentView;
+
+/// One warp's queries as left operands.
+pub trait QueryFrags<E: Element>: Copy {
+    /// From the warp's view of the Q tile, once it has landed.
+    fn load(view: FragmentView) -> Self;
+    /// The operand of 16-row fragment `m` and 32-byte step `step`.
+    fn frag(&self, m: usize, step: usize) -> E::FragA;
+}
+
+/// Queries in registers: M x STEPS operands. Worth it as long as nothing spills.
+#[derive(Clone, Copy)]
+pub struct InRegisters<E: Element, const M: usize, const STEPS: usize>([[E::FragA; STEPS]; M]);
+
+impl<E: Element, const M: usize, const STEPS: usize> QueryFrags<E> for InRegisters<E, M, STEPS> {
+    #[inline(always)]
+    fn load(view: FragmentView) -> Self {
+        let mut frags = [[E::frag_a([0; 4]); STEPS]; M];
+        for m in 0..M {
+            for step in 0..STEPS {
+                frags[m][step] = E::frag_a(view.ldmatrix(16 * m as u32, 2 * step as u32));
+            }
+        }
+        Self(frags)
+    }
+
+    #[inline(always)]
+    fn frag(&self, m: usize, step: usize) -> E::FragA {
+        self.0[m][step]
+    }
+}
+
+/// Queries in shared memory.
+#[derive(Clone, Copy)]
+pub struct InSharedMemory(FragmentView);
+
+impl<E: Element> QueryFrags<E> for InSharedMemory {
+    #[inline(always)]
+    fn load(view: FragmentView) -> Self {
+        Self(view)
+    }
+
+    #[inline(always)]
+    fn frag(&self, m: usize, step: usize) -> E::FragA {
+        E::frag_a(self.0.ldmatrix(16 * m as u32, 2 * step as u32))
+    }
+}

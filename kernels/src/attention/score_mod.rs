@@ -1,0 +1,76 @@
+//! What happens to a score between Q * K^T and the softmax.
+
+use crate::ptx::math;
+use crate::tile::reg::AccumTile;
+use flashtile_abi::{AttentionParams, ScoreModKind};
+
+/// A function of single scores.
+pub trait ScoreMod {
+    /// Its name on both sides of a launch.
+    const KIND: ScoreModKind;
+    /// Applies it to every score of a tile.
+    fn apply<S: AccumTile>(scores: &mut S, params: &AttentionParams);
+}
+
+/// Scores as they are.
+pub struct None;
+
+/// tanh(score * cap_scale); `exponent_scale` holds the cap.
+pub struct Softcap;
+
+/// [`Softcap`] if the parameters ask for it, else [`None`]: for kernels whose speed is not the point.
+pub struct OptionalSoftcap;
+
+impl ScoreMod for None {
+    const KIND: ScoreModKind = ScoreModKind::None;
+
+    #[inline(always)]
+    fn apply<S: AccumTile>(_: &mut S, _: &AttentionParams) {}
+}
+
+impl ScoreMod for Softcap {
+    const KIND: ScoreModKind = ScoreModKind::Softcap;
+
+    #[inline(always)]
+    fn apply<S: AccumTile>(scores: &mut S, params: &AttentionParams) {
+        for m in 0..S::M_FRAGS {
+            for n in 0..S::N_FRAGS {
+                for i in 0..4 {
+                    let score = &mut scores.frag_mut(m, n)[i];
+                    *score = tanh(*score * params.cap_scale);
+                }
+            }
+        }
+    }
+}
+
+impl ScoreMod for OptionalSoftcap {
+    const KIND: ScoreModKind = ScoreModKind::OptionalSoftcap;
+
+    #[inline(always)]
+    fn apply<S: AccumTile>(scores: &mut S, params: &AttentionParams) {
+        if params.cap_scale != 0.0 {
+            Softcap::apply(scores, params);
+        }
+    }
+}
+
+/// tanh(x) to a few units in f32's last place, where `tanh.approx.f32` has 11 bits: an error of the
+/// score is multiplied by the cap (often 50) and then by the probability.
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    // Near 0, where the form below cancels: x + x^3 p(x^2), p fitted on |x| <= 0.6 (relative 1e-8).
+    const P: [f32; 5] = [-0.333_333_3, 0.133_329_24, -0.053_875_137, 0.021_116_208, -0.006_276_380_3];
+    let u = x * x;
+    let mut p = P[4];
+    for i in (0..4).rev() {
+        p = math::fma(p, u, P[i]);
+    }
+    let near = math::fma(x * u, p, x);
+    // Elsewhere: 1 - 2 / (1 + e^2|x|). e^2|x| = inf gives 1.
+    let magnitude = f32::from_bits(x.to_bits() & 0x7fff_ffff);
+    let e = math::ex2(magnitude * (2.0 * core::f32::consts::LOG2_E));
+    let far = math::fma(-2.0, math::rcp_approx(1.0 + e), 1.0);
+    let far = f32::from_bits(far.to_bits() | (x.to_bits() & 0x8000_0000));
+    if magnitude < 0.6 { near } else { far }
+}

@@ -1,0 +1,58 @@
+//! Barriers, shuffles, votes and asynchronous-copy groups.
+
+use core::arch::asm;
+
+unsafe extern "unadjusted" {
+    #[link_name = "llvm.nvvm.barrier.cta.sync.aligned.all"]
+    fn barrier_cta_sync_aligned_all(id: u32);
+    #[link_name = "llvm.nvvm.bar.warp.sync"]
+    fn bar_warp_sync(mask: u32);
+    #[link_name = "llvm.nvvm.shfl.sync.bfly.f32"]
+    fn shfl_sync_bfly_f32(mask: u32, value: f32, lane_mask: u32, clamp: u32) -> f32;
+    #[link_name = "llvm.nvvm.shfl.sync.idx.i32"]
+    fn shfl_sync_idx_i32(mask: u32, value: u32, lane: u32, clamp: u32) -> u32;
+}
+
+const FULL_WARP: u32 = 0xffff_ffff;
+
+/// `barrier.cta.sync.aligned.all 0`: every thread of the block.
+#[inline(always)]
+pub fn cta_sync() {
+    // SAFETY: the callers are on control flow that is uniform over the block.
+    unsafe { barrier_cta_sync_aligned_all(0) }
+}
+
+/// `bar.warp.sync`: every lane, and their memory accesses.
+#[inline(always)]
+pub fn warp_sync() {
+    // SAFETY: the callers are on control flow that is uniform over the warp.
+    unsafe { bar_warp_sync(FULL_WARP) }
+}
+
+/// `shfl.sync.bfly.b32`: the value of lane `lane ^ LANE_MASK`.
+#[inline(always)]
+pub fn shuffle_xor<const LANE_MASK: u32>(value: f32) -> f32 {
+    // SAFETY: as for `warp_sync`; 0x1f is the clamp of a full warp.
+    unsafe { shfl_sync_bfly_f32(FULL_WARP, value, LANE_MASK, 0x1f) }
+}
+
+/// `shfl.sync.idx.b32` from lane 0: tells ptxas that the value is uniform over the warp.
+#[inline(always)]
+pub fn broadcast(value: u32) -> u32 {
+    // SAFETY: as for `warp_sync`.
+    unsafe { shfl_sync_idx_i32(FULL_WARP, value, 0, 0x1f) }
+}
+
+/// `cp.async.commit_group`
+#[inline(always)]
+pub fn cp_async_commit() {
+    // SAFETY: closes the group of copies issued so far.
+    unsafe { asm!("cp.async.commit_group;", options(nostack)) }
+}
+
+/// `cp.async.wait_group PENDING`: all but the newest PENDING groups of this thread have landed.
+#[inline(always)]
+pub fn cp_async_wait<const PENDING: usize>() {
+    // SAFETY: waits; the memory clobber orders later reads after it.
+    unsafe { asm!("cp.async.wait_group {};", const PENDING, options(nostack)) }
+}

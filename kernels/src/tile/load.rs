@@ -1,0 +1,183 @@
+//! Copies of tiles from global to shared memory, by all threads of a block together.
+//!
+//! Rows past the end of the tensor and columns past its head_dim arrive as zeros, so the kernels can
+//! compute on whole tiles whatever the shape, and nothing outside the tensor is read.
+
+use super::smem::{CHUNK, SmemTile};
+use crate::ptx::{copy, special};
+use flashtile_abi::TensorView;
+
+/// What a copy moves, fixed at compile time.
+#[derive(Clone, Copy)]
+pub struct LoadShape {
+    /// Rows of the tile.
+    pub rows: u32,
+    /// Bytes of a row of the tile.
+    pub row_bytes: u32,
+    /// Bytes of an element: 2 or 4.
+    pub element: u32,
+    /// Threads that copy.
+    pub threads: u32,
+}
+
+impl LoadShape {
+    /// Threads side by side on one row. Up to 8, so that a quarter warp reads whole 128-byte lines, and
+    /// a divisor of the row's chunks, so that each thread keeps its column.
+    const fn lanes_per_row(self) -> u32 {
+        if (self.row_bytes / CHUNK).is_multiple_of(8) { 8 } else { 4 }
+    }
+
+    const fn rows_per_step(self) -> u32 {
+        self.threads / self.lanes_per_row()
+    }
+
+    const fn row_steps(self) -> u32 {
+        self.rows / self.rows_per_step()
+    }
+
+    const fn column_steps(self) -> u32 {
+        self.row_bytes / CHUNK / self.lanes_per_row()
+    }
+}
+
+/// One thread's part in copying tiles of one tensor (one batch, one head).
+#[derive(Clone, Copy)]
+pub struct TileLoader {
+    shape: LoadShape,
+    /// Global address of the thread's first chunk in row `thread_row` of the tensor.
+    src: u64,
+    row_stride: i64,
+    /// Bytes of a row from the thread's first chunk to the end of head_dim; may be negative.
+    columns: i32,
+    thread_row: u32,
+    thread_chunk: u32,
+    aligned: bool,
+}
+
+impl TileLoader {
+    /// The loader of `tensor[batch, :, head, :head_dim]`. `aligned`: address and strides are multiples of 16.
+    #[inline(always)]
+    pub fn new(
+        shape: LoadShape, tensor: &TensorView, batch: u32, head: u32, head_dim: u32, aligned: bool, thread: u32,
+    ) -> Self {
+        let thread_row = thread / shape.lanes_per_row();
+        let thread_chunk = thread % shape.lanes_per_row();
+        let offset = batch as i64 * tensor.batch_stride
+            + head as i64 * tensor.head_stride
+            + thread_row as i64 * tensor.row_stride
+            + (thread_chunk * CHUNK) as i64;
+        Self {
+            shape,
+            src: tensor.ptr.wrapping_add(offset as u64),
+            row_stride: tensor.row_stride,
+            columns: (head_dim * shape.element) as i32 - (thread_chunk * CHUNK) as i32,
+            thread_row,
+            thread_chunk,
+            aligned,
+        }
+    }
+
+    /// Starts the copy of rows `first_row..` of the tensor, which ends at `rows_end`, to the tile at
+    /// `base`. The tile is there once the thread's copies have been waited for and the block has met.
+    #[inline(always)]
+    pub fn load(&self, base: u32, first_row: i32, rows_end: i32) {
+        let src = self.src.wrapping_add((first_row as i64 * self.row_stride) as u64);
+        let rows_left = rows_end - first_row - self.thread_row as i32;
+        if self.aligned {
+            self.copy_chunks(base, src, rows_left);
+        } else {
+            self.copy_elements(base, src, rows_left);
+        }
+    }
+
+    /// Flips the sign of every element of the tile's chunks that this thread copied and waited for.
+    #[inline(always)]
+    pub fn negate(&self, base: u32) {
+        let sign = if self.shape.element == 2 { 0x8000_8000 } else { 0x8000_0000 };
+        let dst = self.dst(base);
+        for i in 0..special::opaque(self.shape.row_steps()) {
+            for j in 0..special::opaque(self.shape.column_steps()) {
+                // SAFETY: the chunk is inside the tile, and this thread alone has touched it.
+                unsafe {
+                    let [a, b, c, d] = copy::ld_shared_v4(dst + self.step_offset(i, j));
+                    let negated = [a ^ sign, b ^ sign, c ^ sign, d ^ sign];
+                    copy::st_shared_v4(dst + self.step_offset(i, j), negated);
+                }
+            }
+        }
+    }
+
+    /// Shared address of the thread's first chunk. Steps go down whole multiples of 8 rows and along
+    /// whole multiples of the swizzle's span, which leave the swizzle as it is.
+    #[inline(always)]
+    fn dst(&self, base: u32) -> u32 {
+        SmemTile { base, row_bytes: self.shape.row_bytes }.chunk(self.thread_row, self.thread_chunk)
+    }
+
+    #[inline(always)]
+    fn step_offset(&self, row_step: u32, column_step: u32) -> u32 {
+        row_step * self.shape.rows_per_step() * self.shape.row_bytes
+            + column_step * self.shape.lanes_per_row() * CHUNK
+    }
+
+    #[inline(always)]
+    fn copy_chunks(&self, base: u32, mut src: u64, rows_left: i32) {
+        let dst = self.dst(base);
+        let step_stride = self.shape.rows_per_step() as i64 * self.row_stride;
+        for i in 0..self.shape.row_steps() {
+            let row_exists = ((i * self.shape.rows_per_step()) as i32) < rows_left;
+            for j in 0..self.shape.column_steps() {
+                let skipped = j * self.shape.lanes_per_row() * CHUNK;
+                let exists = (self.columns - skipped as i32).clamp(0, CHUNK as i32) as u32;
+                let bytes = if row_exists { exists } else { 0 };
+                // SAFETY: dst is inside the tile; `bytes` bytes exist at src, which is 16-byte aligned
+                // because the tensor's address and strides are.
+                unsafe { copy::cp_async_16(dst + self.step_offset(i, j), src + skipped as u64, bytes) };
+            }
+            src = src.wrapping_add(step_stride as u64);
+        }
+    }
+
+    /// For tensors that 16-byte copies can't address: element by element, through registers.
+    #[inline(always)]
+    fn copy_elements(&self, base: u32, mut src: u64, rows_left: i32) {
+        let dst = self.dst(base);
+        let step_stride = self.shape.rows_per_step() as i64 * self.row_stride;
+        for i in 0..special::opaque(self.shape.row_steps()) {
+            let row_exists = ((i * self.shape.rows_per_step()) as i32) < rows_left;
+            for j in 0..special::opaque(self.shape.column_steps()) {
+                let skipped = j * self.shape.lanes_per_row() * CHUNK;
+                let exists = if row_exists { self.columns - skipped as i32 } else { 0 };
+                let mut chunk = [0u32; 4];
+                for w in 0..4 {
+                    chunk[w] = self.load_word(src + skipped as u64 + 4 * w as u64, exists - 4 * w as i32);
+                }
+                // SAFETY: the chunk is inside the tile.
+                unsafe { copy::st_shared_v4(dst + self.step_offset(i, j), chunk) };
+            }
+            src = src.wrapping_add(step_stride as u64);
+        }
+    }
+
+    /// The 4 bytes at `src`, of which `exists` exist.
+    #[inline(always)]
+    fn load_word(&self, src: u64, exists: i32) -> u32 {
+        let mut word = 0;
+        // SAFETY: each load is of an element that exists, and elements are aligned to their size.
+        unsafe {
+            if self.shape.element == 4 {
+                if exists >= 4 {
+                    word = copy::ld_global_u32(src);
+                }
+            } else {
+                if exists >= 2 {
+                    word = copy::ld_global_u16(src) as u32;
+                }
+                if exists >= 4 {
+                    word |= (copy::ld_global_u16(src + 2) as u32) << 16;
+                }
+            }
+        }
+        word
+    }
+}

@@ -1,0 +1,5 @@
+//! Tiles: in registers, in shared memory, and the copies that fill them.
+
+pub mod load;
+pub mod reg;
+pub mod smem;
