@@ -8,25 +8,31 @@ use super::Lanes;
 /// The rows of one 8x8 matrix of b16 elements.
 pub type Rows = [[u8; 16]; 8];
 
-#[inline(always)]
-fn element(rows: &Rows, row: usize, column: usize) -> u32 {
-    u32::from(u16::from_le_bytes([
-        rows[row][2 * column],
-        rows[row][2 * column + 1],
-    ]))
-}
-
 /// One matrix into one register: `ldmatrix.m8n8.x1{.trans}.b16`.
 #[inline]
 pub fn load(rows: &Rows, trans: bool) -> Lanes {
-    std::array::from_fn(|lane| {
-        let (g, t) = (lane / 4, lane % 4);
-        if trans {
-            element(rows, 2 * t, g) | element(rows, 2 * t + 1, g) << 16
-        } else {
-            element(rows, g, 2 * t) | element(rows, g, 2 * t + 1) << 16
+    let mut words = [[0u32; 4]; 8];
+    for (row, words) in rows.iter().zip(&mut words) {
+        for (word, bytes) in words.iter_mut().zip(row.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*bytes);
         }
-    })
+    }
+    let mut register = [0; 32];
+    if trans {
+        // Word w of rows 2t and 2t + 1 holds columns 2w and 2w + 1 of both: they go to the lanes of g = 2w and 2w + 1.
+        for t in 0..4 {
+            for w in 0..4 {
+                let (upper, lower) = (words[2 * t][w], words[2 * t + 1][w]);
+                register[8 * w + t] = upper & 0xffff | lower << 16;
+                register[8 * w + 4 + t] = upper >> 16 | lower & 0xffff_0000;
+            }
+        }
+    } else {
+        for (four, words) in register.chunks_exact_mut(4).zip(words) {
+            four.copy_from_slice(&words);
+        }
+    }
+    register
 }
 
 /// One register into one matrix: `stmatrix.m8n8.x1{.trans}.b16`, the inverse of [`load`].

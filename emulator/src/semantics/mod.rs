@@ -8,6 +8,7 @@
 
 pub mod cvt;
 pub mod float;
+pub mod half;
 pub mod int;
 pub mod matrix;
 pub mod mma;
