@@ -45,13 +45,13 @@ macro_rules! width {
                 a.wrapping_mul(b).wrapping_add(c)
             }
 
-            /// `mad.hi.sat` without the saturation: high half of the signed product plus `c`.
+            /// `mad.hi`, signed: high half of the product plus `c`.
             #[inline(always)]
             pub fn mad_hi_s(a: $u, b: $u, c: $u) -> $u {
                 mul_hi_s(a, b).wrapping_add(c)
             }
 
-            /// High half of the unsigned product plus `c`.
+            /// `mad.hi`, unsigned.
             #[inline(always)]
             pub fn mad_hi_u(a: $u, b: $u, c: $u) -> $u {
                 mul_hi_u(a, b).wrapping_add(c)

@@ -38,18 +38,24 @@ pub fn load(rows: &Rows, trans: bool) -> Lanes {
 /// One register into one matrix: `stmatrix.m8n8.x1{.trans}.b16`, the inverse of [`load`].
 #[inline]
 pub fn store(register: &Lanes, trans: bool) -> Rows {
+    let mut words = [[0u32; 4]; 8];
+    if trans {
+        for t in 0..4 {
+            for w in 0..4 {
+                let (left, right) = (register[8 * w + t], register[8 * w + 4 + t]);
+                words[2 * t][w] = left & 0xffff | right << 16;
+                words[2 * t + 1][w] = left >> 16 | right & 0xffff_0000;
+            }
+        }
+    } else {
+        for (four, words) in register.chunks_exact(4).zip(&mut words) {
+            words.copy_from_slice(four);
+        }
+    }
     let mut rows = [[0; 16]; 8];
-    let mut put = |row: usize, column: usize, value: u32| {
-        rows[row][2 * column..2 * column + 2].copy_from_slice(&(value as u16).to_le_bytes());
-    };
-    for (lane, &value) in register.iter().enumerate() {
-        let (g, t) = (lane / 4, lane % 4);
-        if trans {
-            put(2 * t, g, value);
-            put(2 * t + 1, g, value >> 16);
-        } else {
-            put(g, 2 * t, value);
-            put(g, 2 * t + 1, value >> 16);
+    for (row, words) in rows.iter_mut().zip(words) {
+        for (bytes, word) in row.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *bytes = word.to_le_bytes();
         }
     }
     rows

@@ -220,6 +220,28 @@ mod tests {
         }
     }
 
+    /// The vectorised form and the scalar one give the same bits.
+    #[test]
+    fn lanes_equal_scalars() {
+        let mut rng = Rng(67);
+        for _ in 0..20_000 {
+            let a: Lanes = std::array::from_fn(|_| {
+                let r = rng.next();
+                let x = ((r >> 40) as f32 / (1 << 24) as f32 - 0.5) * 320.0;
+                if r & 3 == 0 {
+                    rng.f32_bits()
+                } else {
+                    x.to_bits()
+                }
+            });
+            let mut d = [0; 32];
+            ex2_f32_lanes(false, &mut d, &a);
+            assert_eq!(d, a.map(ex2_f32::<false>));
+            ex2_f32_lanes(true, &mut d, &a);
+            assert_eq!(d, a.map(ex2_f32::<true>));
+        }
+    }
+
     /// The tables of special operands in the manual.
     #[test]
     fn special_operands() {
