@@ -1,5 +1,6 @@
 //! From the kernel crate to proven PTX.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use flashtile_abi::Arch;
@@ -33,6 +34,7 @@ pub struct Builder {
     specs: Vec<EntrySpec>,
     target_dir: Option<PathBuf>,
     toolchain: Option<Toolchain>,
+    emit: Option<PathBuf>,
     prove: bool,
     echo: bool,
 }
@@ -70,6 +72,7 @@ impl Builder {
             specs: spec::all(),
             target_dir: None,
             toolchain: None,
+            emit: None,
             prove: true,
             echo: false,
         }
@@ -112,6 +115,13 @@ impl Builder {
         self
     }
 
+    /// Writes every kernel's PTX to this folder, even what is rejected afterwards.
+    #[must_use]
+    pub fn emit(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.emit = Some(folder.into());
+        self
+    }
+
     /// Whether ptxas has a look at the PTX where there is one; it has unless told.
     #[must_use]
     pub fn prove(mut self, prove: bool) -> Self {
@@ -149,7 +159,7 @@ impl Builder {
                     target_dir: &target_dir.join(arch),
                     echo: self.echo,
                 };
-                kernels.extend(finish_and_check(&compile.run()?, &specs, arch)?);
+                kernels.extend(self.finish_and_check(&compile.run()?, &specs, arch)?);
             }
         }
         // The table's order, whatever the order of the targets.
@@ -181,28 +191,40 @@ impl Builder {
             .clone()
             .unwrap_or_else(|| beside.join("target/kernels"))
     }
-}
 
-/// Turns one module of the compiler into kernels, or says everything that is wrong with it.
-fn finish_and_check(text: &str, specs: &[EntrySpec], arch: &'static str) -> Result<Vec<Kernel>> {
-    let module = Module::parse(text)?;
-    let mut problems = check_module(&module, specs, arch);
-    let finished = finish(&module, specs)?;
-    let mut kernels = Vec::new();
-    for spec in specs {
-        if let Some(entry) = finished.iter().find(|f| f.name == spec.name) {
-            problems.extend(check_entry(entry, spec));
-            kernels.push(Kernel {
-                spec: spec.clone(),
-                ptx: entry.ptx.clone(),
-                params_bytes: entry.params_bytes,
-                facts: None,
-            });
+    /// Turns one module of the compiler into kernels, or says everything that is wrong with it.
+    fn finish_and_check(
+        &self,
+        text: &str,
+        specs: &[EntrySpec],
+        arch: &'static str,
+    ) -> Result<Vec<Kernel>> {
+        let module = Module::parse(text)?;
+        let mut problems = check_module(&module, specs, arch);
+        let finished = finish(&module, specs)?;
+        if let Some(folder) = &self.emit {
+            fs::create_dir_all(folder).map_err(Error::io(folder))?;
+            for entry in &finished {
+                let path = folder.join(format!("{}.ptx", entry.name));
+                fs::write(&path, &entry.ptx).map_err(Error::io(&path))?;
+            }
         }
-    }
-    if problems.is_empty() {
-        Ok(kernels)
-    } else {
-        Err(Error::Rejected(problems))
+        let mut kernels = Vec::new();
+        for spec in specs {
+            if let Some(entry) = finished.iter().find(|f| f.name == spec.name) {
+                problems.extend(check_entry(entry, spec));
+                kernels.push(Kernel {
+                    spec: spec.clone(),
+                    ptx: entry.ptx.clone(),
+                    params_bytes: entry.params_bytes,
+                    facts: None,
+                });
+            }
+        }
+        if problems.is_empty() {
+            Ok(kernels)
+        } else {
+            Err(Error::Rejected(problems))
+        }
     }
 }

@@ -214,7 +214,7 @@ pub fn check_entry(finished: &Finished, spec: &EntrySpec) -> Vec<Problem> {
     for statement in ptx::statements(body) {
         barriers += u32::from(is_block_barrier(statement.opcode));
         if statement.opcode == ".local" {
-            locals.push(statement.operands.to_owned());
+            locals.push(statement.operands.replace('\t', ""));
         }
         if statement.opcode == "call" || statement.opcode.starts_with("call.") {
             callees.push(callee(statement.operands));

@@ -1,9 +1,9 @@
 //! The build script of the library: makes sure that the archive is fresh and turns its manifest into
 //! a static table, so that the library itself parses nothing.
 
+use std::env;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::{env, fs};
 
 use crate::archive::{ARCHIVE_FILE, Archive, write_whole};
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ const OVERRIDE: &str = "FLASHTILE_ARCHIVE";
 
 /// Writes `kernels.bin` and `kernels.rs` to `out`, from the archive of the crate in `host`.
 ///
-/// `kernels.rs` is an expression, `&[Kernel { name: .., .. }, ..]`; `packed` in it is a range of
+/// `kernels.rs` is an expression, `&[Entry { name: .., .. }, ..]`; `packed` in it is a range of
 /// `kernels.bin`. Prints what cargo must watch.
 pub fn embed(host: &Path, out: &Path) -> Result<()> {
     let root = host.parent().unwrap_or(host);
@@ -97,21 +97,16 @@ fn table(archive: &Archive) -> Result<String> {
             .filter_map(|i| record.ptx_sha256.get(2 * i..2 * i + 2))
             .map(|b| format!("0x{b}"))
             .collect();
-        let (registers, notes) = match archive.facts(record) {
-            Some(facts) => (format!("Some({})", facts.registers), facts.notes.len()),
+        let (registers, static_shared_bytes) = match archive.facts(record) {
+            Some(f) => (format!("Some({})", f.registers), f.static_shared_bytes),
             None => ("None".to_owned(), 0),
         };
         // Writing to a string does not fail.
         let _ = writeln!(
             out,
-            "    Kernel {{ name: {:?}, arch: {:?}, threads: {}, min_blocks: {}, shared_bytes: {}, params_bytes: {}, \
-             registers: {registers}, notes: {notes}, ptx_bytes: {}, ptx_sha256: [{}], packed: {}..{} }},",
+            "    Entry {{ name: {:?}, registers: {registers}, static_shared_bytes: {static_shared_bytes}, \
+             ptx_bytes: {}, ptx_sha256: [{}], packed: {}..{} }},",
             record.name,
-            record.arch,
-            record.threads,
-            record.min_blocks,
-            record.shared_bytes,
-            record.params_bytes,
             record.ptx_bytes,
             hash.join(", "),
             record.offset,
@@ -146,7 +141,7 @@ mod tests {
         };
         let archive = Archive::pack(&build, String::new())?;
         let text = table(&archive)?;
-        assert!(text.starts_with("&[\n    Kernel { name: \""), "{text}");
+        assert!(text.starts_with("&[\n    Entry { name: \""), "{text}");
         assert!(
             text.contains("registers: None") && text.contains("packed: 8.."),
             "{text}"

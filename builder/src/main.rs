@@ -18,7 +18,7 @@ struct Arguments {
     /// Compile for this target only; the archive is not written then
     #[arg(long)]
     arch: Option<Tier>,
-    /// Write every kernel's PTX to this folder
+    /// Write every kernel's PTX to this folder, even if it is then rejected
     #[arg(long, value_name = "DIR")]
     emit: Option<PathBuf>,
     /// Write every kernel's machine code to this folder, as text (needs ptxas and nvdisasm)
@@ -89,12 +89,6 @@ fn run(arguments: &Arguments) -> Result<bool> {
 
     if let Some(folder) = &arguments.emit {
         create(folder)?;
-        for kernel in &build.kernels {
-            write(
-                &folder.join(format!("{}.ptx", kernel.spec.name)),
-                kernel.ptx.as_bytes(),
-            )?;
-        }
     }
     if let Some(folder) = &arguments.sass {
         disassemble(&workspace, &build, folder)?;
