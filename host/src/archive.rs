@@ -1,93 +1,65 @@
-//! The kernels that this crate carries: PTX, packed, with what a launch must know about each.
+//! The PTX that this library carries, packed.
 //!
-//! The build script (`flashtile_builder::embed`) makes the table and verifies the archive.
+//! The build script (`flashtile_builder::embed`) verifies the archive and makes the table, so there
+//! is nothing to parse here. What a launch must know of a kernel is in its [`flashtile_abi::Variant`];
+//! the build script has compared the two.
 
-use std::fmt;
 use std::io::Read;
 use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
 /// One kernel of the archive.
-#[derive(Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Kernel {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
     /// Entry point, which is also the variant's name.
     pub name: &'static str,
-    /// Target it is compiled for: "sm_80", "sm_90a".
-    pub arch: &'static str,
-    /// Threads of a block.
-    pub threads: u32,
-    /// Blocks that a multiprocessor can hold.
-    pub min_blocks: u32,
-    /// Dynamic shared memory of a block in bytes.
-    pub shared_bytes: u32,
-    /// Size of the parameters in bytes.
-    pub params_bytes: u32,
-    /// Registers of a thread, by ptxas, if it had a look at this PTX.
+    /// Registers of a thread, if ptxas has seen this very PTX.
     pub registers: Option<u32>,
-    /// How many remarks on performance ptxas had.
-    pub notes: usize,
-    /// Size of the PTX in bytes.
+    /// Static shared memory in bytes, if ptxas has seen this very PTX, else 0.
+    pub static_shared_bytes: u32,
+    /// Size of the PTX.
     pub ptx_bytes: usize,
     /// SHA-256 of the PTX.
     pub ptx_sha256: [u8; 32],
-    /// Where it is in [`PACKED`].
+    /// Where its brotli stream is in [`PACKED`].
     packed: Range<usize>,
 }
 
 /// The embedded archive is damaged: the program's own file or memory is.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the embedded PTX of {kernel} is damaged")]
-pub struct DamagedArchive {
-    /// Which kernel.
-    pub kernel: &'static str,
-}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("its embedded PTX is damaged")]
+pub(crate) struct Damaged;
 
 static PACKED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.bin"));
 
-static KERNELS: &[Kernel] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
-
-/// Every kernel, in the order of `flashtile_abi::variants()`.
-pub fn kernels() -> &'static [Kernel] {
-    KERNELS
-}
+static ENTRIES: &[Entry] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// The kernel of this name.
-pub fn kernel(name: &str) -> Option<&'static Kernel> {
-    KERNELS.iter().find(|k| k.name == name)
+pub(crate) fn entry(name: &str) -> Option<&'static Entry> {
+    ENTRIES.iter().find(|e| e.name == name)
 }
 
-impl Kernel {
+impl Entry {
     /// Unpacks the PTX, a module with this one entry, and verifies its hash.
-    pub fn ptx(&self) -> Result<String, DamagedArchive> {
+    pub(crate) fn ptx(&self) -> Result<String, Damaged> {
         self.unpack(PACKED)
     }
 
-    fn unpack(&self, archive: &[u8]) -> Result<String, DamagedArchive> {
-        let damaged = || DamagedArchive { kernel: self.name };
-        let stream = archive.get(self.packed.clone()).ok_or_else(damaged)?;
+    fn unpack(&self, archive: &[u8]) -> Result<String, Damaged> {
+        let stream = archive.get(self.packed.clone()).ok_or(Damaged)?;
         let mut text = String::with_capacity(self.ptx_bytes);
+        // One byte more than expected, to see a stream that is too long.
         brotli_decompressor::Decompressor::new(stream, 1 << 16)
             .take(self.ptx_bytes as u64 + 1)
             .read_to_string(&mut text)
-            .map_err(|_| damaged())?;
-        if Sha256::digest(text.as_bytes())[..] == self.ptx_sha256 {
+            .map_err(|_| Damaged)?;
+        let hash = Sha256::digest(text.as_bytes());
+        if hash.as_slice() == self.ptx_sha256 {
             Ok(text)
         } else {
-            Err(damaged())
+            Err(Damaged)
         }
-    }
-}
-
-impl fmt::Debug for Kernel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kernel")
-            .field("name", &self.name)
-            .field("arch", &self.arch)
-            .field("threads", &self.threads)
-            .field("shared_bytes", &self.shared_bytes)
-            .finish_non_exhaustive()
     }
 }
 
@@ -96,34 +68,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kernel_unpacks_and_has_its_entry() {
-        for kernel in kernels() {
-            let ptx = kernel.ptx();
-            let entry = format!(".visible .entry {}(", kernel.name);
-            assert!(ptx.is_ok_and(|p| p.contains(&entry)), "{}", kernel.name);
+    fn every_variant_unpacks_and_has_its_entry() {
+        for variant in flashtile_abi::variants() {
+            let ptx = entry(variant.name).map(Entry::ptx);
+            let line = format!(".visible .entry {}(", variant.name);
+            assert!(
+                matches!(ptx, Some(Ok(text)) if text.contains(&line)),
+                "{}",
+                variant.name
+            );
         }
-    }
-
-    #[test]
-    fn the_archive_has_every_variant_and_no_other() {
-        let names: Vec<_> = kernels().iter().map(|k| k.name).collect();
-        let variants: Vec<_> = flashtile_abi::variants().iter().map(|v| v.name).collect();
-        assert_eq!(names, variants);
-        assert!(kernel("no such kernel").is_none());
+        assert_eq!(ENTRIES.len(), flashtile_abi::variants().len());
+        assert_eq!(entry("no such kernel"), None);
     }
 
     #[test]
     fn damage_is_an_error() {
-        if let Some(kernel) = kernels().first() {
+        for entry in ENTRIES.iter().take(1) {
             let mut archive = PACKED.to_vec();
-            if let Some(byte) = archive.get_mut(kernel.packed.start + kernel.packed.len() / 2) {
-                *byte ^= 0x55;
-            }
-            let error = DamagedArchive {
-                kernel: kernel.name,
-            };
-            assert_eq!(kernel.unpack(&archive), Err(error.clone()));
-            assert_eq!(kernel.unpack(&[]), Err(error));
+            archive[entry.packed.start + entry.packed.len() / 2] ^= 0x55;
+            assert_eq!(entry.unpack(&archive), Err(Damaged));
+            assert_eq!(entry.unpack(&[]), Err(Damaged));
         }
     }
 }

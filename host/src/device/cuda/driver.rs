@@ -21,6 +21,9 @@ pub(super) type Ordinal = c_int;
 /// `CUdeviceptr`.
 pub(super) type Address = u64;
 
+/// `cuGetErrorName` and `cuGetErrorString`.
+type ErrorText = unsafe extern "system" fn(c_int, *mut *const c_char) -> c_int;
+
 /// Numbers of the API, as in `cuda.h`.
 pub(super) mod codes {
     use std::ffi::c_int;
@@ -54,6 +57,10 @@ macro_rules! driver {
         /// The driver's functions.
         pub(super) struct Driver {
             $($name: unsafe extern "system" fn($($type),*) -> c_int,)*
+            /// Names an error.
+            error_name: ErrorText,
+            /// Describes an error.
+            error_text: ErrorText,
             /// Keeps the functions above loaded.
             _library: Library,
         }
@@ -69,7 +76,17 @@ macro_rules! driver {
                             .map_err(|error| format!("the driver is too old: {error}"))?
                     };
                 )*
-                Ok(Self { $($name,)* _library: library })
+                let error_text = |symbol: &[u8]| {
+                    // SAFETY: as above.
+                    let found = unsafe { library.get::<ErrorText>(symbol) };
+                    found.map(|function| *function).map_err(|error| format!("the driver is too old: {error}"))
+                };
+                Ok(Self {
+                    $($name,)*
+                    error_name: error_text(b"cuGetErrorName\0")?,
+                    error_text: error_text(b"cuGetErrorString\0")?,
+                    _library: library,
+                })
             }
 
             $(
@@ -141,10 +158,6 @@ driver! {
         function: Handle, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,
         block_z: c_uint, shared_bytes: c_uint, stream: Handle, params: *mut *mut c_void, extra: *mut *mut c_void
     );
-    /// Names an error.
-    error_name = b"cuGetErrorName\0" (code: c_int, name: *mut *const c_char);
-    /// Describes an error.
-    error_text = b"cuGetErrorString\0" (code: c_int, text: *mut *const c_char);
 }
 
 /// Where the driver may be.
@@ -174,7 +187,10 @@ impl Driver {
                 Ok(library) => {
                     let driver = Self::from_library(library).map_err(no_device)?;
                     // SAFETY: cuInit may be called at any time; 0 is the only flag.
-                    unsafe { driver.init(0) }.map_err(|error| no_device(error.to_string()))?;
+                    unsafe { driver.init(0) }.map_err(|error| match error {
+                        Error::NoDevice { reason } => no_device(reason),
+                        other => no_device(other.to_string()),
+                    })?;
                     return Ok(driver);
                 }
                 Err(error) => failures.push(error.to_string()),
@@ -191,7 +207,7 @@ impl Driver {
         if code == 0 {
             return Ok(());
         }
-        let text = |function: unsafe extern "system" fn(c_int, *mut *const c_char) -> c_int| {
+        let text = |function: ErrorText| {
             let mut text = std::ptr::null();
             // SAFETY: the function takes any code, and writes one pointer.
             let known = unsafe { function(code, &raw mut text) } == 0 && !text.is_null();

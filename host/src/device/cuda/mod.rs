@@ -76,15 +76,12 @@ impl Drop for Pushed {
     }
 }
 
-/// The GPUs of this machine. Empty without an error if there is a driver and no GPU.
+/// The GPUs of this machine, by number.
 ///
 /// # Errors
-/// [`Error::NoDevice`] without a driver.
+/// [`Error::NoDevice`] without a driver, or if it knows no GPU.
 pub fn devices() -> Result<Vec<DeviceInfo>> {
-    let driver = match Driver::get() {
-        Ok(driver) => driver,
-        Err(error) => return Err(error),
-    };
+    let driver = Driver::get()?;
     (0..count(driver)?)
         .map(|ordinal| info(driver, find(driver, ordinal)?))
         .collect()

@@ -1,1 +1,222 @@
-//! Tests of bounds.
+//! The oracle against numbers made by hand, and the other implementations against the oracle.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{CausalAlignment, DType, OutDType, Shape, TensorLayout, cpu, element::encode};
+
+/// Uniform in [-1, 1), the same everywhere (xorshift64*).
+fn noise(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn tensors(problem: &Problem) -> [Vec<u8>; 3] {
+    let mut seed = 7;
+    [&problem.q, &problem.k, &problem.v].map(|layout: &TensorLayout| {
+        seed += 12345;
+        encode(problem.dtype, &noise(layout.span().unwrap(), seed))
+    })
+}
+
+fn inputs(tensors: &[Vec<u8>; 3]) -> Inputs<'_> {
+    Inputs {
+        q: &tensors[0],
+        k: &tensors[1],
+        v: &tensors[2],
+    }
+}
+
+fn shape(seqlen_q: usize, seqlen_k: usize) -> Shape {
+    Shape {
+        batch: 2,
+        seqlen_q,
+        seqlen_k,
+        heads_q: 4,
+        heads_kv: 2,
+        head_dim_qk: 16,
+        head_dim_v: 8,
+    }
+}
+
+#[test]
+fn two_keys_by_hand() {
+    let one = Shape {
+        batch: 1,
+        seqlen_q: 1,
+        seqlen_k: 2,
+        heads_q: 1,
+        heads_kv: 1,
+        head_dim_qk: 1,
+        head_dim_v: 1,
+    };
+    let problem = Problem::contiguous(DType::F32, one).scale(1.0);
+    let (q, k, v) = (
+        encode(DType::F32, &[1.0]),
+        encode(DType::F32, &[0.0, 3f32.ln()]),
+        encode(DType::F32, &[10.0, 20.0]),
+    );
+    let inputs = Inputs {
+        q: &q,
+        k: &k,
+        v: &v,
+    };
+    // Weights 1/4 and 3/4.
+    let found = attention_f64(&problem, &inputs).unwrap();
+    assert!((found.out[0] - 17.5).abs() < 1e-6, "{found:?}");
+    assert!((found.lse[0] - 4f64.ln()).abs() < 1e-6);
+    // The second key is in the future.
+    let top_left = problem.causal(CausalAlignment::TopLeft);
+    let found = attention_f64(&top_left, &inputs).unwrap();
+    assert_eq!((found.out[0], found.lse[0]), (10.0, 0.0));
+    // Capped: 0 and tanh(ln 3) = 0.8.
+    let found = attention_f64(&problem.softcap(1.0), &inputs).unwrap();
+    assert!((found.lse[0] - (1.0 + 0.8f64.exp()).ln()).abs() < 1e-6);
+}
+
+#[test]
+fn rows_without_keys() {
+    let problem = Problem::contiguous(DType::F16, shape(5, 3))
+        .causal(CausalAlignment::BottomRight)
+        .lse(true);
+    let tensors = tensors(&problem);
+    let found = attention_f64(&problem, &inputs(&tensors)).unwrap();
+    // The first two of five queries see none of three keys.
+    assert!(found.out[..2 * 4 * 8].iter().all(|&x| x == 0.0));
+    assert_eq!(
+        found.lse[..3]
+            .iter()
+            .filter(|&&x| x == f64::NEG_INFINITY)
+            .count(),
+        2
+    );
+    let outputs = cpu::attention(&problem, &inputs(&tensors)).unwrap();
+    assert!(compare(&problem, &inputs(&tensors), &outputs).unwrap().ok);
+    let none = Problem::contiguous(DType::F16, shape(5, 0)).lse(true);
+    let outputs = cpu::attention(
+        &none,
+        &Inputs {
+            q: &tensors[0],
+            k: &[],
+            v: &[],
+        },
+    )
+    .unwrap();
+    assert!(outputs.lse.unwrap().iter().all(|&x| x == f32::NEG_INFINITY));
+}
+
+#[test]
+fn a_wrong_result_is_found() {
+    let problem = Problem::contiguous(DType::F16, shape(9, 11)).lse(true);
+    let tensors = tensors(&problem);
+    let inputs = inputs(&tensors);
+    let good = cpu::attention(&problem, &inputs).unwrap();
+    assert!(compare(&problem, &inputs, &good).unwrap().ok);
+    let mut bad = good.clone();
+    element::write(DType::F16, &mut bad.out, 100, f32::NAN);
+    let found = compare(&problem, &inputs, &bad).unwrap();
+    assert!(!found.ok && found.max_abs_error == f64::INFINITY);
+    let mut bad = good.clone();
+    let value = element::read(DType::F16, &bad.out, 3);
+    element::write(DType::F16, &mut bad.out, 3, value + 0.01);
+    assert!(!compare(&problem, &inputs, &bad).unwrap().ok);
+    let mut bad = good.clone();
+    bad.lse.as_mut().unwrap()[5] += 1e-4;
+    assert!(!compare(&problem, &inputs, &bad).unwrap().ok);
+    // One missing key.
+    let fewer = problem.window(None, Some(7));
+    let bad = cpu::attention(&fewer, &inputs).unwrap();
+    assert!(!compare(&problem, &inputs, &bad).unwrap().ok);
+    assert!(
+        compare(
+            &problem,
+            &inputs,
+            &Outputs {
+                out: vec![],
+                lse: None
+            }
+        )
+        .is_err()
+    );
+}
+
+#[test]
+fn scores_beyond_the_range_of_f16_leave_the_yardstick_finite() {
+    let problem = Problem::contiguous(DType::F16, shape(4, 6)).scale(1e-4);
+    let big = |layout: &TensorLayout| {
+        let values: Vec<f32> = noise(layout.span().unwrap(), 3);
+        encode(
+            DType::F16,
+            &values.iter().map(|x| x * 6e4).collect::<Vec<_>>(),
+        )
+    };
+    let tensors = [big(&problem.q), big(&problem.k), big(&problem.v)];
+    let low = attention_low_precision(&problem, &inputs(&tensors)).unwrap();
+    assert!(low.out.iter().chain(&low.lse).all(|x| x.is_finite()));
+}
+
+#[test]
+fn short_inputs_are_refused() {
+    let problem = Problem::contiguous(DType::F16, shape(4, 6));
+    let tensors = tensors(&problem);
+    let mut short = inputs(&tensors);
+    short.k = &short.k[1..];
+    let error = attention_f64(&problem, &short).unwrap_err();
+    assert!(
+        matches!(error, Error::BadInput { argument: "k", .. }),
+        "{error}"
+    );
+}
+
+/// Layouts of one shape: contiguous, heads first, reversed rows, rows with gaps.
+fn layout(shape: [usize; 4], kind: usize) -> TensorLayout {
+    let mut layout = match kind % 4 {
+        1 => TensorLayout::heads_first(shape),
+        _ => TensorLayout::contiguous(shape),
+    };
+    match kind % 4 {
+        2 => layout.strides[1] = -layout.strides[1],
+        3 => {
+            let [_, seqlen, heads, dim] = shape.map(|n| n as i64);
+            layout.strides = [seqlen * heads * (dim + 3), heads * (dim + 3), dim + 3, 1];
+        }
+        _ => {}
+    }
+    layout
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn the_cpu_device_stays_within_the_bound(
+        dtype in prop::sample::select(vec![DType::F16, DType::Bf16, DType::F32]),
+        seqlens in (1usize..40, 0usize..40), heads in (1usize..3, 1usize..4), dims in (1usize..40, 1usize..40),
+        causal in prop::sample::select(vec![None, Some(CausalAlignment::TopLeft), Some(CausalAlignment::BottomRight)]),
+        window in (prop::option::of(0u32..20), prop::option::of(0u32..20)),
+        softcap in prop::option::of(0.5f32..20.0), scale in prop::option::of(-2f32..2.0),
+        out_f32: bool, kinds: [usize; 4],
+    ) {
+        let shape = Shape {
+            batch: 2, seqlen_q: seqlens.0, seqlen_k: seqlens.1, heads_q: heads.0 * heads.1, heads_kv: heads.0,
+            head_dim_qk: dims.0, head_dim_v: dims.1,
+        };
+        let mut problem = Problem::contiguous(dtype, shape).lse(true).window(window.0, window.1);
+        (problem.causal, problem.softcap, problem.scale) = (causal, softcap, scale);
+        problem.out_dtype = if out_f32 { OutDType::F32 } else { OutDType::Same };
+        problem.q = layout(problem.q.shape, kinds[0]);
+        problem.k = layout(problem.k.shape, kinds[1]);
+        problem.v = layout(problem.v.shape, kinds[2]);
+        problem.out = layout(problem.out.shape, kinds[3]);
+        let tensors = tensors(&problem);
+        let outputs = cpu::attention(&problem, &inputs(&tensors)).unwrap();
+        let found = compare(&problem, &inputs(&tensors), &outputs).unwrap();
+        prop_assert!(found.ok, "{found:?}");
+    }
+}
