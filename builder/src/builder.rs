@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use flashtile_abi::Arch;
 
 use crate::archive::Compiler;
-use crate::check::{check_entry, check_module};
+use crate::check::{Problem, check_entry, check_module};
 use crate::compile::Compile;
 use crate::error::{Error, Result};
 use crate::finish::finish;
@@ -35,7 +35,7 @@ pub struct Builder {
     target_dir: Option<PathBuf>,
     toolchain: Option<Toolchain>,
     emit: Option<PathBuf>,
-    prove: bool,
+    enforce: bool,
     echo: bool,
 }
 
@@ -63,6 +63,24 @@ pub struct Kernel {
     pub facts: Option<Facts>,
 }
 
+impl Build {
+    /// The kernels that pass a limit, if ptxas had a look.
+    pub fn over_limits(&self) -> Vec<Problem> {
+        over_limits(&self.kernels)
+    }
+}
+
+fn over_limits(kernels: &[Kernel]) -> Vec<Problem> {
+    let over = kernels.iter().filter_map(|kernel| {
+        let what = kernel.facts.as_ref()?.over_limits()?;
+        Some(Problem::Limit {
+            entry: kernel.spec.name.clone(),
+            what,
+        })
+    });
+    over.collect()
+}
+
 impl Builder {
     /// For the crate in this folder, whose entries flashtile-abi's table lists.
     pub fn new(kernels: impl Into<PathBuf>) -> Self {
@@ -73,7 +91,7 @@ impl Builder {
             target_dir: None,
             toolchain: None,
             emit: None,
-            prove: true,
+            enforce: true,
             echo: false,
         }
     }
@@ -122,10 +140,11 @@ impl Builder {
         self
     }
 
-    /// Whether ptxas has a look at the PTX where there is one; it has unless told.
+    /// Whether kernels that spill or pass another limit of [`Facts::over_limits`] are rejected, where
+    /// there is a ptxas to tell; they are unless told.
     #[must_use]
-    pub fn prove(mut self, prove: bool) -> Self {
-        self.prove = prove;
+    pub fn enforce_limits(mut self, enforce: bool) -> Self {
+        self.enforce = enforce;
         self
     }
 
@@ -164,7 +183,7 @@ impl Builder {
         }
         // The table's order, whatever the order of the targets.
         kernels.sort_by_key(|k| self.specs.iter().position(|s| s.name == k.spec.name));
-        let ptxas = if self.prove { Ptxas::find()? } else { None };
+        let ptxas = Ptxas::find()?;
         if let Some(ptxas) = &ptxas {
             let entries: Vec<_> = kernels
                 .iter()
@@ -174,6 +193,10 @@ impl Builder {
             for (kernel, facts) in kernels.iter_mut().zip(facts) {
                 kernel.facts = Some(facts);
             }
+        }
+        let problems = over_limits(&kernels);
+        if self.enforce && !problems.is_empty() {
+            return Err(Error::Rejected(problems));
         }
         Ok(Build {
             compiler: Compiler {

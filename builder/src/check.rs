@@ -75,6 +75,13 @@ pub enum Problem {
         /// Some of them.
         instructions: Vec<String>,
     },
+    /// The machine code passes a limit.
+    Limit {
+        /// The entry.
+        entry: String,
+        /// Which limits, and by how much.
+        what: String,
+    },
     /// Double precision.
     F64 {
         /// The entry.
@@ -133,6 +140,7 @@ impl fmt::Display for Problem {
                     "{entry}: {count} memory accesses without a state space: {some}"
                 )
             }
+            Self::Limit { entry, what } => write!(f, "{entry}: {what}"),
             Self::F64 {
                 entry,
                 count,

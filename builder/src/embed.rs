@@ -37,8 +37,11 @@ pub fn embed(host: &Path, out: &Path) -> Result<()> {
                 }
             }
             let (archive, freshness) = workspace.ensure_archive(&out.join("archive"))?;
-            if freshness == Freshness::Rebuilt {
+            if let Freshness::Rebuilt { over_limits } = freshness {
                 println!("cargo::warning=the kernels have changed: rebuilt the archive");
+                for problem in over_limits {
+                    println!("cargo::warning={problem}");
+                }
             }
             archive
         }

@@ -24,6 +24,9 @@ struct Arguments {
     /// Write every kernel's machine code to this folder, as text (needs ptxas and nvdisasm)
     #[arg(long, value_name = "DIR")]
     sass: Option<PathBuf>,
+    /// Write the archive even if kernels spill registers or pass another limit
+    #[arg(long)]
+    allow_spills: bool,
     /// Say which compiler and which ptxas would be used, and stop
     #[arg(long)]
     toolchain: bool,
@@ -80,21 +83,29 @@ fn run(arguments: &Arguments) -> Result<bool> {
     }
     let lock = workspace.lock()?;
     let hash = workspace.sources_hash()?;
-    let mut builder = workspace.builder().toolchain(toolchain).echo(true);
+    let mut builder = workspace
+        .builder()
+        .toolchain(toolchain)
+        .echo(true)
+        .enforce_limits(false);
+    if let Some(folder) = &arguments.emit {
+        builder = builder.emit(folder);
+    }
     if let Some(arch) = arguments.arch {
         builder = builder.arch(arch.into());
     }
     let build = builder.build()?;
     drop(lock);
 
-    if let Some(folder) = &arguments.emit {
-        create(folder)?;
-    }
     if let Some(folder) = &arguments.sass {
         disassemble(&workspace, &build, folder)?;
     }
     let mut archive = Archive::pack(&build, hash)?;
     print_table(&build, &archive);
+    let over_limits = build.over_limits();
+    if !over_limits.is_empty() && !arguments.allow_spills {
+        return Err(Error::Rejected(over_limits));
+    }
     if arguments.check {
         return compare(&workspace, &archive);
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::archive::Archive;
 use crate::builder::Builder;
+use crate::check::Problem;
 use crate::error::{Error, Result};
 use crate::sources::sources_hash;
 use crate::toolchain::Toolchain;
@@ -20,8 +21,12 @@ pub struct Workspace {
 pub enum Freshness {
     /// It was.
     Fresh,
-    /// The sources had changed and it was rebuilt.
-    Rebuilt,
+    /// The sources had changed and it was rebuilt. Kernels that spill are right, only slow: they
+    /// are in the archive, and told here.
+    Rebuilt {
+        /// What passes a limit.
+        over_limits: Vec<Problem>,
+    },
 }
 
 impl Workspace {
@@ -101,11 +106,8 @@ impl Workspace {
             other => other,
         };
         let toolchain = Toolchain::find(&self.kernels()).map_err(stale)?;
-        let build = self
-            .builder()
-            .target_dir(target)
-            .toolchain(toolchain)
-            .build()?;
+        let builder = self.builder().target_dir(target).toolchain(toolchain);
+        let build = builder.enforce_limits(false).build()?;
         let mut archive = Archive::pack(&build, hash)?;
         if self.sources_hash()? != archive.manifest.sources_hash {
             return Err(Error::archive(
@@ -118,7 +120,8 @@ impl Workspace {
         if archive.write(&self.archive()).is_err() {
             archive.write(fallback)?;
         }
-        Ok((archive, Freshness::Rebuilt))
+        let over_limits = build.over_limits();
+        Ok((archive, Freshness::Rebuilt { over_limits }))
     }
 
     /// The archive of these sources, if there is one. A damaged one counts as none.
