@@ -1,10 +1,9 @@
 //! What can go wrong, and whose fault it is.
 
 use flashtile_abi::{Algorithm, Arch, DType};
-use thiserror::Error;
 
 /// Why a problem could not be planned, launched or answered.
-#[derive(Clone, Debug, PartialEq, Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// An argument contradicts the others or breaks a rule of its own.

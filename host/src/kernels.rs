@@ -1,32 +1,29 @@
 //! The kernels that are shipped, and their PTX.
 
-use std::borrow::Cow;
-
 use flashtile_abi::{Variant, variants};
 
 use crate::error::{Error, Result};
 
 /// One kernel of the archive.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Kernel {
-    /// What it computes and how it is launched.
+    /// What it computes and how it is launched; its dynamic shared memory is
+    /// [`Variant::shared_bytes`].
     pub variant: &'static Variant,
-    /// Registers per thread that ptxas gave it, if the archive's builder had ptxas.
+    /// Registers of a thread according to ptxas, if the archive was made where there was one.
     pub registers: Option<u32>,
-    /// Static shared memory in bytes. Dynamic shared memory is in [`Variant::shared_bytes`].
-    pub static_shared_bytes: u32,
-    /// Whether the archive has its PTX.
-    pub present: bool,
+    /// How many remarks ptxas had on its performance.
+    pub notes: usize,
+    /// Bytes of its PTX.
+    pub ptx_bytes: usize,
+    /// SHA-256 of its PTX.
+    pub ptx_sha256: [u8; 32],
 }
 
 /// Every kernel there is, with the facts of its machine code.
 pub fn kernels() -> impl Iterator<Item = Kernel> {
-    variants().iter().map(|variant| Kernel {
-        variant,
-        registers: None,
-        static_shared_bytes: 0,
-        present: false,
-    })
+    std::iter::empty()
 }
 
 /// The kernel of that name.
@@ -37,8 +34,8 @@ pub fn kernel(name: &str) -> Option<&'static Variant> {
 /// The PTX text of a kernel, from the archive inside this library.
 ///
 /// # Errors
-/// [`Error::Archive`] if the archive has none.
-pub fn ptx(variant: &Variant) -> Result<Cow<'static, str>> {
+/// [`Error::Archive`] if the archive has none, or is damaged.
+pub fn ptx(variant: &Variant) -> Result<String> {
     Err(Error::Archive {
         variant: variant.name.into(),
         reason: "this library was built without an archive of kernels".into(),

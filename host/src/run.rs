@@ -81,9 +81,14 @@ pub fn attention(device: &dyn Device, problem: &Problem, inputs: &Inputs<'_>) ->
     let plan = problem.plan(device.info())?;
     inputs.check(problem)?;
     let out_bytes = problem.out_element().bytes();
-    let q = DeviceBuffer::from_bytes(device, inputs.q)?;
-    let k = DeviceBuffer::from_bytes(device, inputs.k)?;
-    let v = DeviceBuffer::from_bytes(device, inputs.v)?;
+    let element = problem.dtype.bytes();
+    let upload = |argument, layout, bytes: &[u8]| {
+        // As long as the tensor and no longer, which is what the check above allows to slice.
+        DeviceBuffer::from_bytes(device, &bytes[..bytes_of(argument, layout, element)?])
+    };
+    let q = upload("q", &problem.q, inputs.q)?;
+    let k = upload("k", &problem.k, inputs.k)?;
+    let v = upload("v", &problem.v, inputs.v)?;
     let out = DeviceBuffer::zeroed(device, bytes_of("out", &problem.out, out_bytes)?)?;
     let lse = match problem.lse {
         true => Some(DeviceBuffer::zeroed(
@@ -94,7 +99,6 @@ pub fn attention(device: &dyn Device, problem: &Problem, inputs: &Inputs<'_>) ->
     };
     let workspace = DeviceBuffer::uninitialized(device, plan.workspace_bytes())?;
 
-    let element = problem.dtype.bytes();
     let pointers = Pointers {
         q: origin(&q, &problem.q, element),
         k: origin(&k, &problem.k, element),

@@ -6,10 +6,14 @@ use std::{
 };
 
 use flashtile_abi::Variant;
-use flashtile_emulator::{Emulator, Launch, LaunchError, MemoryError, Module, Options, Stats};
+use flashtile_emulator::{Emulator, Launch, LaunchError, MemoryError, Module};
+pub use flashtile_emulator::{Options, Stats};
 
 use super::{Device, DeviceInfo, LaunchConfig, Stream};
 use crate::error::{Error, Result};
+
+/// Device memory of [`EmulatorDevice::new`] in bytes.
+const MEMORY_LIMIT: u64 = 8 << 30;
 
 /// Runs the shipped PTX on the CPU, and refuses what a GPU would silently get wrong: every access
 /// out of bounds, misaligned, or of freed memory. Launches are synchronous; streams are ignored.
@@ -34,11 +38,12 @@ impl Default for EmulatorDevice {
 }
 
 impl EmulatorDevice {
-    /// An emulator with the memory of this machine for its limit.
+    /// An emulator with 8 GiB of memory (taken from the host as it is allocated) and all of the host's cores.
     pub fn new() -> Self {
-        let mut options = Options::default();
-        options.memory_limit = u64::MAX;
-        Self::with_options(options)
+        Self::with_options(Options {
+            memory_limit: MEMORY_LIMIT,
+            ..Options::default()
+        })
     }
 
     /// An emulator with options of its own.
@@ -145,7 +150,7 @@ impl Device for EmulatorDevice {
         self.module(variant).map(drop)
     }
 
-    fn override_ptx(&self, variant: &'static Variant, ptx: &str) -> Result<()> {
+    unsafe fn override_ptx(&self, variant: &'static Variant, ptx: &str) -> Result<()> {
         let mut state = self.state();
         super::check_override(variant, state.modules.contains_key(variant.name))?;
         state.overrides.insert(variant.name, ptx.into());

@@ -1,5 +1,5 @@
-//! Where kernels run. [`Device`] is what the library needs of a device; [`CudaDevice`](crate::CudaDevice)
-//! and [`EmulatorDevice`](crate::EmulatorDevice) provide it.
+//! Where kernels run. [`Device`] is what the library needs of a device; `CudaDevice`
+//! and `EmulatorDevice` provide it.
 
 mod buffer;
 #[cfg(feature = "cuda")]
@@ -147,7 +147,11 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     ///
     /// # Errors
     /// [`Error::BadInput`](crate::Error::BadInput) if the kernel is already loaded.
-    fn override_ptx(&self, variant: &'static Variant, ptx: &str) -> Result<()>;
+    ///
+    /// # Safety
+    /// The entry point takes the kernel's parameter block and accesses no memory that the kernel
+    /// would not. (The emulator checks that itself.)
+    unsafe fn override_ptx(&self, variant: &'static Variant, ptx: &str) -> Result<()>;
 
     /// Enqueues a kernel with its parameter block.
     ///

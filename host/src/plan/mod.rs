@@ -259,7 +259,7 @@ impl Plan {
     /// Every address must be that of device memory which holds the tensor's whole extent, stays
     /// allocated until the kernel has finished, and is neither written (q, k, v) nor accessed at all
     /// (out, lse) by anything else meanwhile; out and lse overlap no other tensor. `stream` must
-    /// be a live stream of the device. The [`EmulatorDevice`](crate::EmulatorDevice) checks all
+    /// be a live stream of the device. The `EmulatorDevice` checks all
     /// accesses itself and needs none of this.
     pub unsafe fn launch(
         &self,

@@ -209,7 +209,8 @@ fn refused(problem: &Problem) -> &'static str {
 
 #[test]
 fn each_bad_argument_is_named() {
-    let changes: [(&str, fn(&mut Problem)); 26] = [
+    type Change = fn(&mut Problem);
+    let changes: [(&str, Change); 26] = [
         ("q", |p| p.q.shape[3] = 0),
         ("q", |p| p.q.shape[3] = 257),
         ("v", |p| p.v.shape[3] = 0),

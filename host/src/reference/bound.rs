@@ -47,6 +47,7 @@ pub struct Comparison {
 ///   it is off by at most `(head_dim_qk / 8 + 1) * 2^-23` of the sum of its absolute products;
 ///   for f32 inputs, products from two tf32 pieces each add `2^-20` of it. That sum is at most the
 ///   product of the norms of query and key. LSE moves no more than the score that moves most;
+/// - a cap's tanh is good to `8 * 2^-23`, absolute, and multiplied by the cap;
 /// - `ex2.approx` and `lg2.approx` are good to `2^-22`, relative and absolute; conversion between
 ///   the bases rounds the score and the LSE once more: `4 * 2^-23` of the largest |LSE|.
 ///
@@ -88,7 +89,9 @@ pub fn error_bound(
     let products = heads.largest_product_of_norms() * f64::from(problem.softmax_scale()).abs();
     let largest_lse = reference.lse.iter().filter(|x| x.is_finite());
     let largest_lse = largest_lse.fold(0.0, |max: f64, x| max.max(x.abs()));
-    let lse_added = products * (steps * unit + per_product) + 4.0 * unit * (1.0 + largest_lse);
+    let lse_added = products * (steps * unit + per_product)
+        + 8.0 * unit * f64::from(problem.softcap.unwrap_or(0.0))
+        + 4.0 * unit * (1.0 + largest_lse);
     Ok(ErrorBound {
         max_abs: k * out.max_abs + 2.0 * rounding.max_abs,
         rms: k * out.rms + 2.0 * rounding.rms,

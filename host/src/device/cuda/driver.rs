@@ -211,12 +211,12 @@ impl Driver {
             let mut text = std::ptr::null();
             // SAFETY: the function takes any code, and writes one pointer.
             let known = unsafe { function(code, &raw mut text) } == 0 && !text.is_null();
+            if !known {
+                return None;
+            }
             // SAFETY: on success it is a string that ends with 0 and lives as long as the driver.
-            known.then(|| {
-                unsafe { CStr::from_ptr(text) }
-                    .to_string_lossy()
-                    .into_owned()
-            })
+            let text = unsafe { CStr::from_ptr(text) };
+            Some(text.to_string_lossy().into_owned())
         };
         let name = text(self.error_name).unwrap_or_else(|| format!("error {code}"));
         let reason = match text(self.error_text) {

@@ -369,7 +369,7 @@ impl Device for CudaDevice {
         self.loaded(variant).map(drop)
     }
 
-    fn override_ptx(&self, variant: &'static Variant, ptx: &str) -> Result<()> {
+    unsafe fn override_ptx(&self, variant: &'static Variant, ptx: &str) -> Result<()> {
         let mut state = self.state();
         super::check_override(variant, state.modules.contains_key(variant.name))?;
         state.overrides.insert(variant.name, ptx.into());
