@@ -178,6 +178,7 @@ pub trait Device: Send + Sync + std::fmt::Debug {
 }
 
 /// Refuses to replace the PTX of a kernel that is loaded.
+#[cfg(any(feature = "cuda", feature = "emulator"))]
 pub(crate) fn check_override(variant: &Variant, loaded: bool) -> Result<()> {
     if loaded {
         return Err(crate::Error::bad(
