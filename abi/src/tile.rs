@@ -1,5 +1,7 @@
 //! Tile shapes and the shared-memory plans that follow from them.
 
+use crate::variant::ScoreModKind;
+
 /// Element type of q, k and v.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
@@ -75,20 +77,30 @@ pub struct SharedPlan {
 }
 
 impl TileShape {
-    /// The tile for a dtype and a pair of padded head dimensions.
+    /// The tile for a dtype, a pair of padded head dimensions and what happens to scores.
     ///
     /// The 16-bit tiles give each warp 32 query rows as long as the output fits in registers
     /// (head_dim_v <= 128), so that each K and V fragment read from shared memory feeds two matrix
-    /// products; beyond that, 16. Everything fits in [`SM80_SHARED_CAPACITY`].
-    pub const fn sm80(dtype: DType, head_dim_qk: u32, head_dim_v: u32) -> Self {
+    /// products; beyond that, 16. The keys of a tile are as many as the registers left can hold scores
+    /// of without spilling, fewer where capping needs registers too. Everything fits in
+    /// [`SM80_SHARED_CAPACITY`].
+    pub const fn sm80(
+        dtype: DType,
+        head_dim_qk: u32,
+        head_dim_v: u32,
+        score_mod: ScoreModKind,
+    ) -> Self {
+        let caps = !matches!(score_mod, ScoreModKind::None);
         let (block_m, block_n, warps, min_blocks) = match (dtype, head_dim_qk, head_dim_v) {
             (DType::F32, 256, _) => (32, 16, 2, 1),
             (DType::F32, ..) => (64, 32, 4, 1),
             (_, _, 0..=64) => (128, 64, 4, 2),
-            (_, 0..=128, 0..=128) => (128, 64, 4, 1),
-            (_, _, 0..=128) => (128, 32, 4, 1),
+            (_, 0..=128, 0..=128) if caps => (128, 32, 4, 2),
+            (_, 0..=96, 0..=96) => (128, 64, 4, 2),
+            (_, 0..=128, 0..=128) => (128, 48, 4, 2),
+            (_, _, 0..=128) => (128, 32, 4, 2),
             (_, _, 0..=192) => (128, 32, 8, 1),
-            (_, _, _) => (64, 32, 4, 1),
+            (_, _, _) => (64, 32, 4, 2),
         };
         let tile = Self {
             dtype,

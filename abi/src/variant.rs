@@ -95,7 +95,7 @@ impl Variant {
         head_dim_v: u32,
         score_mod: ScoreModKind,
     ) -> Self {
-        let tile = TileShape::sm80(dtype, head_dim_qk, head_dim_v);
+        let tile = TileShape::sm80(dtype, head_dim_qk, head_dim_v, score_mod);
         Self {
             name,
             arch: Arch::Sm80,

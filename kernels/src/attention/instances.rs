@@ -15,11 +15,10 @@ macro_rules! kernel {
     (ThreePass) => { ThreePassKernel };
 }
 
-/// Queries stay in registers up to a head_dim of 64, where the registers are there.
+/// Queries stay in registers where there are registers to spare.
 macro_rules! query {
     ($element:ty, F32 $dqk:literal) => { InSharedMemory };
     ($element:ty, $dtype:ident 32) => { InRegisters<$element, { TILE.m_frags() as usize }, 2> };
-    ($element:ty, $dtype:ident 64) => { InRegisters<$element, { TILE.m_frags() as usize }, 4> };
     ($element:ty, $dtype:ident $dqk:literal) => { InSharedMemory };
 }
 
@@ -28,7 +27,7 @@ macro_rules! instances {
         mod $name {
             use super::*;
 
-            const TILE: TileShape = TileShape::sm80(DType::$dtype, $dqk, $dv);
+            const TILE: TileShape = TileShape::sm80(DType::$dtype, $dqk, $dv, ScoreModKind::$score_mod);
 
             struct Instance;
 

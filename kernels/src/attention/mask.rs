@@ -34,11 +34,11 @@ impl Masking for Masked {
 
     #[inline(always)]
     fn apply<S: AccumTile>(scores: &mut S, block: &Block, n_begin: i32) {
+        // The lane's first key of the tile; the others are at constant distances from it.
+        let first = n_begin + 2 * (block.lane as i32 % 4);
         for m in 0..S::M_FRAGS {
             for half in 0..2 {
                 let keys = block.params.band.row(block.lane_row(m, half));
-                // The lane's first key of the tile; the others are at constant distances from it.
-                let first = n_begin + 2 * (block.lane as i32 % 4);
                 let (begin, end) = (keys.begin - first, keys.end - first);
                 for n in 0..S::N_FRAGS {
                     for i in 0..2 {

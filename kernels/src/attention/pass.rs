@@ -31,18 +31,22 @@ fn scores<C: Config, M: Masking>(block: &Block, q: &C::Query, n_block: i32, k: S
 /// Q * K^T.
 #[inline(always)]
 fn mma_qk<C: Config>(q: &C::Query, k: SmemTile, lane: u32) -> C::Scores {
+    let q = q.in_tile();
     let view = k.chunks_then_rows(lane);
     let mut scores = C::Scores::ZERO;
     let mut partial = C::Scores::ZERO;
     for step in 0..C::QK_STEPS {
+        let mut a = [q.frag(0, step); MAX_M_FRAGS];
+        for m in 1..C::Scores::M_FRAGS {
+            a[m] = q.frag(m, step);
+        }
         for n in 0..C::Scores::N_FRAGS / 2 {
             let raw = view.ldmatrix(16 * n as u32, 2 * step as u32);
             let b = [C::Element::frag_b([raw[0], raw[1]]), C::Element::frag_b([raw[2], raw[3]])];
             for m in 0..C::Scores::M_FRAGS {
-                let a = q.frag(m, step);
                 for i in 0..2 {
                     let frag = partial.frag_mut(m, 2 * n + i);
-                    *frag = C::Element::mma(a, b[i], *frag);
+                    *frag = C::Element::mma(a[m], b[i], *frag);
                 }
             }
         }
@@ -75,13 +79,16 @@ fn mma_pv<C: Config>(out: &mut C::Output, p: &C::Scores, v: SmemTile, lane: u32)
     let view = C::Element::v_view(v, lane);
     if C::Element::STEPS_PER_SUM == usize::MAX {
         for step in 0..C::PV_STEPS {
+            let mut a = [C::Element::frag_p(p, 0, step); MAX_M_FRAGS];
+            for m in 1..C::Output::M_FRAGS {
+                a[m] = C::Element::frag_p(p, m, step);
+            }
             for n in 0..C::Output::N_FRAGS / 2 {
                 let b = C::Element::load_v(&view, step, 16 * n);
                 for m in 0..C::Output::M_FRAGS {
-                    let a = C::Element::frag_p(p, m, step);
                     for i in 0..2 {
                         let frag = out.frag_mut(m, 2 * n + i);
-                        *frag = C::Element::mma(a, b[i], *frag);
+                        *frag = C::Element::mma(a[m], b[i], *frag);
                     }
                 }
             }

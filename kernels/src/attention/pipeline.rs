@@ -12,6 +12,7 @@ use flashtile_abi::params::flags;
 use flashtile_abi::{AttentionParams, BlockRange};
 
 /// Where a thread is.
+#[derive(Clone, Copy)]
 pub struct Block<'a> {
     /// The launch's parameters.
     pub params: &'a AttentionParams,
@@ -67,6 +68,14 @@ impl<'a> Block<'a> {
         self.warp_q_begin + (16 * m + 8 * half) as i32 + (self.lane / 4) as i32
     }
 
+    /// The same place, from which the compiler can't derive addresses and bounds ahead of the loop over
+    /// tiles: they are cheaper to compute anew than to keep in registers from tile to tile.
+    #[inline(always)]
+    fn in_tile(&self) -> Self {
+        let thread = special::opaque(self.thread);
+        Self { thread, lane: thread % 32, ..*self }
+    }
+
     #[inline(always)]
     fn has(&self, flag: u32) -> bool {
         self.params.flags & flag != 0
@@ -83,14 +92,13 @@ pub fn load_query<C: Config>(block: &Block) {
         block.head,
         block.params.head_dim_qk,
         block.has(flags::Q_ALIGNED),
-        block.thread,
     );
-    let base = block.smem + C::TILE.shared().q;
-    loader.load(base, block.q_begin, block.params.seqlen_q);
+    let tile = SmemTile { base: block.smem + C::TILE.shared().q, row_bytes: C::QK_ROW_BYTES };
+    loader.load(tile, block.thread, block.q_begin, block.params.seqlen_q);
     sync::cp_async_commit();
     if block.has(flags::NEGATE_Q) {
         sync::cp_async_wait::<0>();
-        loader.negate(base);
+        loader.negate(tile, block.thread);
     }
 }
 
@@ -126,12 +134,12 @@ impl Stream {
     pub fn new<C: Config>(block: &Block) -> Self {
         const { assert!(C::TILE.stages == STAGES) };
         let params = block.params;
-        let (batch, thread) = (block.batch, block.thread);
+        let batch = block.batch;
         let (head, _) = div_rem(block.head, params.q_per_kv);
         let (k_aligned, v_aligned) = (block.has(flags::K_ALIGNED), block.has(flags::V_ALIGNED));
         Self {
-            k: TileLoader::new(C::K_LOAD, &params.k, batch, head, params.head_dim_qk, k_aligned, thread),
-            v: TileLoader::new(C::V_LOAD, &params.v, batch, head, params.head_dim_v, v_aligned, thread),
+            k: TileLoader::new(C::K_LOAD, &params.k, batch, head, params.head_dim_qk, k_aligned),
+            v: TileLoader::new(C::V_LOAD, &params.v, batch, head, params.head_dim_v, v_aligned),
         }
     }
 
@@ -170,6 +178,7 @@ impl Stream {
     fn step<C: Config, P: Pass<C>, M: Masking>(
         &self, block: &Block, q: &C::Query, pass: &mut P, n_block: i32, stage: u32,
     ) {
+        let block = &block.in_tile();
         sync::cp_async_wait::<0>();
         sync::cta_sync();
         if n_block > block.range.begin {
@@ -183,9 +192,9 @@ impl Stream {
     fn load<C: Config, P: Pass<C>>(&self, block: &Block, n_block: i32, stage: u32) {
         let row = n_block * C::TILE.block_n as i32;
         let tiles = KvTiles::at::<C>(block, stage);
-        self.k.load(tiles.k.base, row, block.params.band.seqlen_k);
+        self.k.load(tiles.k, block.thread, row, block.params.band.seqlen_k);
         if P::NEEDS_V {
-            self.v.load(tiles.v.base, row, block.params.band.seqlen_k);
+            self.v.load(tiles.v, block.thread, row, block.params.band.seqlen_k);
         }
     }
 }

@@ -7,6 +7,8 @@ use crate::tile::smem::FragmentView;
 pub trait QueryFrags<E: Element>: Copy {
     /// From the warp's view of the Q tile, once it has landed.
     fn load(view: FragmentView) -> Self;
+    /// The same queries, for the products of one tile.
+    fn in_tile(&self) -> Self;
     /// The operand of 16-row fragment `m` and 32-byte step `step`.
     fn frag(&self, m: usize, step: usize) -> E::FragA;
 }
@@ -28,6 +30,11 @@ impl<E: Element, const M: usize, const STEPS: usize> QueryFrags<E> for InRegiste
     }
 
     #[inline(always)]
+    fn in_tile(&self) -> Self {
+        *self
+    }
+
+    #[inline(always)]
     fn frag(&self, m: usize, step: usize) -> E::FragA {
         self.0[m][step]
     }
@@ -41,6 +48,12 @@ impl<E: Element> QueryFrags<E> for InSharedMemory {
     #[inline(always)]
     fn load(view: FragmentView) -> Self {
         Self(view)
+    }
+
+    // The addresses are cheaper to compute anew than to keep in registers from tile to tile.
+    #[inline(always)]
+    fn in_tile(&self) -> Self {
+        Self(self.0.opaque())
     }
 
     #[inline(always)]

@@ -40,61 +40,71 @@ impl LoadShape {
     }
 }
 
-/// One thread's part in copying tiles of one tensor (one batch, one head).
+/// The copies of tiles of one tensor (one batch, one head). Uniform over the block: a thread's part is
+/// derived from its index with each tile, which is cheaper than registers from tile to tile.
 #[derive(Clone, Copy)]
 pub struct TileLoader {
     shape: LoadShape,
-    /// Global address of the thread's first chunk in row `thread_row` of the tensor.
-    src: u64,
+    /// Global address of row 0.
+    base: u64,
     row_stride: i64,
-    /// Bytes of a row from the thread's first chunk to the end of head_dim; may be negative.
-    columns: i32,
-    thread_row: u32,
-    thread_chunk: u32,
+    /// Bytes of a row that exist.
+    columns: u32,
     aligned: bool,
+}
+
+/// One thread's part in the copy of one tile.
+struct Part {
+    /// Shared address of the first chunk.
+    dst: u32,
+    /// Global address of the first chunk.
+    src: u64,
+    /// Rows from the first chunk's row to the end of the tensor; may be negative.
+    rows: i32,
+    /// Bytes from the first chunk to the end of head_dim; may be negative.
+    columns: i32,
 }
 
 impl TileLoader {
     /// The loader of `tensor[batch, :, head, :head_dim]`. `aligned`: address and strides are multiples of 16.
     #[inline(always)]
     pub fn new(
-        shape: LoadShape, tensor: &TensorView, batch: u32, head: u32, head_dim: u32, aligned: bool, thread: u32,
+        shape: LoadShape, tensor: &TensorView, batch: u32, head: u32, head_dim: u32, aligned: bool,
     ) -> Self {
-        let thread_row = thread / shape.lanes_per_row();
-        let thread_chunk = thread % shape.lanes_per_row();
-        let offset = batch as i64 * tensor.batch_stride
-            + head as i64 * tensor.head_stride
-            + thread_row as i64 * tensor.row_stride
-            + (thread_chunk * CHUNK) as i64;
+        let offset = batch as i64 * tensor.batch_stride + head as i64 * tensor.head_stride;
         Self {
             shape,
-            src: tensor.ptr.wrapping_add(offset as u64),
+            base: tensor.ptr.wrapping_add(offset as u64),
             row_stride: tensor.row_stride,
-            columns: (head_dim * shape.element) as i32 - (thread_chunk * CHUNK) as i32,
-            thread_row,
-            thread_chunk,
+            columns: head_dim * shape.element,
             aligned,
         }
     }
 
-    /// Starts the copy of rows `first_row..` of the tensor, which ends at `rows_end`, to the tile at
-    /// `base`. The tile is there once the thread's copies have been waited for and the block has met.
+    /// Starts `thread`'s part in the copy of rows `first_row..` of the tensor, which ends at `rows_end`,
+    /// to `tile`. The tile is there once the thread's copies have been waited for and the block has met.
     #[inline(always)]
-    pub fn load(&self, base: u32, first_row: i32, rows_end: i32) {
-        let src = self.src.wrapping_add((first_row as i64 * self.row_stride) as u64);
-        let rows_left = rows_end - first_row - self.thread_row as i32;
+    pub fn load(&self, tile: SmemTile, thread: u32, first_row: i32, rows_end: i32) {
+        let row = first_row + (thread / self.shape.lanes_per_row()) as i32;
+        let column = thread % self.shape.lanes_per_row() * CHUNK;
+        let part = Part {
+            dst: self.dst(tile, thread),
+            src: self.base.wrapping_add((row as i64 * self.row_stride) as u64) + column as u64,
+            rows: rows_end - row,
+            columns: self.columns as i32 - column as i32,
+        };
         if self.aligned {
-            self.copy_chunks(base, src, rows_left);
+            self.copy_chunks(part);
         } else {
-            self.copy_elements(base, src, rows_left);
+            self.copy_elements(part);
         }
     }
 
-    /// Flips the sign of every element of the tile's chunks that this thread copied and waited for.
+    /// Flips the sign of every element of the chunks that `thread` copied and waited for.
     #[inline(always)]
-    pub fn negate(&self, base: u32) {
+    pub fn negate(&self, tile: SmemTile, thread: u32) {
         let sign = if self.shape.element == 2 { 0x8000_8000 } else { 0x8000_0000 };
-        let dst = self.dst(base);
+        let dst = self.dst(tile, thread);
         for i in 0..special::opaque(self.shape.row_steps()) {
             for j in 0..special::opaque(self.shape.column_steps()) {
                 // SAFETY: the chunk is inside the tile, and this thread alone has touched it.
@@ -110,8 +120,8 @@ impl TileLoader {
     /// Shared address of the thread's first chunk. Steps go down whole multiples of 8 rows and along
     /// whole multiples of the swizzle's span, which leave the swizzle as it is.
     #[inline(always)]
-    fn dst(&self, base: u32) -> u32 {
-        SmemTile { base, row_bytes: self.shape.row_bytes }.chunk(self.thread_row, self.thread_chunk)
+    fn dst(&self, tile: SmemTile, thread: u32) -> u32 {
+        tile.chunk(thread / self.shape.lanes_per_row(), thread % self.shape.lanes_per_row())
     }
 
     #[inline(always)]
@@ -121,18 +131,18 @@ impl TileLoader {
     }
 
     #[inline(always)]
-    fn copy_chunks(&self, base: u32, mut src: u64, rows_left: i32) {
-        let dst = self.dst(base);
+    fn copy_chunks(&self, part: Part) {
+        let mut src = part.src;
         let step_stride = self.shape.rows_per_step() as i64 * self.row_stride;
         for i in 0..self.shape.row_steps() {
-            let row_exists = ((i * self.shape.rows_per_step()) as i32) < rows_left;
+            let row_exists = ((i * self.shape.rows_per_step()) as i32) < part.rows;
             for j in 0..self.shape.column_steps() {
                 let skipped = j * self.shape.lanes_per_row() * CHUNK;
-                let exists = (self.columns - skipped as i32).clamp(0, CHUNK as i32) as u32;
+                let exists = (part.columns - skipped as i32).clamp(0, CHUNK as i32) as u32;
                 let bytes = if row_exists { exists } else { 0 };
                 // SAFETY: dst is inside the tile; `bytes` bytes exist at src, which is 16-byte aligned
                 // because the tensor's address and strides are.
-                unsafe { copy::cp_async_16(dst + self.step_offset(i, j), src + skipped as u64, bytes) };
+                unsafe { copy::cp_async_16(part.dst + self.step_offset(i, j), src + skipped as u64, bytes) };
             }
             src = src.wrapping_add(step_stride as u64);
         }
@@ -140,20 +150,20 @@ impl TileLoader {
 
     /// For tensors that 16-byte copies can't address: element by element, through registers.
     #[inline(always)]
-    fn copy_elements(&self, base: u32, mut src: u64, rows_left: i32) {
-        let dst = self.dst(base);
+    fn copy_elements(&self, part: Part) {
+        let mut src = part.src;
         let step_stride = self.shape.rows_per_step() as i64 * self.row_stride;
         for i in 0..special::opaque(self.shape.row_steps()) {
-            let row_exists = ((i * self.shape.rows_per_step()) as i32) < rows_left;
+            let row_exists = ((i * self.shape.rows_per_step()) as i32) < part.rows;
             for j in 0..special::opaque(self.shape.column_steps()) {
                 let skipped = j * self.shape.lanes_per_row() * CHUNK;
-                let exists = if row_exists { self.columns - skipped as i32 } else { 0 };
+                let exists = if row_exists { part.columns - skipped as i32 } else { 0 };
                 let mut chunk = [0u32; 4];
                 for w in 0..4 {
                     chunk[w] = self.load_word(src + skipped as u64 + 4 * w as u64, exists - 4 * w as i32);
                 }
                 // SAFETY: the chunk is inside the tile.
-                unsafe { copy::st_shared_v4(dst + self.step_offset(i, j), chunk) };
+                unsafe { copy::st_shared_v4(part.dst + self.step_offset(i, j), chunk) };
             }
             src = src.wrapping_add(step_stride as u64);
         }

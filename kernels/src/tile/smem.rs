@@ -4,7 +4,7 @@
 //! row `r` lies where chunk `c ^ swizzle(r)` would: eight consecutive rows then put the same chunk into
 //! eight different groups of four banks, so `ldmatrix` and row-wise copies are free of bank conflicts.
 
-use crate::ptx::mma;
+use crate::ptx::{mma, special};
 
 /// A tile of rows in shared memory.
 #[derive(Clone, Copy)]
@@ -79,6 +79,12 @@ impl FragmentView {
     pub fn address(&self, row: u32, chunk: u32) -> u32 {
         let span = self.tile.span();
         (self.lane_base ^ (chunk % span * CHUNK)) + row * self.tile.row_bytes + chunk / span * span * CHUNK
+    }
+
+    /// The same view, from which the compiler can't derive addresses ahead of time.
+    #[inline(always)]
+    pub fn opaque(self) -> Self {
+        Self { lane_base: special::opaque(self.lane_base), ..self }
     }
 
     /// `ldmatrix` of the fragment at `row` and `chunk`.
