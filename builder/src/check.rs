@@ -212,9 +212,7 @@ pub fn check_module(module: &Module, specs: &[EntrySpec], arch: &'static str) ->
 pub fn check_entry(finished: &Finished, spec: &EntrySpec) -> Vec<Problem> {
     let entry = || finished.name.clone();
     let clean = ptx::strip_comments(&finished.ptx);
-    let entry_text = clean.find(".entry").map_or("", |at| &clean[at..]);
-    let body = ptx::split_signature(entry_text).map_or("", |(_, rest)| rest);
-    let body = body.find('{').map_or("", |at| &body[at..]);
+    let body = ptx::body(&clean);
 
     let mut barriers = 0;
     let (mut locals, mut callees) = (Vec::new(), Vec::new());

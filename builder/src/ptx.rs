@@ -368,6 +368,14 @@ pub fn split_signature(entry: &str) -> Option<(&str, &str)> {
     None
 }
 
+/// The body of the first entry of a module that went through [`strip_comments`], its braces
+/// included; empty if there is none.
+pub fn body(module: &str) -> &str {
+    let entry = module.find(".entry").map_or("", |at| &module[at..]);
+    let rest = split_signature(entry).map_or("", |(_, rest)| rest);
+    rest.find('{').map_or("", |at| &rest[at..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -189,7 +189,7 @@ fn tensor_core_instructions(ptx: &str) -> u32 {
             .iter()
             .any(|p| opcode.starts_with(p))
     };
-    let count = crate::ptx::statements(&clean)
+    let count = crate::ptx::statements(crate::ptx::body(&clean))
         .filter(|s| is_mma(s.opcode))
         .count();
     u32::try_from(count).unwrap_or(u32::MAX)
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn tensor_core_instructions_are_counted() {
-        let text = "{ mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {a}, {b}, {c}, {d};\n// mma.sync\n\
+        let text = ".version 7.0\n.global .b8 a[2] = {1, 2};\n.entry k(.param .u64 a)\n.maxntid 1, 1, 1\n{ mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {a}, {b}, {c}, {d};\n// mma.sync\n\
             wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {a}, b, c; wgmma.fence.sync.aligned; }";
         assert_eq!(tensor_core_instructions(text), 2);
     }
