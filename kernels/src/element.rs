@@ -180,7 +180,12 @@ impl Element for F32 {
     #[inline(always)]
     fn frag_p<S: AccumTile>(p: &S, m: usize, step: usize) -> Split<4> {
         let c = p.frag(m, step);
-        Split::new([c[0].to_bits(), c[2].to_bits(), c[1].to_bits(), c[3].to_bits()])
+        Split::new([
+            c[0].to_bits(),
+            c[2].to_bits(),
+            c[1].to_bits(),
+            c[3].to_bits(),
+        ])
     }
 
     #[inline(always)]

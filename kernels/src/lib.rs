@@ -3,7 +3,13 @@
 //! Layers, each knowing only the ones before it: [`ptx`] (instructions), [`element`] and [`tile`]
 //! (fragments, register and shared tiles, copies), [`attention`] (masks, softmax, kernels).
 #![no_std]
-#![feature(abi_ptx, abi_unadjusted, asm_experimental_arch, link_llvm_intrinsics, stdarch_nvptx)]
+#![feature(
+    abi_ptx,
+    abi_unadjusted,
+    asm_experimental_arch,
+    link_llvm_intrinsics,
+    stdarch_nvptx
+)]
 #![allow(internal_features, improper_ctypes)]
 // Iterators over arrays live in memory; indices that are constant after unrolling, in registers.
 #![allow(clippy::needless_range_loop)]

@@ -55,5 +55,10 @@ pub trait ConfigExt: Config {
 impl<C: Config> ConfigExt for C {}
 
 const fn load_shape(tile: TileShape, rows: u32, row_bytes: u32) -> LoadShape {
-    LoadShape { rows, row_bytes, element: tile.dtype.bytes(), threads: tile.threads() }
+    LoadShape {
+        rows,
+        row_bytes,
+        element: tile.dtype.bytes(),
+        threads: tile.threads(),
+    }
 }

@@ -19,14 +19,19 @@ pub fn store_lse<C: Config>(block: &Block, stats: &RowStats) {
         return;
     }
     let row = params.lse.ptr.wrapping_add(
-        (block.batch as i64 * params.lse.batch_stride + block.head as i64 * params.lse.head_stride) as u64,
+        (block.batch as i64 * params.lse.batch_stride + block.head as i64 * params.lse.head_stride)
+            as u64,
     );
     for m in 0..C::Output::M_FRAGS {
         for half in 0..2 {
             let q_idx = block.lane_row(m, half);
             let sum = stats.sum[m][half];
             let log2 = math::fma(stats.max[m][half], params.exponent_scale, math::lg2(sum));
-            let lse = if sum == 0.0 { f32::NEG_INFINITY } else { log2 * core::f32::consts::LN_2 };
+            let lse = if sum == 0.0 {
+                f32::NEG_INFINITY
+            } else {
+                log2 * core::f32::consts::LN_2
+            };
             // One lane of the quad writes.
             if block.lane.is_multiple_of(4) && q_idx < params.seqlen_q {
                 // SAFETY: the row exists and lse is 4-byte aligned.

@@ -10,9 +10,15 @@ use flashtile_abi::{Algorithm, AttentionParams, DType, ScoreModKind, TileShape};
 
 /// Names of [`Algorithm`] to kernels.
 macro_rules! kernel {
-    (Fused) => { FusedKernel };
-    (TwoPass) => { TwoPassKernel };
-    (ThreePass) => { ThreePassKernel };
+    (Fused) => {
+        FusedKernel
+    };
+    (TwoPass) => {
+        TwoPassKernel
+    };
+    (ThreePass) => {
+        ThreePassKernel
+    };
 }
 
 /// Queries stay in registers where there are registers to spare.

@@ -41,7 +41,10 @@ impl Kernel for FusedKernel {
         let () = C::CONSISTENT;
         let block = Block::new::<C>(params);
         let stream = Stream::new::<C>(&block);
-        let mut pass = Fused::<C> { stats: RowStats::EMPTY, out: C::Output::ZERO };
+        let mut pass = Fused::<C> {
+            stats: RowStats::EMPTY,
+            out: C::Output::ZERO,
+        };
 
         load_query::<C>(&block);
         stream.start::<C, Fused<C>>(&block);
@@ -70,7 +73,11 @@ const NEXT_PASS_BARRIERS: u32 = 1 + Stream::BARRIERS;
 #[inline(always)]
 fn finish<C: Config>(block: &Block, stream: &Stream, q: &C::Query, mut stats: RowStats) {
     let inverse_sum = softmax::normalise::<C::Output>(&mut stats.sum);
-    let mut pass = WeightedSum::<C> { max: stats.max, inverse_sum, out: C::Output::ZERO };
+    let mut pass = WeightedSum::<C> {
+        max: stats.max,
+        inverse_sum,
+        out: C::Output::ZERO,
+    };
     next_pass::<C, _>(block, stream, q, &mut pass);
     store_lse::<C>(block, &stats);
     store_out::<C>(block, &pass.out);
@@ -85,7 +92,9 @@ impl Kernel for TwoPassKernel {
         let () = C::CONSISTENT;
         let block = Block::new::<C>(params);
         let stream = Stream::new::<C>(&block);
-        let mut pass = MaxSum { stats: RowStats::EMPTY };
+        let mut pass = MaxSum {
+            stats: RowStats::EMPTY,
+        };
 
         load_query::<C>(&block);
         stream.start::<C, MaxSum>(&block);
@@ -104,13 +113,20 @@ impl Kernel for ThreePassKernel {
         let () = C::CONSISTENT;
         let block = Block::new::<C>(params);
         let stream = Stream::new::<C>(&block);
-        let mut max = Max { max: RowStats::EMPTY.max };
+        let mut max = Max {
+            max: RowStats::EMPTY.max,
+        };
 
         load_query::<C>(&block);
         stream.start::<C, Max>(&block);
         let q = receive_query::<C>(&block);
         stream.run::<C, _>(&block, &q, &mut max);
-        let mut sum = Sum { stats: RowStats { max: max.max, ..RowStats::EMPTY } };
+        let mut sum = Sum {
+            stats: RowStats {
+                max: max.max,
+                ..RowStats::EMPTY
+            },
+        };
         next_pass::<C, _>(&block, &stream, &q, &mut sum);
         finish::<C>(&block, &stream, &q, sum.stats);
     }

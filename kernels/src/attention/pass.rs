@@ -21,7 +21,12 @@ pub trait Pass<C: Config> {
 
 /// S = mask(mod(Q * K^T)) of one warp and one K tile.
 #[inline(always)]
-fn scores<C: Config, M: Masking>(block: &Block, q: &C::Query, n_block: i32, k: SmemTile) -> C::Scores {
+fn scores<C: Config, M: Masking>(
+    block: &Block,
+    q: &C::Query,
+    n_block: i32,
+    k: SmemTile,
+) -> C::Scores {
     let mut scores = mma_qk::<C>(q, k, block.lane);
     C::ScoreMod::apply(&mut scores, block.params);
     M::apply(&mut scores, block, n_block * C::TILE.block_n as i32);
@@ -42,7 +47,10 @@ fn mma_qk<C: Config>(q: &C::Query, k: SmemTile, lane: u32) -> C::Scores {
         }
         for n in 0..C::Scores::N_FRAGS / 2 {
             let raw = view.ldmatrix(16 * n as u32, 2 * step as u32);
-            let b = [C::Element::frag_b([raw[0], raw[1]]), C::Element::frag_b([raw[2], raw[3]])];
+            let b = [
+                C::Element::frag_b([raw[0], raw[1]]),
+                C::Element::frag_b([raw[2], raw[3]]),
+            ];
             for m in 0..C::Scores::M_FRAGS {
                 for i in 0..2 {
                     let frag = partial.frag_mut(m, 2 * n + i);
@@ -126,7 +134,10 @@ pub struct RowStats {
 
 impl RowStats {
     /// Of no keys.
-    pub const EMPTY: Self = Self { max: NO_KEY, sum: NOTHING };
+    pub const EMPTY: Self = Self {
+        max: NO_KEY,
+        sum: NOTHING,
+    };
 
     /// Takes in a tile: new maxima, sums rescaled and added to, scores turned into probabilities
     /// (relative to the new maxima). Returns the factors that bring older values to the new maxima.
@@ -163,7 +174,9 @@ impl<C: Config> Pass<C> for Fused<C> {
     #[inline(always)]
     fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
         let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
-        let correction = self.stats.absorb::<_, M>(&mut scores, block.params.exponent_scale);
+        let correction = self
+            .stats
+            .absorb::<_, M>(&mut scores, block.params.exponent_scale);
         softmax::scale_rows(&mut self.out, &correction);
         mma_pv::<C>(&mut self.out, &scores, tiles.v, block.lane);
     }
@@ -213,7 +226,8 @@ impl<C: Config> Pass<C> for MaxSum {
     #[inline(always)]
     fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
         let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
-        self.stats.absorb::<_, M>(&mut scores, block.params.exponent_scale);
+        self.stats
+            .absorb::<_, M>(&mut scores, block.params.exponent_scale);
     }
 }
 

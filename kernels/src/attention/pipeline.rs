@@ -58,7 +58,9 @@ impl<'a> Block<'a> {
             head,
             q_begin,
             warp_q_begin: q_begin + (warp * C::WARP_ROWS) as i32,
-            range: params.band.block_range(q_begin, rows, C::TILE.block_n as i32),
+            range: params
+                .band
+                .block_range(q_begin, rows, C::TILE.block_n as i32),
         }
     }
 
@@ -73,7 +75,11 @@ impl<'a> Block<'a> {
     #[inline(always)]
     fn in_tile(&self) -> Self {
         let thread = special::opaque(self.thread);
-        Self { thread, lane: thread % 32, ..*self }
+        Self {
+            thread,
+            lane: thread % 32,
+            ..*self
+        }
     }
 
     #[inline(always)]
@@ -93,7 +99,10 @@ pub fn load_query<C: Config>(block: &Block) {
         block.params.head_dim_qk,
         block.has(flags::Q_ALIGNED),
     );
-    let tile = SmemTile { base: block.smem + C::TILE.shared().q, row_bytes: C::QK_ROW_BYTES };
+    let tile = SmemTile {
+        base: block.smem + C::TILE.shared().q,
+        row_bytes: C::QK_ROW_BYTES,
+    };
     loader.load(tile, block.thread, block.q_begin, block.params.seqlen_q);
     sync::cp_async_commit();
     if block.has(flags::NEGATE_Q) {
@@ -109,7 +118,13 @@ pub fn receive_query<C: Config>(block: &Block) -> C::Query {
     sync::cp_async_wait::<1>();
     sync::cta_sync();
     let base = block.smem + C::TILE.shared().q + block.warp * C::WARP_ROWS * C::QK_ROW_BYTES;
-    C::Query::load(SmemTile { base, row_bytes: C::QK_ROW_BYTES }.rows_then_chunks(block.lane))
+    C::Query::load(
+        SmemTile {
+            base,
+            row_bytes: C::QK_ROW_BYTES,
+        }
+        .rows_then_chunks(block.lane),
+    )
 }
 
 /// The stream of a block's K and V tiles, last to first.
@@ -138,8 +153,22 @@ impl Stream {
         let (head, _) = div_rem(block.head, params.q_per_kv);
         let (k_aligned, v_aligned) = (block.has(flags::K_ALIGNED), block.has(flags::V_ALIGNED));
         Self {
-            k: TileLoader::new(C::K_LOAD, &params.k, batch, head, params.head_dim_qk, k_aligned),
-            v: TileLoader::new(C::V_LOAD, &params.v, batch, head, params.head_dim_v, v_aligned),
+            k: TileLoader::new(
+                C::K_LOAD,
+                &params.k,
+                batch,
+                head,
+                params.head_dim_qk,
+                k_aligned,
+            ),
+            v: TileLoader::new(
+                C::V_LOAD,
+                &params.v,
+                batch,
+                head,
+                params.head_dim_v,
+                v_aligned,
+            ),
         }
     }
 
@@ -156,7 +185,12 @@ impl Stream {
     /// Runs `pass` over the tiles, the first of which has been started.
     #[inline(always)]
     pub fn run<C: Config, P: Pass<C>>(&self, block: &Block, q: &C::Query, pass: &mut P) {
-        let BlockRange { begin, end, full_begin, full_end } = block.range;
+        let BlockRange {
+            begin,
+            end,
+            full_begin,
+            full_end,
+        } = block.range;
         let mut n_block = end - 1;
         let mut stage = 0;
         // Masked tiles lie on either side of the unmasked ones; both sides share one loop body.
@@ -176,7 +210,12 @@ impl Stream {
 
     #[inline(always)]
     fn step<C: Config, P: Pass<C>, M: Masking>(
-        &self, block: &Block, q: &C::Query, pass: &mut P, n_block: i32, stage: u32,
+        &self,
+        block: &Block,
+        q: &C::Query,
+        pass: &mut P,
+        n_block: i32,
+        stage: u32,
     ) {
         let block = &block.in_tile();
         sync::cp_async_wait::<0>();
@@ -192,9 +231,11 @@ impl Stream {
     fn load<C: Config, P: Pass<C>>(&self, block: &Block, n_block: i32, stage: u32) {
         let row = n_block * C::TILE.block_n as i32;
         let tiles = KvTiles::at::<C>(block, stage);
-        self.k.load(tiles.k, block.thread, row, block.params.band.seqlen_k);
+        self.k
+            .load(tiles.k, block.thread, row, block.params.band.seqlen_k);
         if P::NEEDS_V {
-            self.v.load(tiles.v, block.thread, row, block.params.band.seqlen_k);
+            self.v
+                .load(tiles.v, block.thread, row, block.params.band.seqlen_k);
         }
     }
 }
@@ -213,8 +254,14 @@ impl KvTiles {
         let plan = C::TILE.shared();
         let (k, v) = (plan.k + stage * plan.k_stage, plan.v + stage * plan.v_stage);
         Self {
-            k: SmemTile { base: block.smem + k, row_bytes: C::QK_ROW_BYTES },
-            v: SmemTile { base: block.smem + v, row_bytes: C::V_ROW_BYTES },
+            k: SmemTile {
+                base: block.smem + k,
+                row_bytes: C::QK_ROW_BYTES,
+            },
+            v: SmemTile {
+                base: block.smem + v,
+                row_bytes: C::V_ROW_BYTES,
+            },
         }
     }
 }

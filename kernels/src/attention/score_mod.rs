@@ -60,7 +60,13 @@ impl ScoreMod for OptionalSoftcap {
 #[inline(always)]
 fn tanh(x: f32) -> f32 {
     // Near 0, where the form below cancels: x + x^3 p(x^2), p fitted on |x| <= 0.6 (relative 1e-8).
-    const P: [f32; 5] = [-0.333_333_3, 0.133_329_24, -0.053_875_137, 0.021_116_208, -0.006_276_380_3];
+    const P: [f32; 5] = [
+        -0.333_333_3,
+        0.133_329_24,
+        -0.053_875_137,
+        0.021_116_208,
+        -0.006_276_380_3,
+    ];
     let u = x * x;
     let mut p = P[4];
     for i in (0..4).rev() {

@@ -28,12 +28,20 @@ pub fn update_max<S: AccumTile>(row_max: &mut RowVec, scores: &S) {
 /// max * c, and 0 for a row that has seen no key: then 2^(-inf - 0) = 0, where -inf - -inf is NaN.
 #[inline(always)]
 pub fn scaled_max<M: Masking>(row_max: f32, exponent_scale: f32) -> f32 {
-    if M::MASKED && row_max == f32::NEG_INFINITY { 0.0 } else { row_max * exponent_scale }
+    if M::MASKED && row_max == f32::NEG_INFINITY {
+        0.0
+    } else {
+        row_max * exponent_scale
+    }
 }
 
 /// Turns scores into 2^(score * c - max * c).
 #[inline(always)]
-pub fn exponentiate<S: AccumTile, M: Masking>(scores: &mut S, row_max: &RowVec, exponent_scale: f32) {
+pub fn exponentiate<S: AccumTile, M: Masking>(
+    scores: &mut S,
+    row_max: &RowVec,
+    exponent_scale: f32,
+) {
     for m in 0..S::M_FRAGS {
         for half in 0..2 {
             let max = scaled_max::<M>(row_max[m][half], exponent_scale);

@@ -23,7 +23,9 @@ pub unsafe fn cp_async_16(dst: u32, src: u64, bytes: u32) {
 pub unsafe fn ld_global_u16(src: u64) -> u16 {
     let out: u16;
     // SAFETY: the caller's promise.
-    unsafe { asm!("ld.global.nc.u16 {}, [{}];", out(reg16) out, in(reg64) src, options(readonly, nostack)) }
+    unsafe {
+        asm!("ld.global.nc.u16 {}, [{}];", out(reg16) out, in(reg64) src, options(readonly, nostack))
+    }
     out
 }
 
@@ -35,7 +37,9 @@ pub unsafe fn ld_global_u16(src: u64) -> u16 {
 pub unsafe fn ld_global_u32(src: u64) -> u32 {
     let out: u32;
     // SAFETY: the caller's promise.
-    unsafe { asm!("ld.global.nc.u32 {}, [{}];", out(reg32) out, in(reg64) src, options(readonly, nostack)) }
+    unsafe {
+        asm!("ld.global.nc.u32 {}, [{}];", out(reg32) out, in(reg64) src, options(readonly, nostack))
+    }
     out
 }
 
@@ -84,7 +88,9 @@ pub unsafe fn st_global_v4(dst: u64, value: [u32; 4]) {
 pub unsafe fn ld_shared_u16(src: u32) -> u16 {
     let out: u16;
     // SAFETY: the caller's promise.
-    unsafe { asm!("ld.shared.u16 {}, [{}];", out(reg16) out, in(reg32) src, options(readonly, nostack)) }
+    unsafe {
+        asm!("ld.shared.u16 {}, [{}];", out(reg16) out, in(reg32) src, options(readonly, nostack))
+    }
     out
 }
 
@@ -96,7 +102,9 @@ pub unsafe fn ld_shared_u16(src: u32) -> u16 {
 pub unsafe fn ld_shared_u32(src: u32) -> u32 {
     let out: u32;
     // SAFETY: the caller's promise.
-    unsafe { asm!("ld.shared.u32 {}, [{}];", out(reg32) out, in(reg32) src, options(readonly, nostack)) }
+    unsafe {
+        asm!("ld.shared.u32 {}, [{}];", out(reg32) out, in(reg32) src, options(readonly, nostack))
+    }
     out
 }
 

@@ -24,7 +24,11 @@ impl LoadShape {
     /// Threads side by side on one row. Up to 8, so that a quarter warp reads whole 128-byte lines, and
     /// a divisor of the row's chunks, so that each thread keeps its column.
     const fn lanes_per_row(self) -> u32 {
-        if (self.row_bytes / CHUNK).is_multiple_of(8) { 8 } else { 4 }
+        if (self.row_bytes / CHUNK).is_multiple_of(8) {
+            8
+        } else {
+            4
+        }
     }
 
     const fn rows_per_step(self) -> u32 {
@@ -69,7 +73,12 @@ impl TileLoader {
     /// The loader of `tensor[batch, :, head, :head_dim]`. `aligned`: address and strides are multiples of 16.
     #[inline(always)]
     pub fn new(
-        shape: LoadShape, tensor: &TensorView, batch: u32, head: u32, head_dim: u32, aligned: bool,
+        shape: LoadShape,
+        tensor: &TensorView,
+        batch: u32,
+        head: u32,
+        head_dim: u32,
+        aligned: bool,
     ) -> Self {
         let offset = batch as i64 * tensor.batch_stride + head as i64 * tensor.head_stride;
         Self {
@@ -89,7 +98,10 @@ impl TileLoader {
         let column = thread % self.shape.lanes_per_row() * CHUNK;
         let part = Part {
             dst: self.dst(tile, thread),
-            src: self.base.wrapping_add((row as i64 * self.row_stride) as u64) + column as u64,
+            src: self
+                .base
+                .wrapping_add((row as i64 * self.row_stride) as u64)
+                + column as u64,
             rows: rows_end - row,
             columns: self.columns as i32 - column as i32,
         };
@@ -103,7 +115,11 @@ impl TileLoader {
     /// Flips the sign of every element of the chunks that `thread` copied and waited for.
     #[inline(always)]
     pub fn negate(&self, tile: SmemTile, thread: u32) {
-        let sign = if self.shape.element == 2 { 0x8000_8000 } else { 0x8000_0000 };
+        let sign = if self.shape.element == 2 {
+            0x8000_8000
+        } else {
+            0x8000_0000
+        };
         let dst = self.dst(tile, thread);
         for i in 0..special::opaque(self.shape.row_steps()) {
             for j in 0..special::opaque(self.shape.column_steps()) {
@@ -121,7 +137,10 @@ impl TileLoader {
     /// whole multiples of the swizzle's span, which leave the swizzle as it is.
     #[inline(always)]
     fn dst(&self, tile: SmemTile, thread: u32) -> u32 {
-        tile.chunk(thread / self.shape.lanes_per_row(), thread % self.shape.lanes_per_row())
+        tile.chunk(
+            thread / self.shape.lanes_per_row(),
+            thread % self.shape.lanes_per_row(),
+        )
     }
 
     #[inline(always)]
@@ -142,7 +161,13 @@ impl TileLoader {
                 let bytes = if row_exists { exists } else { 0 };
                 // SAFETY: dst is inside the tile; `bytes` bytes exist at src, which is 16-byte aligned
                 // because the tensor's address and strides are.
-                unsafe { copy::cp_async_16(part.dst + self.step_offset(i, j), src + skipped as u64, bytes) };
+                unsafe {
+                    copy::cp_async_16(
+                        part.dst + self.step_offset(i, j),
+                        src + skipped as u64,
+                        bytes,
+                    )
+                };
             }
             src = src.wrapping_add(step_stride as u64);
         }
@@ -157,10 +182,15 @@ impl TileLoader {
             let row_exists = ((i * self.shape.rows_per_step()) as i32) < part.rows;
             for j in 0..special::opaque(self.shape.column_steps()) {
                 let skipped = j * self.shape.lanes_per_row() * CHUNK;
-                let exists = if row_exists { part.columns - skipped as i32 } else { 0 };
+                let exists = if row_exists {
+                    part.columns - skipped as i32
+                } else {
+                    0
+                };
                 let mut chunk = [0u32; 4];
                 for w in 0..4 {
-                    chunk[w] = self.load_word(src + skipped as u64 + 4 * w as u64, exists - 4 * w as i32);
+                    chunk[w] =
+                        self.load_word(src + skipped as u64 + 4 * w as u64, exists - 4 * w as i32);
                 }
                 // SAFETY: the chunk is inside the tile.
                 unsafe { copy::st_shared_v4(part.dst + self.step_offset(i, j), chunk) };

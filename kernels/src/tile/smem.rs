@@ -22,13 +22,21 @@ impl SmemTile {
     /// Chunks that the swizzle permutes among themselves: 8 where rows fill whole 128-byte lines; 4
     /// where they fill an odd number of half lines (two rows then alternate between the halves).
     const fn span(self) -> u32 {
-        if self.row_bytes.is_multiple_of(128) { 8 } else { 4 }
+        if self.row_bytes.is_multiple_of(128) {
+            8
+        } else {
+            4
+        }
     }
 
     /// What is XORed to the chunk index in row `row`.
     #[inline(always)]
     const fn swizzle(self, row: u32) -> u32 {
-        if self.row_bytes.is_multiple_of(128) { row & 7 } else { (row >> 1) & 3 }
+        if self.row_bytes.is_multiple_of(128) {
+            row & 7
+        } else {
+            (row >> 1) & 3
+        }
     }
 
     /// Shared address of a chunk.
@@ -59,7 +67,10 @@ impl SmemTile {
 
     #[inline(always)]
     fn view(self, row: u32, chunk: u32, byte: u32) -> FragmentView {
-        FragmentView { lane_base: self.chunk(row, chunk) + byte, tile: self }
+        FragmentView {
+            lane_base: self.chunk(row, chunk) + byte,
+            tile: self,
+        }
     }
 }
 
@@ -78,13 +89,18 @@ impl FragmentView {
     #[inline(always)]
     pub fn address(&self, row: u32, chunk: u32) -> u32 {
         let span = self.tile.span();
-        (self.lane_base ^ (chunk % span * CHUNK)) + row * self.tile.row_bytes + chunk / span * span * CHUNK
+        (self.lane_base ^ (chunk % span * CHUNK))
+            + row * self.tile.row_bytes
+            + chunk / span * span * CHUNK
     }
 
     /// The same view, from which the compiler can't derive addresses ahead of time.
     #[inline(always)]
     pub fn opaque(self) -> Self {
-        Self { lane_base: special::opaque(self.lane_base), ..self }
+        Self {
+            lane_base: special::opaque(self.lane_base),
+            ..self
+        }
     }
 
     /// `ldmatrix` of the fragment at `row` and `chunk`.
