@@ -53,7 +53,7 @@ mod memory;
 mod module;
 mod parse;
 mod program;
-// pub mod semantics;
+pub mod semantics;
 
 pub use device::{AsyncTiming, Emulator, Launch, Options, Stats};
 pub use error::{Fault, FaultKind, LaunchError, MemoryError, ParseError, Space, Waiter};

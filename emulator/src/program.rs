@@ -1,3 +1,355 @@
-//! Decoded programs.
+//! A decoded entry: instructions with their operands resolved to places in the register file.
+
+use std::fmt;
+
+use crate::error::Space;
+
+/// Lanes of a warp.
+pub(crate) const WARP: usize = 32;
+/// All lanes.
+pub(crate) const ALL: u32 = u32::MAX;
+
+/// One 32-bit register of every lane. A 64-bit register is two rows, seen as 32 `u64`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Row(pub(crate) [u32; WARP]);
+
+/// A 32-bit value of every lane.
+pub(crate) type Narrow = [u32; WARP];
+/// A 64-bit value of every lane.
+pub(crate) type Wide = [u64; WARP];
+
+/// A row of the register file.
+pub(crate) type Slot = u32;
+
+/// How a register is stored, and what a write keeps of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// One row, of which the low 8 bits are kept.
+    W8,
+    /// One row, of which the low 16 bits are kept.
+    W16,
+    /// One row.
+    W32,
+    /// Two rows.
+    W64,
+    /// A bit of a predicate mask.
+    Pred,
+}
+
+/// A readable place: a register or a constant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Src {
+    pub(crate) slot: Slot,
+    pub(crate) kind: Kind,
+}
+
+/// A writable place; `None` where the operand is `_`.
+pub(crate) type Dst = Option<Src>;
+
+/// A predicate operand: a mask and what to xor it with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PredSrc {
+    pub(crate) index: u32,
+    pub(crate) flip: u32,
+}
+
+impl PredSrc {
+    /// True in every lane: predicate 0 is all ones.
+    pub(crate) const TRUE: PredSrc = PredSrc { index: 0, flip: 0 };
+}
+
+pub(crate) type NarrowFn = Box<dyn Fn(&mut Narrow, &Narrow, &Narrow, &Narrow) + Send + Sync>;
+pub(crate) type WideFn = Box<dyn Fn(&mut Wide, &Wide, &Wide, &Wide) + Send + Sync>;
+pub(crate) type CompareFn = Box<dyn Fn(&Wide, &Wide) -> u32 + Send + Sync>;
+pub(crate) type NarrowCompareFn = Box<dyn Fn(&Narrow, &Narrow) -> u32 + Send + Sync>;
+/// d, a, b, c registers of an mma.
+pub(crate) type MmaFn = Box<dyn Fn(&mut [Narrow], &[Narrow], &[Narrow], &[Narrow]) + Send + Sync>;
+/// Old value, operands: new value.
+pub(crate) type AtomicFn = Box<dyn Fn(u64, u64, u64) -> u64 + Send + Sync>;
+
+/// Which comparison a `setp` makes.
+pub(crate) enum Comparison {
+    Narrow(NarrowCompareFn, Slot, Slot),
+    Wide(CompareFn, Src, Src),
+}
+
+/// How `setp` combines its comparison with its predicate operand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Combine {
+    And,
+    Or,
+    Xor,
+}
+
+pub(crate) struct SetP {
+    pub(crate) compare: Comparison,
+    pub(crate) p: Option<u32>,
+    pub(crate) q: Option<u32>,
+    pub(crate) combine: Option<(Combine, PredSrc)>,
+}
+
+/// An address operand: a register (or constant) plus an offset.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Address {
+    pub(crate) base: Src,
+    pub(crate) offset: i64,
+}
+
+pub(crate) struct Load {
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    /// Bytes of an element: 1, 2, 4 or 8.
+    pub(crate) bytes: u32,
+    pub(crate) signed: bool,
+    pub(crate) dst: Vec<Dst>,
+}
+
+pub(crate) struct Store {
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    pub(crate) bytes: u32,
+    pub(crate) src: Vec<Src>,
+}
+
+pub(crate) struct Atomic {
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    pub(crate) bytes: u32,
+    pub(crate) dst: Dst,
+    pub(crate) a: Src,
+    pub(crate) b: Src,
+    pub(crate) f: AtomicFn,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BarKind {
+    Sync,
+    Arrive,
+    And,
+    Or,
+    Popc,
+}
+
+pub(crate) struct Bar {
+    pub(crate) kind: BarKind,
+    pub(crate) aligned: bool,
+    pub(crate) id: Src,
+    pub(crate) count: Option<Src>,
+    pub(crate) operand: PredSrc,
+    pub(crate) dst: Dst,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ShflMode {
+    Up,
+    Down,
+    Bfly,
+    Idx,
+}
+
+pub(crate) struct Shfl {
+    pub(crate) mode: ShflMode,
+    pub(crate) d: Dst,
+    pub(crate) p: Option<u32>,
+    pub(crate) a: Src,
+    pub(crate) b: Src,
+    pub(crate) c: Src,
+    pub(crate) members: Src,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum VoteMode {
+    All,
+    Any,
+    Uni,
+    Ballot,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReduxMode {
+    And,
+    Or,
+    Xor,
+    Add,
+    MinU,
+    MaxU,
+    MinS,
+    MaxS,
+}
+
+pub(crate) struct Matrix {
+    pub(crate) store: bool,
+    pub(crate) transposed: bool,
+    pub(crate) space: Space,
+    pub(crate) address: Address,
+    pub(crate) regs: Vec<Slot>,
+}
+
+pub(crate) struct Mma {
+    pub(crate) f: MmaFn,
+    pub(crate) d: Vec<Slot>,
+    pub(crate) a: Vec<Slot>,
+    pub(crate) b: Vec<Slot>,
+    pub(crate) c: Vec<Slot>,
+}
+
+pub(crate) struct CpAsync {
+    pub(crate) dst_space: Space,
+    pub(crate) src_space: Space,
+    pub(crate) dst: Address,
+    pub(crate) src: Address,
+    pub(crate) bytes: u32,
+    pub(crate) src_bytes: Option<Src>,
+    pub(crate) ignore: Option<PredSrc>,
+}
+
+/// What an mbarrier instruction does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MbarrierOp {
+    Init,
+    Inval,
+    Arrive,
+    ArriveDrop,
+    ExpectTx,
+    ArriveExpectTx,
+    CompleteTx,
+    TestWait,
+    TestWaitParity,
+    TryWait,
+    TryWaitParity,
+    PendingCount,
+    /// `cp.async.mbarrier.arrive`; true with `.noinc`.
+    CopyArrive(bool),
+}
+
+pub(crate) struct Mbarrier {
+    pub(crate) op: MbarrierOp,
+    pub(crate) space: Space,
+    pub(crate) address: Option<Address>,
+    pub(crate) dst: Dst,
+    pub(crate) operand: Option<Src>,
+}
+
+/// A register that the machine provides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Special {
+    Tid(u8),
+    Ntid(u8),
+    Ctaid(u8),
+    Nctaid(u8),
+    LaneId,
+    WarpId,
+    NWarpId,
+    LaneMaskEq,
+    LaneMaskLe,
+    LaneMaskLt,
+    LaneMaskGe,
+    LaneMaskGt,
+    SmId,
+    NSmId,
+    GridId,
+    DynamicShared,
+    TotalShared,
+    Zero,
+    One,
+}
+
+/// An instruction's work.
+pub(crate) enum Op {
+    Narrow { f: NarrowFn, d: Slot, a: Slot, b: Slot, c: Slot },
+    Wide { f: WideFn, d: Src, a: Src, b: Src, c: Src },
+    Mov32 { d: Slot, a: Slot },
+    Mov64 { d: Slot, a: Slot },
+    /// Predicate logic: bit (a | b << 1) of the table.
+    Pred { table: u8, d: u32, a: PredSrc, b: PredSrc },
+    SetP(Box<SetP>),
+    Select32 { d: Slot, a: Slot, b: Slot, p: PredSrc },
+    Select64 { d: Slot, a: Slot, b: Slot, p: PredSrc },
+    /// `add.cc` and its kin: sums with the carry flag in and out; `negate` for `sub`.
+    Carry { d: Src, a: Src, b: Src, carry_in: bool, carry_out: bool, negate: bool },
+    /// `mad.lo.cc` and `mad.hi.cc`, `madc`.
+    MadCarry { d: Src, a: Src, b: Src, c: Src, high: bool, signed: bool, carry_in: bool, carry_out: bool },
+    /// `mov.b64 d, {a, b}`.
+    Pack { d: Src, parts: Vec<Src>, bits: u32 },
+    /// `mov.b64 {a, b}, d`.
+    Unpack { parts: Vec<Dst>, a: Src, bits: u32 },
+    Clock { d: Src },
+    Load(Box<Load>),
+    Store(Box<Store>),
+    Atomic(Box<Atomic>),
+    IsSpace { d: u32, a: Src, space: Space },
+    Branch { target: u32 },
+    BranchIndex { index: Src, targets: Vec<u32> },
+    Exit,
+    Trap,
+    Bar(Box<Bar>),
+    WarpSync { members: Src },
+    Shfl(Box<Shfl>),
+    Vote { mode: VoteMode, d: Dst, a: PredSrc, members: Src },
+    Match { all: bool, d: Dst, p: Option<u32>, a: Src, members: Src },
+    Redux { mode: ReduxMode, d: Src, a: Src, members: Src },
+    Elect { d: Dst, p: Option<u32>, members: Src },
+    ActiveMask { d: Src },
+    Matrix(Box<Matrix>),
+    Mma(Box<Mma>),
+    /// `movmatrix`.
+    MovMatrix { d: Slot, a: Slot },
+    CpAsync(Box<CpAsync>),
+    CpCommit,
+    /// Waits until at most so many groups are pending; `None`: for everything, committed or not.
+    CpWait(Option<u32>),
+    Mbarrier(Box<Mbarrier>),
+    /// Lets other warps run.
+    Yield,
+    Nop,
+}
+
+impl fmt::Debug for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Op")
+    }
+}
+
+/// A decoded instruction.
 #[derive(Debug)]
-pub(crate) struct Program { pub(crate) static_shared: u64, pub(crate) dynamic_align: u64 }
+pub(crate) struct Inst {
+    pub(crate) op: Op,
+    pub(crate) guard: PredSrc,
+    /// Of a branch: where the paths meet again, or [`NOWHERE`].
+    pub(crate) join: u32,
+}
+
+/// No instruction.
+pub(crate) const NOWHERE: u32 = u32::MAX;
+
+/// A constant row or pair of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Constant {
+    Bits(u64),
+    /// The address of a variable of the module or a body, by its place in `Module::all_variables`, plus an offset.
+    Variable(usize, u64),
+}
+
+/// Where an instruction came from.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub(crate) line: u32,
+    pub(crate) range: std::ops::Range<usize>,
+}
+
+/// A decoded entry.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pub(crate) code: Vec<Inst>,
+    pub(crate) origin: Vec<Origin>,
+    /// Rows of the register file, constants and special registers included.
+    pub(crate) rows: u32,
+    pub(crate) preds: u32,
+    pub(crate) constants: Vec<(Src, Constant)>,
+    pub(crate) specials: Vec<(Src, Special)>,
+    pub(crate) static_shared: u64,
+    pub(crate) dynamic_align: u64,
+    /// Bytes of local memory of a thread.
+    pub(crate) local: u64,
+}

@@ -253,10 +253,9 @@ impl<'t> Parser<'t> {
         };
         let (ty, lanes, align) = self.type_of_variable()?;
         loop {
-            let line = self.current.line;
             let name = self.word("a variable's name")?;
             let mut variable =
-                Variable { name: name.to_owned(), space, size: 0, align, external, init: Vec::new(), line };
+                Variable { name: name.to_owned(), space, size: 0, align, external, init: Vec::new() };
             let (count, open) = self.dimensions()?;
             let each = ty.bytes() * lanes;
             variable.size = each
@@ -365,7 +364,7 @@ impl<'t> Parser<'t> {
                 if bytes != 8 && bytes != 4 {
                     return Err(self.error("an address needs 4 or 8 bytes"));
                 }
-                init.push(Init::Address { name: name.to_owned(), offset, generic, bytes: bytes as u64 });
+                init.push(Init::Address { name: name.to_owned(), offset, bytes: bytes as u64 });
                 return Ok(());
             }
             Token::Punct(b'-') => {
@@ -403,7 +402,6 @@ impl<'t> Parser<'t> {
                 }
                 self.advance()?;
                 let (ty, lanes, align) = self.type_of_variable()?;
-                let line = self.current.line;
                 let param = self.word("a parameter's name")?;
                 let (count, open) = self.dimensions()?;
                 if open {
@@ -421,7 +419,6 @@ impl<'t> Parser<'t> {
                     align,
                     external: false,
                     init: Vec::new(),
-                    line,
                 });
                 if !self.is(b')') {
                     self.expect(b',')?;
@@ -639,7 +636,7 @@ impl<'t> Parser<'t> {
                     parts.push(part);
                 }
                 self.expect(b']')?;
-                return Ok(Operand::Tensor(base, offset, parts));
+                return Ok(Operand::Tensor(base, parts));
             }
             Token::Punct(b'{') => return self.vector(b),
             // A parenthesised list: the arguments of a call.

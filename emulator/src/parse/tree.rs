@@ -58,7 +58,7 @@ pub(crate) enum VarSpace {
 #[derive(Debug, Clone)]
 pub(crate) enum Init {
     Bytes(Vec<u8>),
-    Address { name: String, offset: u64, generic: bool, bytes: u64 },
+    Address { name: String, offset: u64, bytes: u64 },
 }
 
 /// A variable: of the module, of an entry's body, or a parameter.
@@ -71,7 +71,6 @@ pub(crate) struct Variable {
     /// Declared `.extern`, or with an open size.
     pub(crate) external: bool,
     pub(crate) init: Vec<Init>,
-    pub(crate) line: u32,
 }
 
 /// Index into [`Body::registers`].
@@ -113,8 +112,8 @@ pub(crate) enum Operand {
     Var(VarRef, u64),
     /// `[base+offset]`.
     Address(Base, i64),
-    /// `[base+offset, {..}]` and the like.
-    Tensor(Base, i64, Vec<Operand>),
+    /// `[base, {..}]` and the like.
+    Tensor(Base, Vec<Operand>),
     Vector(Vec<Operand>),
     /// `%p|%q`.
     Pair(Box<Operand>, Box<Operand>),

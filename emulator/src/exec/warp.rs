@@ -1,0 +1,493 @@
+//! A warp: its registers, and the groups its lanes form.
+//!
+//! A branch that some lanes take and others don't parts a group in two. The paths meet again at the branch's immediate
+//! post-dominator, which decoding has found: a [`Join`] collects the lanes that reach it, and lets them go on as one
+//! group when all of them that have not exited are there. A branch whose paths meet only at the end of the entry makes
+//! no join. Of several groups that can run, the one at the lowest instruction runs.
+//!
+//! An instruction that needs lanes of other groups waits until they come. If they can't, because they wait at a join
+//! for the lanes that wait for them, or have exited, it faults: on hardware this is undefined.
+
+use super::memory::PendingCopies;
+use super::{Cta, Trouble, fit, trouble};
+use crate::error::FaultKind;
+use crate::program::{ALL, Dst, Kind, NOWHERE, Narrow, PredSrc, Program, Row, Slot, Src, WARP, Wide};
+
+/// A warp's registers.
+pub(super) struct Registers {
+    rows: Vec<Row>,
+    pub(super) preds: Vec<u32>,
+}
+
+impl Registers {
+    fn new(program: &Program) -> Self {
+        let mut preds = vec![0; program.preds as usize];
+        preds[0] = ALL;
+        // One row more than there are, so that every row is also the first half of a pair.
+        Self { rows: vec![Row([u32::MAX; WARP]); program.rows as usize + 1], preds }
+    }
+
+    #[inline(always)]
+    pub(super) fn narrow(&self, slot: Slot) -> &Narrow {
+        &self.rows[slot as usize].0
+    }
+
+    #[inline(always)]
+    pub(super) fn narrow_mut(&mut self, slot: Slot) -> &mut Narrow {
+        &mut self.rows[slot as usize].0
+    }
+
+    #[inline(always)]
+    pub(super) fn wide(&self, slot: Slot) -> &Wide {
+        let pair = &self.rows[slot as usize..slot as usize + 2];
+        // SAFETY: two adjacent rows are 256 initialised bytes at a multiple of 64, which is what a `Wide` needs, and
+        // the borrow of `pair` carries over.
+        unsafe { &*pair.as_ptr().cast::<Wide>() }
+    }
+
+    #[inline(always)]
+    pub(super) fn wide_mut(&mut self, slot: Slot) -> &mut Wide {
+        let pair = &mut self.rows[slot as usize..slot as usize + 2];
+        // SAFETY: as in `wide`; the borrow is unique.
+        unsafe { &mut *pair.as_mut_ptr().cast::<Wide>() }
+    }
+
+    #[inline(always)]
+    pub(super) fn pred(&self, p: PredSrc) -> u32 {
+        self.preds[p.index as usize] ^ p.flip
+    }
+
+    /// Any operand, widened with zeros.
+    #[inline(always)]
+    pub(super) fn widen(&self, src: Src, out: &mut Wide) {
+        match src.kind {
+            Kind::W64 => *out = *self.wide(src.slot),
+            Kind::Pred => {
+                let mask = self.preds[src.slot as usize];
+                for (lane, out) in out.iter_mut().enumerate() {
+                    *out = u64::from(mask >> lane & 1);
+                }
+            }
+            _ => {
+                for (out, &v) in out.iter_mut().zip(self.narrow(src.slot)) {
+                    *out = u64::from(v);
+                }
+            }
+        }
+    }
+
+    /// One lane's value.
+    #[inline(always)]
+    pub(super) fn lane(&self, src: Src, lane: u32) -> u64 {
+        match src.kind {
+            Kind::W64 => self.wide(src.slot)[lane as usize],
+            Kind::Pred => u64::from(self.preds[src.slot as usize] >> lane & 1),
+            _ => u64::from(self.narrow(src.slot)[lane as usize]),
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn set_lane(&mut self, dst: Src, lane: u32, value: u64) {
+        match dst.kind {
+            Kind::W64 => self.wide_mut(dst.slot)[lane as usize] = value,
+            Kind::Pred => {
+                let mask = &mut self.preds[dst.slot as usize];
+                *mask = *mask & !(1 << lane) | (value as u32 & 1) << lane;
+            }
+            kind => self.narrow_mut(dst.slot)[lane as usize] = fit(kind, value) as u32,
+        }
+    }
+
+    /// Writes the active lanes.
+    #[inline(always)]
+    pub(super) fn put_narrow(&mut self, slot: Slot, active: u32, value: &Narrow) {
+        let row = self.narrow_mut(slot);
+        if active == ALL {
+            *row = *value;
+        } else {
+            for lane in 0..WARP {
+                row[lane] = if active >> lane & 1 != 0 { value[lane] } else { row[lane] };
+            }
+        }
+    }
+
+    /// Writes the active lanes of a register of any kind.
+    #[inline(always)]
+    pub(super) fn put_wide(&mut self, dst: Src, active: u32, value: &Wide) {
+        match dst.kind {
+            Kind::W64 => {
+                let row = self.wide_mut(dst.slot);
+                if active == ALL {
+                    *row = *value;
+                } else {
+                    for lane in 0..WARP {
+                        row[lane] = if active >> lane & 1 != 0 { value[lane] } else { row[lane] };
+                    }
+                }
+            }
+            Kind::Pred => {
+                let mut mask = 0;
+                for (lane, &v) in value.iter().enumerate() {
+                    mask |= (v as u32 & 1) << lane;
+                }
+                self.put_pred(Some(dst.slot), active, mask);
+            }
+            kind => {
+                let keep = fit(kind, u64::MAX) as u32;
+                let mut narrow = [0; WARP];
+                for (n, &v) in narrow.iter_mut().zip(value) {
+                    *n = v as u32 & keep;
+                }
+                self.put_narrow(dst.slot, active, &narrow);
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn put_pred(&mut self, index: Option<u32>, active: u32, value: u32) {
+        if let Some(index) = index {
+            let mask = &mut self.preds[index as usize];
+            *mask = *mask & !active | value & active;
+        }
+    }
+
+    /// Writes one value to the active lanes.
+    pub(super) fn put_uniform(&mut self, dst: Dst, active: u32, value: u64) {
+        if let Some(dst) = dst {
+            self.put_wide(dst, active, &[value; WARP]);
+        }
+    }
+
+    pub(super) fn broadcast(&mut self, dst: Src, value: u64) {
+        self.put_uniform(Some(dst), ALL, value);
+    }
+
+    pub(super) fn set(&mut self, dst: Src, value: impl Fn(u32) -> u64) {
+        for lane in 0..WARP as u32 {
+            self.set_lane(dst, lane, value(lane));
+        }
+    }
+}
+
+/// What a group waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Ready,
+    /// For other lanes of the warp to come to the same instruction.
+    Lanes(u32),
+    /// For the end of a barrier's current round.
+    Barrier { id: u32, round: u64 },
+}
+
+/// Lanes that are at the same instruction.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Group {
+    pub(super) pc: u32,
+    pub(super) mask: u32,
+    /// Index into [`Warp::joins`], or [`NOWHERE`].
+    join: u32,
+    pub(super) state: State,
+}
+
+/// A place where lanes meet.
+#[derive(Debug, Clone, Copy)]
+struct Join {
+    pc: u32,
+    /// Lanes that will come, unless they exit.
+    expected: u32,
+    arrived: u32,
+    parent: u32,
+}
+
+/// What came of a warp's turn.
+pub(super) enum Turn {
+    /// It did something.
+    Moved,
+    /// It waits.
+    Stuck,
+}
+
+/// What an instruction does to its group.
+pub(super) enum Flow {
+    Next,
+    /// Some of the lanes go elsewhere.
+    Branch { taken: u32, target: u32, join: u32 },
+    /// Some of the lanes go elsewhere, the others execute the instruction again.
+    Split { taken: u32, target: u32, join: u32 },
+    /// The active lanes form a group of their own and execute the instruction again; the others go on.
+    Alone,
+    /// The lanes end.
+    Exit(u32),
+    /// The group waits in this state, and executes the instruction again (or, at barriers, ends it) later.
+    Wait(State),
+    /// The group goes on, after other warps have had a turn.
+    Yield,
+}
+
+pub(super) struct Warp {
+    pub(super) index: u32,
+    threads: u32,
+    pub(super) regs: Registers,
+    /// Carry flags.
+    pub(super) carry: u32,
+    /// Local memory: one lane after the other.
+    pub(super) local: Vec<u8>,
+    pub(super) copies: PendingCopies,
+    /// The allocation that the last global access hit.
+    pub(super) last: usize,
+    /// Lanes that have not exited.
+    pub(super) alive: u32,
+    pub(super) groups: Vec<Group>,
+    joins: Vec<Join>,
+    /// Prefer the group at the highest instruction instead: set in turns, so that lanes that spin cannot keep the
+    /// lanes that they wait for from running.
+    backwards: bool,
+}
+
+impl Warp {
+    pub(super) fn new(program: &Program, index: u32, threads: u32) -> Self {
+        Self {
+            index,
+            threads,
+            regs: Registers::new(program),
+            carry: 0,
+            local: vec![0xff; program.local as usize * WARP],
+            copies: PendingCopies::default(),
+            last: 0,
+            alive: 0,
+            groups: Vec::new(),
+            joins: Vec::new(),
+            backwards: false,
+        }
+    }
+
+    /// Makes it ready for a new block.
+    pub(super) fn reset(&mut self) {
+        let lanes = (self.threads - self.index * WARP as u32).min(WARP as u32);
+        self.alive = if lanes == 32 { ALL } else { (1 << lanes) - 1 };
+        self.carry = 0;
+        self.local.fill(0xff);
+        self.copies.clear();
+        self.joins.clear();
+        self.groups.clear();
+        self.backwards = false;
+        self.groups.push(Group { pc: 0, mask: self.alive, join: NOWHERE, state: State::Ready });
+    }
+
+    /// An instruction and a lane at which it stands.
+    pub(super) fn stands_at(&self) -> Option<(u32, u32)> {
+        self.groups.first().map(|g| (g.pc, g.mask.trailing_zeros().min(31)))
+    }
+
+    /// What its lanes wait for.
+    pub(super) fn waits(&self, cta: &Cta<'_, '_>) -> Vec<(u32, u32, String)> {
+        let groups = self.groups.iter().map(|g| {
+            let reason = match g.state {
+                State::Ready => "can run".to_owned(),
+                State::Lanes(need) => format!("waits for lanes {:#010x}", need & !g.mask),
+                State::Barrier { id, .. } => cta.barriers[id as usize & 15].describe(id, cta.alive),
+            };
+            (g.pc, g.mask, reason)
+        });
+        let joins = self.joins.iter().filter(|j| j.arrived != 0 && j.arrived != j.expected).map(|j| {
+            (j.pc, j.arrived, format!("waits to reconverge with lanes {:#010x}", j.expected & !j.arrived))
+        });
+        groups.chain(joins).collect()
+    }
+
+    /// Runs for at most so many instructions. An error says where, and which lanes were active.
+    pub(super) fn turn(&mut self, cta: &mut Cta<'_, '_>, share: u32) -> Result<Turn, (u32, u32, Trouble)> {
+        let mut left = share;
+        let mut moved = false;
+        while left > 0 && self.alive != 0 {
+            let Some(at) = self.pick(cta)? else { break };
+            moved = true;
+            let before = left;
+            let go_on = self.run_group(at, cta, &mut left)?;
+            cta.stats.warp_instructions += u64::from(before - left);
+            if !go_on || left == 0 {
+                self.backwards = self.groups.len() > 1 && !self.backwards;
+            }
+            if !go_on || cta.stats.warp_instructions > cta.machine.max_instructions {
+                break;
+            }
+        }
+        Ok(if moved { Turn::Moved } else { Turn::Stuck })
+    }
+
+    /// The group to run next: the one at the lowest instruction of those that can.
+    fn pick(&mut self, cta: &mut Cta<'_, '_>) -> Result<Option<usize>, (u32, u32, Trouble)> {
+        for at in 0..self.groups.len() {
+            if let State::Barrier { id, round } = self.groups[at].state {
+                let barrier = &cta.barriers[id as usize & 15];
+                if barrier.round != round {
+                    let result = barrier.result;
+                    let (pc, mask) = (self.groups[at].pc, self.groups[at].mask);
+                    self.end_barrier(&cta.machine.program.code[pc as usize], mask, result);
+                    self.groups[at].state = State::Ready;
+                    self.groups[at].pc = pc + 1;
+                }
+            }
+        }
+        let ready = (0..self.groups.len()).filter(|&g| self.groups[g].state == State::Ready);
+        let pc = |&g: &usize| self.groups[g].pc;
+        let best = if self.backwards { ready.max_by_key(pc) } else { ready.min_by_key(pc) };
+        if best.is_some() {
+            return Ok(best);
+        }
+        // Lanes that wait for each other at one instruction go on together.
+        for at in 0..self.groups.len() {
+            let group = self.groups[at];
+            let State::Lanes(need) = group.state else { continue };
+            let same = |g: &Group| g.pc == group.pc && g.join == group.join && matches!(g.state, State::Lanes(_));
+            let all = self.groups.iter().filter(|g| same(g)).fold(0, |all, g| all | g.mask);
+            if need & self.alive & !all == 0 {
+                self.groups.retain(|g| !same(g));
+                self.groups.push(Group { mask: all, state: State::Ready, ..group });
+                return Ok(Some(self.groups.len() - 1));
+            }
+        }
+        // Somebody else may yet end a barrier that lanes of this warp wait at; otherwise there is no hope.
+        let hope = self.groups.iter().any(|g| matches!(g.state, State::Barrier { .. }));
+        match self.groups.iter().find(|g| matches!(g.state, State::Lanes(_))) {
+            Some(&Group { pc, mask, state: State::Lanes(need), .. }) if !hope => {
+                let kind = FaultKind::Divergent { active: mask, missing: need & !mask };
+                Err((pc, mask, Box::new((None, kind))))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Runs one group until it parts, meets others, waits, or the warp's share is used up. False if the warp's turn is
+    /// over.
+    fn run_group(
+        &mut self,
+        at: usize,
+        cta: &mut Cta<'_, '_>,
+        left: &mut u32,
+    ) -> Result<bool, (u32, u32, Trouble)> {
+        let program = cta.machine.program;
+        let Group { mut pc, mask, join, .. } = self.groups[at];
+        let stop = self.joins.get(join as usize).map_or(NOWHERE, |j| j.pc);
+        let lanes = u64::from(mask.count_ones());
+        while *left > 0 {
+            if pc == stop {
+                self.groups.swap_remove(at);
+                self.joins[join as usize].arrived |= mask;
+                self.settle();
+                return Ok(true);
+            }
+            let Some(inst) = program.code.get(pc as usize) else {
+                let reason = "control reached the end of the entry without `ret`".to_owned();
+                return Err((pc, mask, Box::new((None, FaultKind::Unsupported { reason }))));
+            };
+            *left -= 1;
+            cta.stats.lane_instructions += lanes;
+            let active = mask & self.regs.pred(inst.guard);
+            if active == 0 {
+                pc += 1;
+                continue;
+            }
+            match self.step(cta, inst, mask, active) {
+                Ok(Flow::Next) => pc += 1,
+                Ok(Flow::Branch { taken, target, .. }) if taken == mask => pc = target,
+                Ok(Flow::Branch { taken, target, join: meet }) => {
+                    self.groups[at].pc = pc;
+                    self.part(at, taken, target, meet, pc + 1);
+                    return Ok(true);
+                }
+                Ok(Flow::Split { taken, target, join: meet }) => {
+                    self.groups[at].pc = pc;
+                    let rest = if taken == active { pc + 1 } else { pc };
+                    self.part(at, taken, target, meet, rest);
+                    return Ok(true);
+                }
+                Ok(Flow::Alone) => {
+                    self.groups[at].pc = pc;
+                    self.part(at, active, pc, NOWHERE, pc + 1);
+                    return Ok(true);
+                }
+                Ok(Flow::Exit(lanes)) => {
+                    self.groups[at].pc = pc + 1;
+                    self.groups[at].mask &= !lanes;
+                    if self.groups[at].mask == 0 {
+                        self.groups.swap_remove(at);
+                    }
+                    self.alive &= !lanes;
+                    for j in &mut self.joins {
+                        j.expected &= !lanes;
+                    }
+                    self.settle();
+                    cta.alive -= lanes.count_ones();
+                    cta.check_barriers();
+                    return Ok(true);
+                }
+                Ok(Flow::Wait(state)) => {
+                    self.groups[at].pc = pc;
+                    self.groups[at].state = state;
+                    return Ok(true);
+                }
+                Ok(Flow::Yield) => {
+                    self.groups[at].pc = pc + 1;
+                    return Ok(false);
+                }
+                Err(found) => return Err((pc, active, found)),
+            }
+        }
+        self.groups[at].pc = pc;
+        Ok(true)
+    }
+
+    /// Parts a group: `taken` go to `target`, the others to `rest`; all meet at `meet`.
+    fn part(&mut self, at: usize, taken: u32, target: u32, meet: u32, rest: u32) {
+        let group = self.groups[at];
+        let mut join = group.join;
+        if meet != NOWHERE && self.joins.get(join as usize).is_none_or(|j| j.pc != meet) {
+            let new = Join { pc: meet, expected: group.mask, arrived: 0, parent: group.join };
+            // Joins are kept in place, since groups refer to them by index; a join that nobody expects is free.
+            let free = self.joins.iter().position(|j| j.expected == 0);
+            match free {
+                Some(free) => {
+                    self.joins[free] = new;
+                    join = free as u32;
+                }
+                None => {
+                    join = self.joins.len() as u32;
+                    self.joins.push(new);
+                }
+            }
+        }
+        self.groups[at] = Group { pc: rest, mask: group.mask & !taken, join, state: State::Ready };
+        self.groups.push(Group { pc: target, mask: taken, join, state: State::Ready });
+    }
+
+    /// Lets the lanes of complete joins go on.
+    fn settle(&mut self) {
+        for at in 0..self.joins.len() {
+            let join = self.joins[at];
+            if join.expected != 0 && join.arrived & join.expected == join.expected {
+                let group = Group { pc: join.pc, mask: join.expected, join: join.parent, state: State::Ready };
+                self.joins[at].expected = 0;
+                self.joins[at].arrived = 0;
+                self.groups.push(group);
+            }
+        }
+    }
+
+    /// For instructions that need every lane of the warp: whether to wait for lanes of other groups.
+    pub(super) fn need_warp(&self, mask: u32, active: u32) -> Result<Option<Flow>, Trouble> {
+        self.need_lanes(mask, active, self.alive)
+    }
+
+    /// For instructions that need the lanes `need`.
+    pub(super) fn need_lanes(&self, mask: u32, active: u32, need: u32) -> Result<Option<Flow>, Trouble> {
+        let missing = need & !active;
+        if missing == 0 {
+            return Ok(None);
+        }
+        if missing & mask != 0 || missing & !self.alive != 0 {
+            return trouble(None, FaultKind::Divergent { active, missing });
+        }
+        Ok(Some(Flow::Wait(State::Lanes(need))))
+    }
+}
