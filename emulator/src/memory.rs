@@ -41,7 +41,7 @@ impl Allocation {
     /// Reads `N` = 1, 2, 4 or 8 bytes at a multiple of `N` inside the allocation.
     #[inline(always)]
     pub(crate) fn load<const N: usize>(&self, offset: u64) -> u64 {
-        assert!(offset % N as u64 == 0 && offset + N as u64 <= self.len);
+        assert!(offset.is_multiple_of(N as u64) && offset + N as u64 <= self.len);
         let at = self.at(offset);
         // SAFETY: `cells` lives as long as `self` and is interior-mutable; the assertion above keeps the N bytes at
         // `at` inside it, and since the cells are 8-aligned, `at` is aligned for an N-byte atomic.
@@ -58,7 +58,7 @@ impl Allocation {
     /// Writes the low `N` = 1, 2, 4 or 8 bytes of `value` at a multiple of `N` inside the allocation.
     #[inline(always)]
     pub(crate) fn store<const N: usize>(&self, offset: u64, value: u64) {
-        assert!(offset % N as u64 == 0 && offset + N as u64 <= self.len);
+        assert!(offset.is_multiple_of(N as u64) && offset + N as u64 <= self.len);
         let at = self.at(offset);
         // SAFETY: as in `load`.
         unsafe {
@@ -73,7 +73,7 @@ impl Allocation {
 
     /// Replaces the `N` = 2, 4 or 8 bytes at a multiple of `N` by `f` of them, atomically; returns the old value.
     pub(crate) fn update<const N: usize>(&self, offset: u64, f: impl Fn(u64) -> u64) -> u64 {
-        assert!(offset % N as u64 == 0 && offset + N as u64 <= self.len);
+        assert!(offset.is_multiple_of(N as u64) && offset + N as u64 <= self.len);
         let at = self.at(offset);
         // SAFETY: as in `load`.
         unsafe {

@@ -27,7 +27,7 @@ fn loops_with_different_counts() {
         LOOP: setp.ge.u32 %p2, %r1, %r0; @%p2 bra DONE;
         add.u32 %r9, %r9, %r1; add.u32 %r1, %r1, 1; bra.uni LOOP;
         DONE: activemask.b32 %r5; setp.ne.u32 %p3, %r5, 0xffffffff; @%p3 mov.u32 %r9, 12345;";
-    let want: Vec<u32> = (0..64).map(|t: u32| if t % 2 == 0 { 0 } else { t * (t - 1) / 2 }).collect();
+    let want: Vec<u32> = (0..64).map(|t: u32| if t & 1 == 0 { 0 } else { t * (t - 1) / 2 }).collect();
     assert_eq!(run("", &format!("{body}{STORE}"), 64), want);
 }
 

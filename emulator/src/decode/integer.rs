@@ -216,14 +216,14 @@ impl Decoder<'_> {
             ("sub", ..) => wide2(move |a, b| cut(bits, a.wrapping_sub(b))),
             ("mul", false, 64) if high => wide2(int::w64::mul_hi_u),
             ("mul", true, 64) if high => wide2(int::w64::mul_hi_s),
-            ("mul", false, 16) if high => wide2(|a, b| a * b >> 16),
-            ("mul", true, 16) if high => wide2(|a, b| cut(16, (sext(16, a) * sext(16, b) >> 16) as u64)),
+            ("mul", false, 16) if high => wide2(|a, b| (a * b) >> 16),
+            ("mul", true, 16) if high => wide2(|a, b| cut(16, ((sext(16, a) * sext(16, b)) >> 16) as u64)),
             ("mul", ..) => wide2(move |a, b| cut(bits, a.wrapping_mul(b))),
             ("mad", false, 64) if high => wide3(int::w64::mad_hi_u),
             ("mad", true, 64) if high => wide3(int::w64::mad_hi_s),
-            ("mad", false, _) if high => wide3(|a, b, c| cut(16, (a * b >> 16) + c)),
+            ("mad", false, _) if high => wide3(|a, b, c| cut(16, ((a * b) >> 16) + c)),
             ("mad", true, _) if high => {
-                wide3(|a, b, c| cut(16, ((sext(16, a) * sext(16, b) >> 16) as u64).wrapping_add(c)))
+                wide3(|a, b, c| cut(16, (((sext(16, a) * sext(16, b)) >> 16) as u64).wrapping_add(c)))
             }
             ("mad", ..) => wide3(move |a, b, c| cut(bits, a.wrapping_mul(b).wrapping_add(c))),
             ("div", false, _) => wide2(move |a, b| cut(bits, int::w64::div_u(a, b))),

@@ -83,7 +83,7 @@ impl Warp {
                 for (n, &src) in parts.iter().enumerate() {
                     self.regs.widen(src, &mut part);
                     for (out, &v) in out.iter_mut().zip(&part) {
-                        *out |= (v & (u64::MAX >> (64 - bits))) << (n as u32 * bits & 63);
+                        *out |= (v & (u64::MAX >> (64 - bits))) << ((n as u32 * bits) & 63);
                     }
                 }
                 self.regs.put_wide(*d, active, &out);
@@ -275,7 +275,7 @@ impl Warp {
         self.regs.widen(a, &mut wide);
         for (n, &dst) in parts.iter().enumerate() {
             let Some(dst) = dst else { continue };
-            let shift = n as u32 * bits & 63;
+            let shift = (n as u32 * bits) & 63;
             let part = wide.map(|v| v >> shift & (u64::MAX >> (64 - bits)));
             self.regs.put_wide(dst, active, &part);
         }

@@ -94,7 +94,7 @@ impl Warp {
         read: u32,
         lane: u32,
     ) -> Result<(), Trouble> {
-        if address % u64::from(bytes) != 0 {
+        if !address.is_multiple_of(u64::from(bytes)) {
             return trouble(Some(lane), FaultKind::Misaligned { space, address, align: bytes });
         }
         self.place(cta, space, address, 1, Intent::Read, lane)?;
@@ -174,8 +174,8 @@ impl Warp {
         self.land(cta, |_, copy| {
             let Some(allowed) = allowed else { return active };
             let mut now = 0;
-            for lane in 0..WARP {
-                let done = copy.group[lane] < committed[lane].saturating_sub(allowed);
+            for (lane, (group, committed)) in copy.group.iter().zip(&committed).enumerate() {
+                let done = *group < committed.saturating_sub(allowed);
                 now |= u32::from(done) << lane;
             }
             now & active
