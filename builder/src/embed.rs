@@ -100,14 +100,14 @@ fn table(archive: &Archive) -> Result<String> {
             .filter_map(|i| record.ptx_sha256.get(2 * i..2 * i + 2))
             .map(|b| format!("0x{b}"))
             .collect();
-        let (registers, static_shared_bytes) = match archive.facts(record) {
-            Some(f) => (format!("Some({})", f.registers), f.static_shared_bytes),
+        let (registers, notes) = match archive.facts(record) {
+            Some(f) => (format!("Some({})", f.registers), f.notes.len()),
             None => ("None".to_owned(), 0),
         };
         // Writing to a string does not fail.
         let _ = writeln!(
             out,
-            "    Entry {{ name: {:?}, registers: {registers}, static_shared_bytes: {static_shared_bytes}, \
+            "    Entry {{ name: {:?}, registers: {registers}, notes: {notes}, \
              ptx_bytes: {}, ptx_sha256: [{}], packed: {}..{} }},",
             record.name,
             record.ptx_bytes,

@@ -16,8 +16,8 @@ pub(crate) struct Entry {
     pub name: &'static str,
     /// Registers of a thread, if ptxas has seen this very PTX.
     pub registers: Option<u32>,
-    /// Static shared memory in bytes, if ptxas has seen this very PTX, else 0.
-    pub static_shared_bytes: u32,
+    /// How many remarks ptxas had on its performance.
+    pub notes: usize,
     /// Size of the PTX.
     pub ptx_bytes: usize,
     /// SHA-256 of the PTX.
