@@ -8,9 +8,10 @@ fn main() {
     let mut failed = false;
     for path in std::env::args().skip(1) {
         let start = Instant::now();
-        let module = match std::fs::read_to_string(&path).map_err(|e| e.to_string()).and_then(|text| {
-            Module::parse(&text).map_err(|e| e.to_string())
-        }) {
+        let module = match std::fs::read_to_string(&path)
+            .map_err(|e| e.to_string())
+            .and_then(|text| Module::parse(&text).map_err(|e| e.to_string()))
+        {
             Ok(module) => module,
             Err(error) => {
                 println!("{path}: {error}");

@@ -39,7 +39,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { threads: None, async_copies: AsyncTiming::Late, memory_limit: 1 << 30, max_instructions: None }
+        Self {
+            threads: None,
+            async_copies: AsyncTiming::Late,
+            memory_limit: 1 << 30,
+            max_instructions: None,
+        }
     }
 }
 
@@ -103,8 +108,18 @@ impl Emulator {
     #[must_use]
     pub fn new(options: Options) -> Self {
         let memory = RwLock::new(DeviceMemory::new(options.memory_limit));
-        let pool = options.threads.and_then(|n| rayon::ThreadPoolBuilder::new().num_threads(n.max(1)).build().ok());
-        Self { options, memory, variables: Mutex::default(), pool }
+        let pool = options.threads.and_then(|n| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(n.max(1))
+                .build()
+                .ok()
+        });
+        Self {
+            options,
+            memory,
+            variables: Mutex::default(),
+            pool,
+        }
     }
 
     fn shared_memory(&self) -> RwLockReadGuard<'_, DeviceMemory> {
@@ -166,14 +181,28 @@ impl Emulator {
     ///
     /// The launch does not fit the entry, the entry has an instruction that is not known, or a thread did something
     /// that it must not. In the last case, the blocks that already ran have left their results in memory.
-    pub fn launch(&self, module: &Module, entry: &str, launch: &Launch<'_>) -> Result<Stats, LaunchError> {
-        let at = module.find(entry).ok_or_else(|| LaunchError::UnknownEntry {
-            name: entry.to_owned(),
-            known: module.entries().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", "),
-        })?;
+    pub fn launch(
+        &self,
+        module: &Module,
+        entry: &str,
+        launch: &Launch<'_>,
+    ) -> Result<Stats, LaunchError> {
+        let at = module
+            .find(entry)
+            .ok_or_else(|| LaunchError::UnknownEntry {
+                name: entry.to_owned(),
+                known: module
+                    .entries()
+                    .map(|e| e.name.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })?;
         let about = module.entry_at(at);
         if launch.params.len() != about.params_size {
-            return Err(LaunchError::BadParams { expected: about.params_size, got: launch.params.len() });
+            return Err(LaunchError::BadParams {
+                expected: about.params_size,
+                got: launch.params.len(),
+            });
         }
         let bad = |reason: String| Err(LaunchError::BadGeometry { reason });
         let [x, y, z] = launch.block.map(u64::from);
@@ -182,9 +211,14 @@ impl Emulator {
             return bad(format!("a block of {x} x {y} x {z} threads"));
         }
         if let Some(most) = about.max_threads {
-            let most = most.map(u64::from).iter().fold(1u64, |a, &b| a.saturating_mul(b));
+            let most = most
+                .map(u64::from)
+                .iter()
+                .fold(1u64, |a, &b| a.saturating_mul(b));
             if threads > most {
-                return bad(format!("a block of {threads} threads, but the entry allows {most}"));
+                return bad(format!(
+                    "a block of {threads} threads, but the entry allows {most}"
+                ));
             }
         }
         let [gx, gy, gz] = launch.grid.map(u64::from);
@@ -192,13 +226,19 @@ impl Emulator {
             return bad(format!("a grid of {gx} x {gy} x {gz} blocks"));
         }
         let program = module.program(at)?;
-        let shared = program.static_shared.next_multiple_of(program.dynamic_align) + u64::from(launch.dynamic_shared);
+        let shared = program
+            .static_shared
+            .next_multiple_of(program.dynamic_align)
+            + u64::from(launch.dynamic_shared);
         if shared > MAX_SHARED {
-            return bad(format!("{shared} bytes of shared memory, a block has at most {MAX_SHARED}"));
+            return bad(format!(
+                "{shared} bytes of shared memory, a block has at most {MAX_SHARED}"
+            ));
         }
         let variables = self.module_variables(module)?;
         let memory = self.shared_memory();
-        let machine = exec::Machine::new(&program, module, &memory, &variables, launch, &self.options);
+        let machine =
+            exec::Machine::new(&program, module, &memory, &variables, launch, &self.options);
 
         let count = gx * gy * gz;
         let next = AtomicU64::new(0);
@@ -212,7 +252,11 @@ impl Emulator {
                 if linear >= count {
                     break;
                 }
-                let index = [(linear % gx) as u32, (linear / gx % gy) as u32, (linear / gx / gy) as u32];
+                let index = [
+                    (linear % gx) as u32,
+                    (linear / gx % gy) as u32,
+                    (linear / gx / gy) as u32,
+                ];
                 match block.run(index, linear) {
                     Ok(more) => stats = stats.add(more),
                     Err(found) => {
@@ -228,11 +272,17 @@ impl Emulator {
             stats
         };
         let run = || {
-            let workers = rayon::current_num_threads().min(usize::try_from(count).unwrap_or(usize::MAX)).max(1);
+            let workers = rayon::current_num_threads()
+                .min(usize::try_from(count).unwrap_or(usize::MAX))
+                .max(1);
             if workers == 1 {
                 return work();
             }
-            (0..workers).into_par_iter().with_max_len(1).map(|_| work()).reduce(Stats::default, Stats::add)
+            (0..workers)
+                .into_par_iter()
+                .with_max_len(1)
+                .map(|_| work())
+                .reduce(Stats::default, Stats::add)
         };
         let stats = match &self.pool {
             Some(pool) => pool.install(run),
@@ -246,7 +296,10 @@ impl Emulator {
 
     /// Addresses of the module's `.global` and `.const` variables, which get their memory at its first launch.
     fn module_variables(&self, module: &Module) -> Result<Vec<u64>, LaunchError> {
-        let mut known = self.variables.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self
+            .variables
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = known.get(&module.id) {
             return Ok(found.clone());
         }
@@ -273,8 +326,16 @@ impl Emulator {
                 for part in &v.init {
                     match part {
                         Init::Bytes(bytes) => memory.write(at, bytes)?,
-                        Init::Address { name, offset, bytes, .. } => {
-                            let target = all.iter().position(|other| other.name == *name).map(|n| addresses[n]);
+                        Init::Address {
+                            name,
+                            offset,
+                            bytes,
+                            ..
+                        } => {
+                            let target = all
+                                .iter()
+                                .position(|other| other.name == *name)
+                                .map(|n| addresses[n]);
                             let value = target.unwrap_or(0).wrapping_add(*offset).to_le_bytes();
                             memory.write(at, &value[..*bytes as usize])?;
                         }

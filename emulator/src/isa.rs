@@ -55,22 +55,40 @@ pub const SETS: &[(&str, &str)] = &[
     ("INT", ".u16|.s16|.u32|.s32|.u64|.s64"),
     ("INT32", ".u32|.s32"),
     ("BITS", ".b16|.b32|.b64"),
-    ("ANY", ".b16|.b32|.b64|.u16|.u32|.u64|.s16|.s32|.s64|.f16|.bf16|.f16x2|.bf16x2|.f32|.f64"),
-    ("MEM", ".b8|.u8|.s8|.b16|.u16|.s16|.b32|.u32|.s32|.b64|.u64|.s64|.f16|.bf16|.f16x2|.bf16x2|.f32|.f64"),
+    (
+        "ANY",
+        ".b16|.b32|.b64|.u16|.u32|.u64|.s16|.s32|.s64|.f16|.bf16|.f16x2|.bf16x2|.f32|.f64",
+    ),
+    (
+        "MEM",
+        ".b8|.u8|.s8|.b16|.u16|.s16|.b32|.u32|.s32|.b64|.u64|.s64|.f16|.bf16|.f16x2|.bf16x2|.f32|.f64",
+    ),
     ("HALF", ".f16|.bf16|.f16x2|.bf16x2"),
     ("RND", ".rn|.rz|.rm|.rp"),
     ("CVTRND", ".rn|.rz|.rm|.rp|.rna|.rni|.rzi|.rmi|.rpi"),
-    ("CMP", ".eq|.ne|.lt|.le|.gt|.ge|.lo|.ls|.hi|.hs|.equ|.neu|.ltu|.leu|.gtu|.geu|.num|.nan"),
+    (
+        "CMP",
+        ".eq|.ne|.lt|.le|.gt|.ge|.lo|.ls|.hi|.hs|.equ|.neu|.ltu|.leu|.gtu|.geu|.num|.nan",
+    ),
     ("BOOL", ".and|.or|.xor"),
-    ("LDSPACE", ".global|.shared|.shared::cta|.local|.param|.param::entry|.const"),
+    (
+        "LDSPACE",
+        ".global|.shared|.shared::cta|.local|.param|.param::entry|.const",
+    ),
     ("STSPACE", ".global|.shared|.shared::cta|.local"),
     ("SHARED", ".shared|.shared::cta"),
     ("SCOPE", ".cta|.cluster|.gpu|.sys"),
     ("SEM", ".relaxed|.acquire|.release|.acq_rel"),
     ("LDCACHE", ".ca|.cg|.cs|.lu|.cv"),
     ("STCACHE", ".wb|.cg|.cs|.wt"),
-    ("EVICT", ".L1::evict_normal|.L1::evict_unchanged|.L1::evict_first|.L1::evict_last|.L1::no_allocate"),
-    ("EVICT2", ".L2::evict_normal|.L2::evict_first|.L2::evict_last"),
+    (
+        "EVICT",
+        ".L1::evict_normal|.L1::evict_unchanged|.L1::evict_first|.L1::evict_last|.L1::no_allocate",
+    ),
+    (
+        "EVICT2",
+        ".L2::evict_normal|.L2::evict_first|.L2::evict_last",
+    ),
     ("HINT", ".L2::cache_hint"),
     ("PREFETCH", ".L2::64B|.L2::128B|.L2::256B"),
     ("VEC", ".v2|.v4|.v8"),
@@ -332,9 +350,13 @@ fn fits<'t>(pattern: &str, text: &'t str) -> Result<Vec<&'t str>, &'t str> {
     for slot in pattern.split_ascii_whitespace() {
         let optional = slot.starts_with('{');
         let slot = slot.trim_matches(['{', '}']);
-        let options = SETS.iter().find(|(name, _)| *name == slot).map_or(slot, |(_, options)| options);
+        let options = SETS
+            .iter()
+            .find(|(name, _)| *name == slot)
+            .map_or(slot, |(_, options)| options);
         let option = options.split('|').find(|option| {
-            rest.strip_prefix(option).is_some_and(|after| after.is_empty() || after.starts_with('.'))
+            rest.strip_prefix(option)
+                .is_some_and(|after| after.is_empty() || after.starts_with('.'))
         });
         match option {
             Some(option) => {
@@ -345,11 +367,25 @@ fn fits<'t>(pattern: &str, text: &'t str) -> Result<Vec<&'t str>, &'t str> {
             None => return Err(rest),
         }
     }
-    if rest.is_empty() { Ok(found) } else { Err(rest) }
+    if rest.is_empty() {
+        Ok(found)
+    } else {
+        Err(rest)
+    }
 }
 
 /// The instruction set as text, one form a line.
 #[must_use]
 pub fn listing() -> String {
-    ROWS.iter().map(|r| format!("{}{} {}: {}\n", r.opcode, r.modifiers.replace(' ', ""), r.operands, r.doc)).collect()
+    ROWS.iter()
+        .map(|r| {
+            format!(
+                "{}{} {}: {}\n",
+                r.opcode,
+                r.modifiers.replace(' ', ""),
+                r.operands,
+                r.doc
+            )
+        })
+        .collect()
 }

@@ -27,15 +27,25 @@ pub(crate) struct Allocation {
 
 impl Allocation {
     fn new(base: u64, len: u64) -> Self {
-        let cells = (0..len.div_ceil(8)).map(|_| AtomicU64::new(u64::MAX)).collect();
-        Self { base, len, read_only: false, cells }
+        let cells = (0..len.div_ceil(8))
+            .map(|_| AtomicU64::new(u64::MAX))
+            .collect();
+        Self {
+            base,
+            len,
+            read_only: false,
+            cells,
+        }
     }
 
     /// Pointer to the byte at `offset`.
     #[inline(always)]
     fn at(&self, offset: u64) -> *const u8 {
         debug_assert!(offset <= self.len);
-        self.cells.as_ptr().cast::<u8>().wrapping_add(offset as usize)
+        self.cells
+            .as_ptr()
+            .cast::<u8>()
+            .wrapping_add(offset as usize)
     }
 
     /// Reads `N` = 1, 2, 4 or 8 bytes at a multiple of `N` inside the allocation.
@@ -80,15 +90,22 @@ impl Allocation {
             match N {
                 2 => {
                     let cell = &*at.cast::<AtomicU16>();
-                    u64::from(cell.fetch_update(Relaxed, Relaxed, |v| Some(f(u64::from(v)) as u16)).unwrap_or(0))
+                    u64::from(
+                        cell.fetch_update(Relaxed, Relaxed, |v| Some(f(u64::from(v)) as u16))
+                            .unwrap_or(0),
+                    )
                 }
                 4 => {
                     let cell = &*at.cast::<AtomicU32>();
-                    u64::from(cell.fetch_update(Relaxed, Relaxed, |v| Some(f(u64::from(v)) as u32)).unwrap_or(0))
+                    u64::from(
+                        cell.fetch_update(Relaxed, Relaxed, |v| Some(f(u64::from(v)) as u32))
+                            .unwrap_or(0),
+                    )
                 }
                 _ => {
                     let cell = &*at.cast::<AtomicU64>();
-                    cell.fetch_update(Relaxed, Relaxed, |v| Some(f(v))).unwrap_or(0)
+                    cell.fetch_update(Relaxed, Relaxed, |v| Some(f(v)))
+                        .unwrap_or(0)
                 }
             }
         }
@@ -114,7 +131,8 @@ impl Allocation {
 
     fn read(&self, offset: u64, bytes: &mut [u8]) {
         let mut at = offset;
-        let (head, rest) = bytes.split_at_mut(bytes.len().min((offset.wrapping_neg() % 8) as usize));
+        let (head, rest) =
+            bytes.split_at_mut(bytes.len().min((offset.wrapping_neg() % 8) as usize));
         for byte in head {
             *byte = self.load::<1>(at) as u8;
             at += 1;
@@ -145,17 +163,37 @@ pub(crate) struct DeviceMemory {
 
 impl DeviceMemory {
     pub(crate) fn new(limit: u64) -> Self {
-        Self { limit, used: 0, next: FIRST, live: Vec::new(), freed: BTreeMap::new() }
+        Self {
+            limit,
+            used: 0,
+            next: FIRST,
+            live: Vec::new(),
+            freed: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn allocate(&mut self, bytes: u64) -> Result<u64, MemoryError> {
-        let out = MemoryError::OutOfMemory { requested: bytes, used: self.used, limit: self.limit };
-        let size = bytes.max(1).checked_next_multiple_of(256).ok_or_else(|| out.clone())?;
-        if self.used.checked_add(size).is_none_or(|total| total > self.limit) {
+        let out = MemoryError::OutOfMemory {
+            requested: bytes,
+            used: self.used,
+            limit: self.limit,
+        };
+        let size = bytes
+            .max(1)
+            .checked_next_multiple_of(256)
+            .ok_or_else(|| out.clone())?;
+        if self
+            .used
+            .checked_add(size)
+            .is_none_or(|total| total > self.limit)
+        {
             return Err(out);
         }
         let base = self.next;
-        self.next = base.checked_add(size + GUARD).filter(|&next| next < 1 << 55).ok_or(out)?;
+        self.next = base
+            .checked_add(size + GUARD)
+            .filter(|&next| next < 1 << 55)
+            .ok_or(out)?;
         self.used += size;
         self.live.push(Allocation::new(base, bytes));
         Ok(base)
@@ -185,7 +223,10 @@ impl DeviceMemory {
     /// The allocation that holds the address, by its place in the table.
     #[inline]
     pub(crate) fn find(&self, address: u64) -> Option<usize> {
-        let at = self.live.partition_point(|a| a.base <= address).checked_sub(1)?;
+        let at = self
+            .live
+            .partition_point(|a| a.base <= address)
+            .checked_sub(1)?;
         (address - self.live[at].base < self.live[at].len).then_some(at)
     }
 
@@ -201,10 +242,17 @@ impl DeviceMemory {
             (len <= allocation.len - offset).then_some((allocation, offset))
         };
         // An empty range may lie at the very end, or in an empty allocation.
-        let at = self.live.partition_point(|a| a.base <= address).checked_sub(1);
-        at.filter(|&at| address - self.live[at].base <= self.live[at].len).and_then(inside).ok_or_else(|| {
-            MemoryError::OutOfBounds { address, len, detail: format!(" ({})", self.nearest(address)) }
-        })
+        let at = self
+            .live
+            .partition_point(|a| a.base <= address)
+            .checked_sub(1);
+        at.filter(|&at| address - self.live[at].base <= self.live[at].len)
+            .and_then(inside)
+            .ok_or_else(|| MemoryError::OutOfBounds {
+                address,
+                len,
+                detail: format!(" ({})", self.nearest(address)),
+            })
     }
 
     pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), MemoryError> {
@@ -241,7 +289,10 @@ impl DeviceMemory {
         match (below, above) {
             (Some((d, a)), Some((e, _))) if d <= e => past(d, a),
             (Some((d, a)), None) => past(d, a),
-            (_, Some((e, a))) => format!("{e} bytes before the allocation of {} bytes at {:#x}", a.len, a.base),
+            (_, Some((e, a))) => format!(
+                "{e} bytes before the allocation of {} bytes at {:#x}",
+                a.len, a.base
+            ),
             (None, None) => "nothing is allocated".to_owned(),
         }
     }
@@ -249,17 +300,28 @@ impl DeviceMemory {
     /// Why an access to global memory fails.
     pub(crate) fn explain(&self, address: u64, size: u32) -> FaultKind {
         if address < 4096 {
-            return FaultKind::Null { space: Space::Global, address };
+            return FaultKind::Null {
+                space: Space::Global,
+                address,
+            };
         }
         if let Some((&base, &len)) = self.freed.range(..=address).next_back()
             && address - base < len
         {
             return FaultKind::Freed { address, base, len };
         }
-        FaultKind::OutOfBounds { space: Space::Global, address, size, detail: self.nearest(address) }
+        FaultKind::OutOfBounds {
+            space: Space::Global,
+            address,
+            size,
+            detail: self.nearest(address),
+        }
     }
 }
 
 fn past(distance: u64, a: &Allocation) -> String {
-    format!("{distance} bytes past the end of the allocation of {} bytes at {:#x}", a.len, a.base)
+    format!(
+        "{distance} bytes past the end of the allocation of {} bytes at {:#x}",
+        a.len, a.base
+    )
 }

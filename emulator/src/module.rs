@@ -72,13 +72,18 @@ impl Module {
                         let (size, align) = (p.size as usize, p.align as usize);
                         let offset = end.next_multiple_of(align.max(1));
                         end = offset + size;
-                        Param { name: p.name.clone(), size, offset, align }
+                        Param {
+                            name: p.name.clone(),
+                            size,
+                            offset,
+                            align,
+                        }
                     })
                     .collect();
                 let shared = tree.variables.iter().chain(&e.body.variables);
                 let static_shared = shared
                     .filter(|v| v.space == VarSpace::Shared && !v.external)
-                    .fold(0u64, |end, v| end.next_multiple_of(v.align) + v.size);
+                    .fold(0, |end, v| v.placed_after(end).1);
                 Entry {
                     name: e.name.clone(),
                     params,
@@ -90,7 +95,13 @@ impl Module {
             .collect();
         let programs = entries.iter().map(|_| OnceLock::new()).collect();
         let id = NEXT_ID.fetch_add(1, Relaxed);
-        Ok(Module { id, text: ptx.to_owned(), tree, entries, programs })
+        Ok(Module {
+            id,
+            text: ptx.to_owned(),
+            tree,
+            entries,
+            programs,
+        })
     }
 
     /// The entries, in the order of the text.
@@ -124,7 +135,10 @@ impl Module {
 
     /// The module's variables, then those of the bodies in the order of the entries.
     pub(crate) fn all_variables(&self) -> impl Iterator<Item = &Variable> {
-        self.tree.variables.iter().chain(self.tree.entries.iter().flat_map(|e| &e.body.variables))
+        self.tree
+            .variables
+            .iter()
+            .chain(self.tree.entries.iter().flat_map(|e| &e.body.variables))
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<usize> {
@@ -136,6 +150,8 @@ impl Module {
     }
 
     pub(crate) fn program(&self, at: usize) -> Result<Arc<Program>, ParseError> {
-        self.programs[at].get_or_init(|| decode::decode(self, at).map(Arc::new)).clone()
+        self.programs[at]
+            .get_or_init(|| decode::decode(self, at).map(Arc::new))
+            .clone()
     }
 }

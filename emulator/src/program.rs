@@ -257,44 +257,139 @@ pub(crate) enum Special {
 
 /// An instruction's work.
 pub(crate) enum Op {
-    Narrow { f: NarrowFn, d: Slot, a: Slot, b: Slot, c: Slot },
-    Wide { f: WideFn, d: Src, a: Src, b: Src, c: Src },
-    Mov32 { d: Slot, a: Slot },
-    Mov64 { d: Slot, a: Slot },
+    Narrow {
+        f: NarrowFn,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    },
+    Wide {
+        f: WideFn,
+        d: Src,
+        a: Src,
+        b: Src,
+        c: Src,
+    },
+    Mov32 {
+        d: Slot,
+        a: Slot,
+    },
+    Mov64 {
+        d: Slot,
+        a: Slot,
+    },
     /// Predicate logic: bit (a | b << 1) of the table.
-    Pred { table: u8, d: u32, a: PredSrc, b: PredSrc },
+    Pred {
+        table: u8,
+        d: u32,
+        a: PredSrc,
+        b: PredSrc,
+    },
     SetP(Box<SetP>),
-    Select32 { d: Slot, a: Slot, b: Slot, p: PredSrc },
-    Select64 { d: Slot, a: Slot, b: Slot, p: PredSrc },
+    Select32 {
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        p: PredSrc,
+    },
+    Select64 {
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        p: PredSrc,
+    },
     /// `add.cc` and its kin: sums with the carry flag in and out; `negate` for `sub`.
-    Carry { d: Src, a: Src, b: Src, carry_in: bool, carry_out: bool, negate: bool },
+    Carry {
+        d: Src,
+        a: Src,
+        b: Src,
+        carry_in: bool,
+        carry_out: bool,
+        negate: bool,
+    },
     /// `mad.lo.cc` and `mad.hi.cc`, `madc`.
-    MadCarry { d: Src, a: Src, b: Src, c: Src, high: bool, signed: bool, carry_in: bool, carry_out: bool },
+    MadCarry {
+        d: Src,
+        a: Src,
+        b: Src,
+        c: Src,
+        high: bool,
+        signed: bool,
+        carry_in: bool,
+        carry_out: bool,
+    },
     /// `mov.b64 d, {a, b}`.
-    Pack { d: Src, parts: Vec<Src>, bits: u32 },
+    Pack {
+        d: Src,
+        parts: Vec<Src>,
+        bits: u32,
+    },
     /// `mov.b64 {a, b}, d`.
-    Unpack { parts: Vec<Dst>, a: Src, bits: u32 },
-    Clock { d: Src },
+    Unpack {
+        parts: Vec<Dst>,
+        a: Src,
+        bits: u32,
+    },
+    Clock {
+        d: Src,
+    },
     Load(Box<Load>),
     Store(Box<Store>),
     Atomic(Box<Atomic>),
-    IsSpace { d: u32, a: Src, space: Space },
-    Branch { target: u32 },
-    BranchIndex { index: Src, targets: Vec<u32> },
+    IsSpace {
+        d: u32,
+        a: Src,
+        space: Space,
+    },
+    Branch {
+        target: u32,
+    },
+    BranchIndex {
+        index: Src,
+        targets: Vec<u32>,
+    },
     Exit,
     Trap,
     Bar(Box<Bar>),
-    WarpSync { members: Src },
+    WarpSync {
+        members: Src,
+    },
     Shfl(Box<Shfl>),
-    Vote { mode: VoteMode, d: Dst, a: PredSrc, members: Src },
-    Match { all: bool, d: Dst, p: Option<u32>, a: Src, members: Src },
-    Redux { mode: ReduxMode, d: Src, a: Src, members: Src },
-    Elect { d: Dst, p: Option<u32>, members: Src },
-    ActiveMask { d: Src },
+    Vote {
+        mode: VoteMode,
+        d: Dst,
+        a: PredSrc,
+        members: Src,
+    },
+    Match {
+        all: bool,
+        d: Dst,
+        p: Option<u32>,
+        a: Src,
+        members: Src,
+    },
+    Redux {
+        mode: ReduxMode,
+        d: Src,
+        a: Src,
+        members: Src,
+    },
+    Elect {
+        d: Dst,
+        p: Option<u32>,
+        members: Src,
+    },
+    ActiveMask {
+        d: Src,
+    },
     Matrix(Box<Matrix>),
     Mma(Box<Mma>),
     /// `movmatrix`.
-    MovMatrix { d: Slot, a: Slot },
+    MovMatrix {
+        d: Slot,
+        a: Slot,
+    },
     CpAsync(Box<CpAsync>),
     CpCommit,
     /// Waits until at most so many groups are pending; `None`: for everything, committed or not.

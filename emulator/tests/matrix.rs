@@ -11,7 +11,10 @@ fn bf16(v: i32) -> u16 {
 }
 
 fn pairs(values: &[u16]) -> Vec<u32> {
-    values.chunks(2).map(|p| u32::from(p[0]) | u32::from(p[1]) << 16).collect()
+    values
+        .chunks(2)
+        .map(|p| u32::from(p[0]) | u32::from(p[1]) << 16)
+        .collect()
 }
 
 /// D = A B + C for a 16 x 16 A (row major), a 16 x 8 B (row major, loaded with `.trans`) and a C of ones.
@@ -44,7 +47,10 @@ fn ldmatrix_and_mma() {
     let got: Vec<f32> = run.get(0, 128).into_iter().map(f32::from_bits).collect();
     for row in 0..16 {
         for column in 0..8 {
-            let want: i32 = (0..16).map(|k| a[16 * row + k] * b[8 * k + column]).sum::<i32>() + 1;
+            let want: i32 = (0..16)
+                .map(|k| a[16 * row + k] * b[8 * k + column])
+                .sum::<i32>()
+                + 1;
             assert_eq!(got[8 * row + column], want as f32, "({row}, {column})");
         }
     }
@@ -71,10 +77,22 @@ fn stmatrix_undoes_ldmatrix() {
 #[test]
 fn matrices_need_the_whole_warp() {
     let body = "setp.lt.u32 %p1, %r0, 16; @!%p1 bra J; movmatrix.sync.aligned.m8n8.trans.b16 %r1, %r0; J: mov.u32 %r2, 1;";
-    assert!(matches!(fault("", body, 32).kind, FaultKind::Divergent { .. }));
+    assert!(matches!(
+        fault("", body, 32).kind,
+        FaultKind::Divergent { .. }
+    ));
     let body = "movmatrix.sync.aligned.m8n8.trans.b16 %r1, %r0;";
-    assert!(matches!(fault("", body, 20).kind, FaultKind::Divergent { missing: 0xfff0_0000, .. }));
+    assert!(matches!(
+        fault("", body, 20).kind,
+        FaultKind::Divergent {
+            missing: 0xfff0_0000,
+            ..
+        }
+    ));
     let body = "mov.u32 %r1, buf; ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r2}, [%r1+8];";
     let found = fault(".shared .align 16 .b8 buf[512];", body, 32);
-    assert!(matches!(found.kind, FaultKind::Misaligned { align: 16, .. }), "{found}");
+    assert!(
+        matches!(found.kind, FaultKind::Misaligned { align: 16, .. }),
+        "{found}"
+    );
 }

@@ -3,13 +3,17 @@
 mod common;
 
 use common::{Run, STORE, fault, kernel, line_of, run};
-use flashtile_emulator::{AsyncTiming, Emulator, FaultKind, Launch, MemoryError, Module, Options, Space};
+use flashtile_emulator::{
+    AsyncTiming, Emulator, FaultKind, Launch, MemoryError, Module, Options, Space,
+};
 
 #[test]
 fn widths_and_signs() {
     let body = "mov.u32 %r1, 0x80f0; st.global.u32 [%d0+512], %r1; ld.global.u8 %r2, [%d0+512];
         ld.global.s8 %r3, [%d0+513]; ld.global.s16 %r4, [%d0+512]; add.u32 %r9, %r2, %r3; add.u32 %r9, %r9, %r4;";
-    let want = 0xf0u32.wrapping_add(0x80u8 as i8 as u32).wrapping_add(0x80f0u16 as i16 as u32);
+    let want = 0xf0u32
+        .wrapping_add(0x80u8 as i8 as u32)
+        .wrapping_add(0x80f0u16 as i16 as u32);
     assert_eq!(run("", &format!("{body}{STORE}"), 1), [want]);
     let body = "mov.u32 %r1, 1; mov.u32 %r2, 2; mov.u32 %r3, 3; mov.u32 %r4, 4;
         st.global.v4.b32 [%d0+512], {%r1, %r2, %r3, %r4}; ld.global.v2.u64 {%d5, %d6}, [%d0+512];
@@ -24,7 +28,14 @@ fn local_generic_and_const() {
         mov.u64 %d6, table; ld.const.u32 %r4, [%d6+8]; add.u32 %r9, %r2, %r3; add.u32 %r9, %r9, %r4;";
     let body = format!(".local .align 8 .b8 loc[16];\n{body}{STORE}");
     let want: Vec<u32> = (0..64).map(|t| 4 * t + 30).collect();
-    assert_eq!(run(".const .align 4 .u32 table[4] = {10, 20, 30, 40};", &body, 64), want);
+    assert_eq!(
+        run(
+            ".const .align 4 .u32 table[4] = {10, 20, 30, 40};",
+            &body,
+            64
+        ),
+        want
+    );
     let body = "cvta.shared.u64 %d3, buf; st.u32 [%d3], 5; isspacep.shared %p1, %d3; isspacep.global %p2, %d0;
         ld.shared.u32 %r9, [buf]; @%p1 add.u32 %r9, %r9, 10; @%p2 add.u32 %r9, %r9, 20;";
     assert_eq!(run(".shared .b32 buf;", &format!("{body}{STORE}"), 1), [35]);
@@ -45,7 +56,10 @@ fn parameter_structs() {
         cvt.u32.u16 %r3, %h1; st.global.v2.u32 [%d1], {%r1, %r2}; st.global.u32 [%d1+8], %r3; ret; }";
     let module = Module::parse(text).unwrap();
     let entry = module.entry("k").unwrap();
-    assert_eq!(entry.params.iter().map(|p| p.offset).collect::<Vec<_>>(), [0, 16, 40]);
+    assert_eq!(
+        entry.params.iter().map(|p| p.offset).collect::<Vec<_>>(),
+        [0, 16, 40]
+    );
     assert_eq!(entry.params_size, 44);
     let device = Emulator::new(Options::default());
     let out = device.allocate(12).unwrap();
@@ -54,12 +68,20 @@ fn parameter_structs() {
     params[24..32].copy_from_slice(&out.to_le_bytes());
     params[32] = 5;
     params[40] = 6;
-    let launch = Launch { grid: [1; 3], block: [1; 3], dynamic_shared: 0, params: &params };
+    let launch = Launch {
+        grid: [1; 3],
+        block: [1; 3],
+        dynamic_shared: 0,
+        params: &params,
+    };
     device.launch(&module, "k", &launch).unwrap();
     let mut got = [0; 12];
     device.read(out, &mut got).unwrap();
     assert_eq!(got, [5, 0, 0, 0, 6, 0, 0, 0, 9, 0, 0, 0]);
-    let launch = Launch { params: &params[..43], ..launch };
+    let launch = Launch {
+        params: &params[..43],
+        ..launch
+    };
     assert!(device.launch(&module, "k", &launch).is_err());
 }
 
@@ -67,38 +89,101 @@ fn parameter_structs() {
 fn faults_name_thread_and_line() {
     let body = "mul.wide.u32 %d3, %r0, 64; add.s64 %d3, %d0, %d3;\nst.global.u32 [%d3+64], %r0;";
     let found = fault("", body, 96);
-    let FaultKind::OutOfBounds { space: Space::Global, size: 4, .. } = &found.kind else { panic!("{found}") };
+    let FaultKind::OutOfBounds {
+        space: Space::Global,
+        size: 4,
+        ..
+    } = &found.kind
+    else {
+        panic!("{found}")
+    };
     assert_eq!(found.thread, [63, 0, 0]);
     assert_eq!(found.line, line_of(&kernel("", body), "st.global"));
-    assert!(found.to_string().contains("0 bytes past the end of the allocation of 4096 bytes"), "{found}");
+    assert!(
+        found
+            .to_string()
+            .contains("0 bytes past the end of the allocation of 4096 bytes"),
+        "{found}"
+    );
 
-    let found = fault(".shared .b8 buf[64];", "mov.u32 %r1, buf; shl.b32 %r2, %r0, 2; add.u32 %r1, %r1, %r2; ld.shared.u32 %r3, [%r1];", 32);
-    assert!(matches!(found.kind, FaultKind::OutOfBounds { space: Space::Shared, .. }), "{found}");
+    let found = fault(
+        ".shared .b8 buf[64];",
+        "mov.u32 %r1, buf; shl.b32 %r2, %r0, 2; add.u32 %r1, %r1, %r2; ld.shared.u32 %r3, [%r1];",
+        32,
+    );
+    assert!(
+        matches!(
+            found.kind,
+            FaultKind::OutOfBounds {
+                space: Space::Shared,
+                ..
+            }
+        ),
+        "{found}"
+    );
     assert_eq!(found.thread, [16, 0, 0]);
 
     let found = fault("", "add.s64 %d3, %d0, 2; ld.global.u32 %r3, [%d3];", 32);
-    assert!(matches!(found.kind, FaultKind::Misaligned { align: 4, .. }), "{found}");
+    assert!(
+        matches!(found.kind, FaultKind::Misaligned { align: 4, .. }),
+        "{found}"
+    );
     let found = fault("", "ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%d0+8];", 32);
-    assert!(matches!(found.kind, FaultKind::Misaligned { align: 16, .. }), "{found}");
+    assert!(
+        matches!(found.kind, FaultKind::Misaligned { align: 16, .. }),
+        "{found}"
+    );
     let found = fault("", "mov.u64 %d3, 0; ld.global.u32 %r3, [%d3+16];", 32);
     assert!(matches!(found.kind, FaultKind::Null { .. }), "{found}");
-    let found = fault(".shared .b8 buf[64];", "mov.u32 %r1, 0; ld.shared.u32 %r3, [%r1];", 32);
+    let found = fault(
+        ".shared .b8 buf[64];",
+        "mov.u32 %r1, 0; ld.shared.u32 %r3, [%r1];",
+        32,
+    );
     assert!(matches!(found.kind, FaultKind::Null { .. }), "{found}");
-    let found = fault(".const .u32 t = 5;", "mov.u64 %d3, t; st.u32 [%d3], %r0;", 32);
+    let found = fault(
+        ".const .u32 t = 5;",
+        "mov.u64 %d3, t; st.u32 [%d3], %r0;",
+        32,
+    );
     assert!(matches!(found.kind, FaultKind::ReadOnly { .. }), "{found}");
-    let found = fault("", ".local .b8 l[16]; mov.u64 %d3, l; ld.local.u32 %r1, [%d3+16];", 32);
-    assert!(matches!(found.kind, FaultKind::OutOfBounds { space: Space::Local, .. }), "{found}");
+    let found = fault(
+        "",
+        ".local .b8 l[16]; mov.u64 %d3, l; ld.local.u32 %r1, [%d3+16];",
+        32,
+    );
+    assert!(
+        matches!(
+            found.kind,
+            FaultKind::OutOfBounds {
+                space: Space::Local,
+                ..
+            }
+        ),
+        "{found}"
+    );
 }
 
 #[test]
 fn freed_memory() {
     let run = Run::new(Options::default());
     run.device.free(run.buffers[1]).unwrap();
-    let error = run.launch(&kernel("", "ld.global.u32 %r1, [%d1+4];"), 1, 32, 0).unwrap_err();
+    let error = run
+        .launch(&kernel("", "ld.global.u32 %r1, [%d1+4];"), 1, 32, 0)
+        .unwrap_err();
     assert!(error.to_string().contains("freed memory"), "{error}");
-    assert!(matches!(run.device.free(run.buffers[1]), Err(MemoryError::NotAllocated { .. })));
-    assert!(matches!(run.device.write(run.buffers[1], &[0]), Err(MemoryError::OutOfBounds { .. })));
-    assert!(matches!(run.device.allocate(u64::MAX), Err(MemoryError::OutOfMemory { .. })));
+    assert!(matches!(
+        run.device.free(run.buffers[1]),
+        Err(MemoryError::NotAllocated { .. })
+    ));
+    assert!(matches!(
+        run.device.write(run.buffers[1], &[0]),
+        Err(MemoryError::OutOfBounds { .. })
+    ));
+    assert!(matches!(
+        run.device.allocate(u64::MAX),
+        Err(MemoryError::OutOfMemory { .. })
+    ));
 }
 
 #[test]
@@ -117,7 +202,8 @@ fn atomics() {
     assert_eq!(got[8], 0x6000_6000);
 }
 
-const COPY: &str = "mov.u32 %r1, buf; shl.b32 %r2, %r0, 4; add.u32 %r3, %r1, %r2; cvt.u64.u32 %d3, %r2;
+const COPY: &str =
+    "mov.u32 %r1, buf; shl.b32 %r2, %r0, 4; add.u32 %r3, %r1, %r2; cvt.u64.u32 %d3, %r2;
     add.s64 %d4, %d1, %d3; st.shared.u32 [%r3], 1; cp.async.cg.shared.global [%r3], [%d4], 16; ";
 const BUF: &str = ".shared .align 16 .b8 buf[512];";
 
@@ -133,7 +219,11 @@ fn copied(timing: AsyncTiming, rest: &str) -> Vec<u32> {
 fn copies_land_at_their_wait() {
     let data: Vec<u32> = (0..32).map(|i| 100 + 4 * i).collect();
     let group = "cp.async.commit_group; cp.async.wait_group 0;";
-    for timing in [AsyncTiming::Late, AsyncTiming::Early, AsyncTiming::Seeded(3)] {
+    for timing in [
+        AsyncTiming::Late,
+        AsyncTiming::Early,
+        AsyncTiming::Seeded(3),
+    ] {
         assert_eq!(copied(timing, group), data);
         assert_eq!(copied(timing, "cp.async.wait_all;"), data);
     }
@@ -144,9 +234,13 @@ fn copies_land_at_their_wait() {
         assert_eq!(copied(AsyncTiming::Early, rest), data);
     }
     let some = copied(AsyncTiming::Seeded(7), weak);
-    assert!(some.contains(&1) && some.iter().any(|&v| v >= 100), "{some:?}");
+    assert!(
+        some.contains(&1) && some.iter().any(|&v| v >= 100),
+        "{some:?}"
+    );
     // An older group is covered while a newer one is not.
-    let two = "cp.async.commit_group; cp.async.ca.shared.global [%r3], [%d1], 4; cp.async.commit_group;
+    let two =
+        "cp.async.commit_group; cp.async.ca.shared.global [%r3], [%d1], 4; cp.async.commit_group;
         cp.async.wait_group 1;";
     assert_eq!(copied(AsyncTiming::Late, two), data);
 }
@@ -156,7 +250,9 @@ fn copies_fill_with_zeros() {
     let rest = "cp.async.ca.shared.global [%r3], [%d4], 16, 0; cp.async.wait_all;";
     assert_eq!(copied(AsyncTiming::Late, rest), [0; 32]);
     let rest = "setp.lt.u32 %p1, %r0, 8; cp.async.ca.shared.global.L2::128B [%r3], [%d4], 16, %p1; cp.async.wait_all;";
-    let want: Vec<u32> = (0..32).map(|i| if i < 8 { 0 } else { 100 + 4 * i }).collect();
+    let want: Vec<u32> = (0..32)
+        .map(|i| if i < 8 { 0 } else { 100 + 4 * i })
+        .collect();
     assert_eq!(copied(AsyncTiming::Late, rest), want);
     let rest = "mov.u32 %r5, 3; cp.async.ca.shared.global [%r3], [%d4], 4, %r5; cp.async.wait_all;";
     assert_eq!(copied(AsyncTiming::Late, rest)[0], 100);
@@ -164,10 +260,37 @@ fn copies_fill_with_zeros() {
 
 #[test]
 fn copy_faults_at_issue() {
-    let found = fault(BUF, "mov.u32 %r1, buf; add.s64 %d3, %d0, 8;\ncp.async.cg.shared.global [%r1], [%d3], 16;", 32);
-    assert!(matches!(found.kind, FaultKind::Misaligned { align: 16, space: Space::Global, .. }), "{found}");
-    let found = fault(BUF, "mov.u32 %r1, buf; add.s64 %d3, %d0, 4096;\ncp.async.cg.shared.global [%r1], [%d3], 16;", 32);
-    assert!(matches!(found.kind, FaultKind::OutOfBounds { space: Space::Global, .. }), "{found}");
+    let found = fault(
+        BUF,
+        "mov.u32 %r1, buf; add.s64 %d3, %d0, 8;\ncp.async.cg.shared.global [%r1], [%d3], 16;",
+        32,
+    );
+    assert!(
+        matches!(
+            found.kind,
+            FaultKind::Misaligned {
+                align: 16,
+                space: Space::Global,
+                ..
+            }
+        ),
+        "{found}"
+    );
+    let found = fault(
+        BUF,
+        "mov.u32 %r1, buf; add.s64 %d3, %d0, 4096;\ncp.async.cg.shared.global [%r1], [%d3], 16;",
+        32,
+    );
+    assert!(
+        matches!(
+            found.kind,
+            FaultKind::OutOfBounds {
+                space: Space::Global,
+                ..
+            }
+        ),
+        "{found}"
+    );
     // Nothing is read where the source size is zero.
     let run = Run::new(Options::default());
     let body = "mov.u32 %r1, buf; mov.u64 %d3, 0; cp.async.cg.shared.global [%r1], [%d3], 16, 0; cp.async.wait_all;";
@@ -178,8 +301,10 @@ fn copy_faults_at_issue() {
 fn dynamic_shared_memory_follows_static() {
     let declarations = ".shared .align 4 .b8 fixed[20]; .extern .shared .align 128 .b8 dynamic[];";
     let run = Run::new(Options::default());
-    let body = format!("mov.u32 %r1, dynamic; mov.u32 %r2, fixed; sub.u32 %r9, %r1, %r2; mov.u32 %r3, %dynamic_smem_size; \
-        st.shared.u32 [%r1+60], %r3; ld.shared.u32 %r4, [dynamic+60]; add.u32 %r9, %r9, %r4;{STORE}");
+    let body = format!(
+        "mov.u32 %r1, dynamic; mov.u32 %r2, fixed; sub.u32 %r9, %r1, %r2; mov.u32 %r3, %dynamic_smem_size; \
+        st.shared.u32 [%r1+60], %r3; ld.shared.u32 %r4, [dynamic+60]; add.u32 %r9, %r9, %r4;{STORE}"
+    );
     run.launch(&kernel(declarations, &body), 1, 32, 64).unwrap();
     assert_eq!(run.get(0, 32), [192; 32]);
     let body = body.replace("[%r1+60]", "[%r1+64]");
@@ -203,7 +328,14 @@ fn mbarriers() {
     let body = "mov.u32 %r1, bar; setp.eq.u32 %p1, %r0, 0; @%p1 mbarrier.init.shared.b64 [%r1], 2; bar.sync 0;
         and.b32 %r2, %r0, 31; setp.eq.u32 %p2, %r2, 0; @%p2 mbarrier.arrive.shared.b64 %d5, [%r1];
         W: mbarrier.test_wait.parity.shared.b64 %p3, [%r1], 0; @!%p3 bra W; mov.u32 %r9, 4;";
-    assert_eq!(run(".shared .align 8 .b64 bar;", &format!("{body}{STORE}"), 64), [4; 64]);
-    let found = fault(".shared .align 8 .b64 bar;", "mov.u32 %r1, bar; mbarrier.arrive.shared.b64 _, [%r1];", 32);
+    assert_eq!(
+        run(".shared .align 8 .b64 bar;", &format!("{body}{STORE}"), 64),
+        [4; 64]
+    );
+    let found = fault(
+        ".shared .align 8 .b64 bar;",
+        "mov.u32 %r1, bar; mbarrier.arrive.shared.b64 _, [%r1];",
+        32,
+    );
     assert!(matches!(found.kind, FaultKind::Mbarrier { .. }), "{found}");
 }

@@ -15,8 +15,14 @@ fn unknown_instructions_name_their_line() {
         ("add.s32 %r1, %r2, %d3;", "64 bits, 32 are needed"),
         ("add.s32 %r1, %r2, nothing;", "`nothing` is not declared"),
         ("bra NOWHERE;", "no label `NOWHERE`"),
-        ("ld.global.v4.f32 {%f1, %f2}, [%d0];", "2 registers, 4 are needed"),
-        ("mma.sync.aligned.m16n8k16.row.row.f32.bf16.bf16.f32 {%f0}, {%r0}, {%r0}, {%f0};", "does not take"),
+        (
+            "ld.global.v4.f32 {%f1, %f2}, [%d0];",
+            "2 registers, 4 are needed",
+        ),
+        (
+            "mma.sync.aligned.m16n8k16.row.row.f32.bf16.bf16.f32 {%f0}, {%r0}, {%r0}, {%f0};",
+            "does not take",
+        ),
         ("call foo, (%r1);", "unknown instruction"),
         ("cvt.f32.s32 %f1, %r1;", "needs a rounding"),
         ("wgmma.fence.sync.aligned;", "unknown instruction"),
@@ -36,7 +42,13 @@ fn an_unknown_instruction_hurts_only_its_entry() {
     let module = Module::parse(&text).unwrap();
     assert!(module.decode("k").is_ok());
     assert!(module.decode("other").is_err());
-    assert_eq!(module.entries().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["k", "other"]);
+    assert_eq!(
+        module
+            .entries()
+            .map(|e| e.name.as_str())
+            .collect::<Vec<_>>(),
+        ["k", "other"]
+    );
 }
 
 #[test]
@@ -72,7 +84,12 @@ fn directives_and_debug_sections() {
     assert_eq!(module.entry("k").unwrap().max_threads, Some([128, 1, 1]));
     let device = Emulator::new(Options::default());
     let at = device.allocate(8).unwrap();
-    let launch = Launch { grid: [1; 3], block: [1; 3], dynamic_shared: 0, params: &at.to_le_bytes() };
+    let launch = Launch {
+        grid: [1; 3],
+        block: [1; 3],
+        dynamic_shared: 0,
+        params: &at.to_le_bytes(),
+    };
     device.launch(&module, "k", &launch).unwrap();
     let mut got = [0; 8];
     device.read(at, &mut got).unwrap();
@@ -88,33 +105,81 @@ fn arithmetic() {
         ("mov.s32 %r1, -7; shr.s32 %r9, %r1, 1;", -4i32 as u32),
         ("mov.u32 %r1, 1; shl.b32 %r9, %r1, 40;", 0),
         ("mov.u32 %r1, 0xff00; bfe.u32 %r9, %r1, 8, 4;", 15),
-        ("mov.u32 %r1, 0xff00; lop3.b32 %r9, %r1, 0x0ff0, 0x1, 0xea;", 0x0f01),
-        ("mov.u32 %r1, 0x44332211; prmt.b32 %r9, %r1, 0, 0x0123;", 0x11223344),
+        (
+            "mov.u32 %r1, 0xff00; lop3.b32 %r9, %r1, 0x0ff0, 0x1, 0xea;",
+            0x0f01,
+        ),
+        (
+            "mov.u32 %r1, 0x44332211; prmt.b32 %r9, %r1, 0, 0x0123;",
+            0x11223344,
+        ),
         ("mov.s16 %h1, -3; mul.wide.s16 %r9, %h1, 5;", -15i32 as u32),
-        ("mov.s32 %r1, -3; cvt.s64.s32 %d3, %r1; shr.s64 %d3, %d3, 1; cvt.u32.u64 %r9, %d3;", -2i32 as u32),
-        ("mov.s32 %r1, -3; cvt.u16.s32 %h1, %r1; cvt.u32.u16 %r9, %h1;", 0xfffd),
+        (
+            "mov.s32 %r1, -3; cvt.s64.s32 %d3, %r1; shr.s64 %d3, %d3, 1; cvt.u32.u64 %r9, %d3;",
+            -2i32 as u32,
+        ),
+        (
+            "mov.s32 %r1, -3; cvt.u16.s32 %h1, %r1; cvt.u32.u16 %r9, %h1;",
+            0xfffd,
+        ),
         ("mov.s32 %r1, -3; cvt.s8.s32 %r9, %r1;", -3i32 as u32),
         ("mov.s32 %r1, 300; cvt.sat.u8.s32 %r9, %r1;", 255),
         ("add.cc.u32 %r1, -1, 1; addc.u32 %r9, 5, 0;", 6),
         ("sub.cc.u32 %r1, 0, 1; subc.u32 %r9, 5, 0;", 4),
         ("mov.f32 %f1, 0f40200000; cvt.rni.s32.f32 %r9, %f1;", 2),
-        ("mov.s32 %r1, -5; cvt.rn.f32.s32 %f1, %r1; mov.b32 %r9, %f1;", 0xc0a0_0000),
-        ("mov.f32 %f1, 0f3F800001; cvt.rn.bf16.f32 %h1, %f1; mov.b32 %r9, {%h1, %h1};", 0x3f80_3f80),
+        (
+            "mov.s32 %r1, -5; cvt.rn.f32.s32 %f1, %r1; mov.b32 %r9, %f1;",
+            0xc0a0_0000,
+        ),
+        (
+            "mov.f32 %f1, 0f3F800001; cvt.rn.bf16.f32 %h1, %f1; mov.b32 %r9, {%h1, %h1};",
+            0x3f80_3f80,
+        ),
         ("cvt.rn.f16x2.f32 %r9, 0f40000000, 0f3F800000;", 0x4000_3c00),
-        ("fma.rn.f32 %f1, 0f40000000, 0f40400000, 0f3F800000; mov.b32 %r9, %f1;", 0x40e0_0000),
-        ("ex2.approx.ftz.f32 %f1, 0f40400000; mov.b32 %r9, %f1;", 0x4100_0000),
-        ("mov.b32 %r1, 0x3c004000; fma.rn.f16x2 %r9, %r1, %r1, %r1;", 0x4000_4600),
-        ("max.f32 %f1, 0f7FC00000, 0f3F800000; mov.b32 %r9, %f1;", 0x3f80_0000),
-        ("max.NaN.f32 %f1, 0f7FC00000, 0f3F800000; mov.b32 %r9, %f1;", 0x7fff_ffff),
-        ("setp.lt.f32 %p1|%p2, 0f3F800000, 0f40000000; selp.b32 %r9, 1, 2, %p2;", 2),
-        ("setp.ltu.f32 %p1, 0f7FC00000, 0f40000000; selp.b32 %r9, 1, 2, %p1;", 1),
-        ("setp.lt.s32 %p1, -1, 1; setp.lt.and.u32 %p2, -1, 1, %p1; selp.b32 %r9, 1, 2, %p2;", 2),
-        ("setp.eq.u32 %p1, %r0, 0; not.pred %p2, %p1; xor.pred %p3, %p1, %p2; selp.b32 %r9, 1, 0, %p3;", 1),
+        (
+            "fma.rn.f32 %f1, 0f40000000, 0f40400000, 0f3F800000; mov.b32 %r9, %f1;",
+            0x40e0_0000,
+        ),
+        (
+            "ex2.approx.ftz.f32 %f1, 0f40400000; mov.b32 %r9, %f1;",
+            0x4100_0000,
+        ),
+        (
+            "mov.b32 %r1, 0x3c004000; fma.rn.f16x2 %r9, %r1, %r1, %r1;",
+            0x4000_4600,
+        ),
+        (
+            "max.f32 %f1, 0f7FC00000, 0f3F800000; mov.b32 %r9, %f1;",
+            0x3f80_0000,
+        ),
+        (
+            "max.NaN.f32 %f1, 0f7FC00000, 0f3F800000; mov.b32 %r9, %f1;",
+            0x7fff_ffff,
+        ),
+        (
+            "setp.lt.f32 %p1|%p2, 0f3F800000, 0f40000000; selp.b32 %r9, 1, 2, %p2;",
+            2,
+        ),
+        (
+            "setp.ltu.f32 %p1, 0f7FC00000, 0f40000000; selp.b32 %r9, 1, 2, %p1;",
+            1,
+        ),
+        (
+            "setp.lt.s32 %p1, -1, 1; setp.lt.and.u32 %p2, -1, 1, %p1; selp.b32 %r9, 1, 2, %p2;",
+            2,
+        ),
+        (
+            "setp.eq.u32 %p1, %r0, 0; not.pred %p2, %p1; xor.pred %p3, %p1, %p2; selp.b32 %r9, 1, 0, %p3;",
+            1,
+        ),
         ("set.eq.u32.u32 %r9, %r0, 0;", u32::MAX),
         ("slct.s32.s32 %r9, 4, 5, -1;", 5),
         ("mov.b64 %d3, {1, 2}; mov.b64 {_, %r9}, %d3;", 2),
         ("mad.wide.s32 %d3, -2, 3, 10; cvt.u32.u64 %r9, %d3;", 4),
-        ("popc.b32 %r1, 0xff; clz.b32 %r2, %r1; add.u32 %r9, %r1, %r2;", 36),
+        (
+            "popc.b32 %r1, 0xff; clz.b32 %r2, %r1; add.u32 %r9, %r1, %r2;",
+            36,
+        ),
         ("bfi.b32 %r9, 0xf, 0, 4, 4;", 0xf0),
         ("shf.l.wrap.b32 %r9, 0x80000000, 1, 1;", 3),
         ("mov.u32 %r9, %lanemask_lt; add.u32 %r9, %r9, %nctaid.x;", 1),
@@ -130,7 +195,10 @@ fn registers_that_share_places_keep_their_values() {
         L: mul.lo.u32 %r3, %r1, %r2; add.u32 %r9, %r9, %r3; setp.gt.u32 %p1, %r1, 2; @%p1 mov.u32 %r4, 5;
         mov.u32 %r5, 3; add.u32 %r9, %r9, %r5; @%p1 add.u32 %r9, %r9, %r4; add.u32 %r1, %r1, 1;
         setp.lt.u32 %p2, %r1, 5; @%p2 bra L; mov.u32 %r6, 1000; add.u32 %r9, %r9, %r6; add.u32 %r9, %r9, %r2;";
-    assert_eq!(run("", &format!("{body}{STORE}"), 1), [10 + 20 + 30 + 40 + 12 + 10 + 1010]);
+    assert_eq!(
+        run("", &format!("{body}{STORE}"), 1),
+        [10 + 20 + 30 + 40 + 12 + 10 + 1010]
+    );
 }
 
 #[test]
@@ -153,7 +221,12 @@ fn survives(text: &str) {
             let size = module.entry(&name).unwrap().params_size;
             let at = device.allocate(4096).unwrap();
             let params: Vec<u8> = at.to_le_bytes().into_iter().cycle().take(size).collect();
-            let launch = Launch { grid: [1; 3], block: [64, 1, 1], dynamic_shared: 64, params: &params };
+            let launch = Launch {
+                grid: [1; 3],
+                block: [64, 1, 1],
+                dynamic_shared: 64,
+                params: &params,
+            };
             let launched = device.launch(&module, &name, &launch);
             assert!(decoded.is_ok() || launched.is_err());
         }

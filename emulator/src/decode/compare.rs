@@ -9,12 +9,19 @@ use crate::semantics::float;
 use crate::semantics::int::Cmp;
 
 /// Compares two values of a type, given with zeros above their bits.
-fn comparison(cmp: Cmp, ty: Type, ftz: bool) -> Decoded<impl Fn(u64, u64) -> bool + Copy + Send + Sync + 'static> {
+fn comparison(
+    cmp: Cmp,
+    ty: Type,
+    ftz: bool,
+) -> Decoded<impl Fn(u64, u64) -> bool + Copy + Send + Sync + 'static> {
     let format = format_of(ty);
     if matches!(format, Some((_, true))) {
         return Err(format!("a comparison of `.{}` is not supported", ty.name));
     }
-    let only_float = matches!(cmp, Cmp::Num | Cmp::Nan | Cmp::Equ | Cmp::Neu | Cmp::Ltu | Cmp::Leu | Cmp::Gtu | Cmp::Geu);
+    let only_float = matches!(
+        cmp,
+        Cmp::Num | Cmp::Nan | Cmp::Equ | Cmp::Neu | Cmp::Ltu | Cmp::Leu | Cmp::Gtu | Cmp::Geu
+    );
     if format.is_none() && only_float {
         return Err("this comparison takes floating-point values".to_owned());
     }
@@ -82,7 +89,11 @@ impl Decoder<'_> {
         let a = self.src(&form.operands[1], bits)?.slot;
         let b = self.src(&form.operands[2], bits)?.slot;
         let p = self.pred_src(&form.operands[3])?;
-        Ok(if bits == 64 { Op::Select64 { d, a, b, p } } else { Op::Select32 { d, a, b, p } })
+        Ok(if bits == 64 {
+            Op::Select64 { d, a, b, p }
+        } else {
+            Op::Select32 { d, a, b, p }
+        })
     }
 
     fn setp(&mut self, form: &Form<'_>) -> Decoded<Op> {
@@ -92,7 +103,11 @@ impl Decoder<'_> {
             return Err("untyped bits can only be compared with `.eq` and `.ne`".to_owned());
         }
         let ftz = form.has(".ftz");
-        let combine = [(".and", Combine::And), (".or", Combine::Or), (".xor", Combine::Xor)];
+        let combine = [
+            (".and", Combine::And),
+            (".or", Combine::Or),
+            (".xor", Combine::Xor),
+        ];
         let combine = combine.iter().find(|(m, _)| form.has(m)).map(|&(_, c)| c);
         if combine.is_some() != (form.operands.len() == 4) {
             return Err("a predicate operand and `.and`, `.or` or `.xor` go together".to_owned());
@@ -125,6 +140,11 @@ impl Decoder<'_> {
             Some(f) => Comparison::Narrow(f, a.slot, b.slot),
             None => Comparison::Wide(compare_wide(holds), a, b),
         };
-        Ok(Op::SetP(Box::new(SetP { compare, p, q, combine: combine.or(None::<(Combine, PredSrc)>) })))
+        Ok(Op::SetP(Box::new(SetP {
+            compare,
+            p,
+            q,
+            combine: combine.or(None::<(Combine, PredSrc)>),
+        })))
     }
 }

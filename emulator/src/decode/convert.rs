@@ -9,7 +9,10 @@ use crate::semantics::cvt::{self, Int, Mods};
 use crate::semantics::{Float, Round};
 
 fn int_of(ty: Type) -> Int {
-    Int { bits: ty.bits, signed: ty.name.starts_with('s') }
+    Int {
+        bits: ty.bits,
+        signed: ty.name.starts_with('s'),
+    }
 }
 
 impl Decoder<'_> {
@@ -20,13 +23,23 @@ impl Decoder<'_> {
         let round = round_of(form.mods);
         let mods = Mods {
             round,
-            integral: form.mods.iter().any(|m| matches!(*m, ".rni" | ".rzi" | ".rmi" | ".rpi")),
+            integral: form
+                .mods
+                .iter()
+                .any(|m| matches!(*m, ".rni" | ".rzi" | ".rmi" | ".rpi")),
             ftz: form.has(".ftz"),
             sat: form.has(".sat"),
             relu: form.has(".relu"),
             satfinite: form.has(".satfinite"),
         };
-        let names: Vec<&str> = form.mods.iter().rev().take(2).rev().map(|m| &m[1..]).collect();
+        let names: Vec<&str> = form
+            .mods
+            .iter()
+            .rev()
+            .take(2)
+            .rev()
+            .map(|m| &m[1..])
+            .collect();
         let (to, from) = (names[0], names[1]);
         let plain = round == Round::Rn && !mods.relu && !mods.satfinite && !mods.ftz && !mods.sat;
         let fp8 = |name: &str| match name {
@@ -36,7 +49,11 @@ impl Decoder<'_> {
         };
         match (to, from) {
             ("f16x2" | "bf16x2", "f32") => {
-                let format = if to == "f16x2" { Float::F16 } else { Float::Bf16 };
+                let format = if to == "f16x2" {
+                    Float::F16
+                } else {
+                    Float::Bf16
+                };
                 let f: NarrowFn = match (format, plain) {
                     (Float::F16, true) => Box::new(|d, a, b, _| cvt::f32_to_f16x2_lanes(d, a, b)),
                     (_, true) => Box::new(|d, a, b, _| cvt::f32_to_bf16x2_lanes(d, a, b)),
@@ -72,9 +89,16 @@ impl Decoder<'_> {
             return Err("a predicate cannot be converted".to_owned());
         }
         // The source's bits above its type are cut off; the result is extended to the destination register.
-        let cut = if from.bits == 64 { u64::MAX } else { (1 << from.bits) - 1 };
+        let cut = if from.bits == 64 {
+            u64::MAX
+        } else {
+            (1 << from.bits) - 1
+        };
         let exact = kind_of(from) == a.kind;
-        let rounded = form.mods.iter().any(|m| m.starts_with(".r") && *m != ".relu");
+        let rounded = form
+            .mods
+            .iter()
+            .any(|m| m.starts_with(".r") && *m != ".relu");
         let f: WideFn = match (format_of(to), format_of(from)) {
             (None, None) => {
                 if rounded || mods.ftz {
@@ -88,7 +112,9 @@ impl Decoder<'_> {
             }
             (Some((format, _)), None) => {
                 if !rounded {
-                    return Err("a conversion from integer to floating point needs a rounding".to_owned());
+                    return Err(
+                        "a conversion from integer to floating point needs a rounding".to_owned(),
+                    );
                 }
                 let (from, sat) = (int_of(from), mods.sat);
                 if format == Float::F32 && from.bits <= 32 && plain {
@@ -104,7 +130,10 @@ impl Decoder<'_> {
             }
             (None, Some((format, _))) => {
                 if !mods.integral {
-                    return Err("a conversion from floating point to integer needs an integer rounding".to_owned());
+                    return Err(
+                        "a conversion from floating point to integer needs an integer rounding"
+                            .to_owned(),
+                    );
                 }
                 let (to, ftz) = (int_of(to), mods.ftz);
                 wide1(move |x| cvt::float_to_int(to, format, round, ftz, x & cut))
@@ -112,14 +141,24 @@ impl Decoder<'_> {
             (Some((to, _)), Some((from, _))) => {
                 if exact && is_row(d.kind) && plain && !mods.integral {
                     let f: Option<NarrowFn> = match (to, from) {
-                        (Float::F32, Float::F16) => Some(Box::new(|d, a, _, _| cvt::f16_to_f32_lanes(d, a))),
-                        (Float::F32, Float::Bf16) => Some(Box::new(|d, a, _, _| cvt::bf16_to_f32_lanes(d, a))),
+                        (Float::F32, Float::F16) => {
+                            Some(Box::new(|d, a, _, _| cvt::f16_to_f32_lanes(d, a)))
+                        }
+                        (Float::F32, Float::Bf16) => {
+                            Some(Box::new(|d, a, _, _| cvt::bf16_to_f32_lanes(d, a)))
+                        }
                         (Float::F16, Float::F32) => Some(super::lift::narrow1(cvt::f32_to_f16)),
                         (Float::Bf16, Float::F32) => Some(super::lift::narrow1(cvt::f32_to_bf16)),
                         _ => None,
                     };
                     if let Some(f) = f {
-                        return Ok(Op::Narrow { f, d: d.slot, a: a.slot, b: a.slot, c: a.slot });
+                        return Ok(Op::Narrow {
+                            f,
+                            d: d.slot,
+                            a: a.slot,
+                            b: a.slot,
+                            c: a.slot,
+                        });
                     }
                 }
                 if !rounded && to.man_bits() < from.man_bits() {
@@ -128,21 +167,35 @@ impl Decoder<'_> {
                 wide1(move |x| cvt::float_to_float(to, from, mods, x & cut))
             }
         };
-        Ok(Op::Wide { f, d, a, b: a, c: a })
+        Ok(Op::Wide {
+            f,
+            d,
+            a,
+            b: a,
+            c: a,
+        })
     }
 
     /// Integer to integer without saturation.
     fn resize(&mut self, d: Src, a: Src, to: Int, from: Int) -> Op {
         let narrow = to.bits.min(from.bits);
         // Widening extends as the source's type says; then the destination register is filled as the type says.
-        let signed = if from.bits < to.bits { from.signed } else { to.signed };
+        let signed = if from.bits < to.bits {
+            from.signed
+        } else {
+            to.signed
+        };
         let f: WideFn = match (narrow, signed) {
             (64, _) => wide1(|x| x),
             (32, false) => wide1(|x| u64::from(x as u32)),
             (32, true) => wide1(|x| i64::from(x as u32 as i32) as u64),
             _ => wide1(move |x| {
                 let up = 64 - narrow;
-                if signed { ((x << up) as i64 >> up) as u64 } else { x << up >> up }
+                if signed {
+                    ((x << up) as i64 >> up) as u64
+                } else {
+                    x << up >> up
+                }
             }),
         };
         // A narrower unsigned destination type than its register is zero above.
@@ -156,7 +209,13 @@ impl Decoder<'_> {
         } else {
             f
         };
-        Op::Wide { f, d, a, b: a, c: a }
+        Op::Wide {
+            f,
+            d,
+            a,
+            b: a,
+            c: a,
+        }
     }
 
     fn cvt_pack(&mut self, form: &Form<'_>) -> Decoded<Op> {

@@ -42,7 +42,12 @@ impl Decoder<'_> {
         let opcode = form.opcode();
         let (ftz, sat, relu) = (form.has(".ftz"), form.has(".sat"), form.has(".relu"));
         let round = round_of(form.mods);
-        let mods = Mods { round, ftz, sat, relu };
+        let mods = Mods {
+            round,
+            ftz,
+            sat,
+            relu,
+        };
         if opcode == "testp" {
             let property = match form.mods[0] {
                 ".finite" => TestP::Finite,
@@ -69,10 +74,14 @@ impl Decoder<'_> {
         };
         if let Some(op) = special {
             let f: NarrowFn = match (format, pair) {
-                (Float::F32, _) => Box::new(move |d, a, _, _| special::approx_f32_lanes(op, ftz, d, a)),
+                (Float::F32, _) => {
+                    Box::new(move |d, a, _, _| special::approx_f32_lanes(op, ftz, d, a))
+                }
                 (_, false) => narrow1(move |a| special::approx_half(op, format, ftz, a)),
                 _ => narrow1(move |a| {
-                    half::x2_unary(a, |half| u64::from(special::approx_half(op, format, ftz, half as u32)))
+                    half::x2_unary(a, |half| {
+                        u64::from(special::approx_half(op, format, ftz, half as u32))
+                    })
                 }),
             };
             return self.narrow(form, ty.bits, f);
@@ -80,15 +89,31 @@ impl Decoder<'_> {
         let plain = format == Float::F32 && round == Round::Rn && !sat && !relu;
         if plain {
             let f: Option<NarrowFn> = match opcode {
-                "add" => Some(Box::new(move |d, a, b, _| float::add_rn_f32_lanes(ftz, d, a, b))),
-                "sub" => Some(Box::new(move |d, a, b, _| float::sub_rn_f32_lanes(ftz, d, a, b))),
-                "mul" => Some(Box::new(move |d, a, b, _| float::mul_rn_f32_lanes(ftz, d, a, b))),
-                "fma" | "mad" => Some(Box::new(move |d, a, b, c| float::fma_rn_f32_lanes(ftz, d, a, b, c))),
-                "min" | "max" if form.operands.len() == 3 && !form.has(".NaN") && !form.has(".xorsign.abs") => {
+                "add" => Some(Box::new(move |d, a, b, _| {
+                    float::add_rn_f32_lanes(ftz, d, a, b)
+                })),
+                "sub" => Some(Box::new(move |d, a, b, _| {
+                    float::sub_rn_f32_lanes(ftz, d, a, b)
+                })),
+                "mul" => Some(Box::new(move |d, a, b, _| {
+                    float::mul_rn_f32_lanes(ftz, d, a, b)
+                })),
+                "fma" | "mad" => Some(Box::new(move |d, a, b, c| {
+                    float::fma_rn_f32_lanes(ftz, d, a, b, c)
+                })),
+                "min" | "max"
+                    if form.operands.len() == 3
+                        && !form.has(".NaN")
+                        && !form.has(".xorsign.abs") =>
+                {
                     if opcode == "max" {
-                        Some(Box::new(move |d, a, b, _| float::max_f32_lanes(ftz, d, a, b)))
+                        Some(Box::new(move |d, a, b, _| {
+                            float::max_f32_lanes(ftz, d, a, b)
+                        }))
                     } else {
-                        Some(Box::new(move |d, a, b, _| float::min_f32_lanes(ftz, d, a, b)))
+                        Some(Box::new(move |d, a, b, _| {
+                            float::min_f32_lanes(ftz, d, a, b)
+                        }))
                     }
                 }
                 _ => None,
@@ -97,7 +122,11 @@ impl Decoder<'_> {
                 return self.narrow(form, 32, f);
             }
         }
-        let minmax = MinMax { ftz, nan: form.has(".NaN"), xorsign_abs: form.has(".xorsign.abs") };
+        let minmax = MinMax {
+            ftz,
+            nan: form.has(".NaN"),
+            xorsign_abs: form.has(".xorsign.abs"),
+        };
         if form.operands.len() == 4 && matches!(opcode, "min" | "max") && format != Float::F32 {
             return Err("only `.f32` has the form with three operands".to_owned());
         }
@@ -119,19 +148,33 @@ impl Decoder<'_> {
         };
         let fma = move |a: u64, b: u64, c: u64| match opcode {
             "fma" | "mad" => float::fma(format, a, b, c, mods),
-            _ => float::min_max(format, float::min_max(format, a, b, greater, minmax), c, greater, minmax),
+            _ => float::min_max(
+                format,
+                float::min_max(format, a, b, greater, minmax),
+                c,
+                greater,
+                minmax,
+            ),
         };
         match (opcode, three) {
             ("abs" | "neg" | "rcp" | "sqrt", _) if pair => {
                 self.narrow(form, 32, narrow1(move |a| half::x2_unary(a, one)))
             }
-            ("abs", _) if format == Float::F32 && !ftz => self.narrow(form, 32, narrow1(|a| a & 0x7fff_ffff)),
-            ("neg", _) if format == Float::F32 && !ftz => self.narrow(form, 32, narrow1(|a| a ^ 0x8000_0000)),
+            ("abs", _) if format == Float::F32 && !ftz => {
+                self.narrow(form, 32, narrow1(|a| a & 0x7fff_ffff))
+            }
+            ("neg", _) if format == Float::F32 && !ftz => {
+                self.narrow(form, 32, narrow1(|a| a ^ 0x8000_0000))
+            }
             ("abs" | "neg" | "rcp" | "sqrt", _) => {
                 let f: WideFn = wide1(one);
                 self.wide(form, &[ty.bits; 4], f)
             }
-            (_, true) if pair => self.narrow(form, 32, narrow3(move |a, b, c| half::x2_ternary(a, b, c, fma))),
+            (_, true) if pair => self.narrow(
+                form,
+                32,
+                narrow3(move |a, b, c| half::x2_ternary(a, b, c, fma)),
+            ),
             (_, true) => self.wide(form, &[ty.bits; 4], wide3(fma)),
             (_, false) if pair => self.narrow(form, 32, narrow2(move |a, b| half::x2(a, b, two))),
             (_, false) => self.wide(form, &[ty.bits; 4], wide2(two)),

@@ -13,34 +13,46 @@ pub(super) struct Graph {
 impl Graph {
     pub(super) fn new(body: &Body, forms: &[(&'static Row, Vec<&str>)]) -> Graph {
         let count = body.statements.len() as u32;
-        let target = |label: u32| body.labels.get(label as usize).and_then(|l| l.target).map(|t| t as u32);
-        let next = body.statements.iter().zip(forms).enumerate().map(|(n, (s, (row, _)))| {
-            let mut next = Vec::new();
-            let mut falls = s.guard.is_some();
-            match row.opcode {
-                "bra" => {
-                    if let Some(Operand::Label(label)) = s.operands.first() {
-                        next.extend(target(*label));
+        let target = |label: u32| {
+            body.labels
+                .get(label as usize)
+                .and_then(|l| l.target)
+                .map(|t| t as u32)
+        };
+        let next = body
+            .statements
+            .iter()
+            .zip(forms)
+            .enumerate()
+            .map(|(n, (s, (row, _)))| {
+                let mut next = Vec::new();
+                let mut falls = s.guard.is_some();
+                match row.opcode {
+                    "bra" => {
+                        if let Some(Operand::Label(label)) = s.operands.first() {
+                            next.extend(target(*label));
+                        }
                     }
-                }
-                "brx.idx" => {
-                    if let Some(Operand::Label(table)) = s.operands.get(1) {
-                        let labels = body.tables.get(table).map_or(&[][..], Vec::as_slice);
-                        next.extend(labels.iter().filter_map(|&label| target(label)));
+                    "brx.idx" => {
+                        if let Some(Operand::Label(table)) = s.operands.get(1) {
+                            let labels = body.tables.get(table).map_or(&[][..], Vec::as_slice);
+                            next.extend(labels.iter().filter_map(|&label| target(label)));
+                        }
                     }
+                    "ret" | "exit" | "trap" => {}
+                    _ => falls = true,
                 }
-                "ret" | "exit" | "trap" => {}
-                _ => falls = true,
-            }
-            if falls {
-                next.push(n as u32 + 1);
-            }
-            next.retain(|&to| to < count);
-            next.sort_unstable();
-            next.dedup();
-            next
-        });
-        Graph { next: next.collect() }
+                if falls {
+                    next.push(n as u32 + 1);
+                }
+                next.retain(|&to| to < count);
+                next.sort_unstable();
+                next.dedup();
+                next
+            });
+        Graph {
+            next: next.collect(),
+        }
     }
 
     /// For every statement with several successors, its immediate post-dominator: the first statement that is on
@@ -89,13 +101,21 @@ impl Graph {
                     continue;
                 }
                 let next = &self.next[node as usize];
-                let ways = if next.is_empty() { std::slice::from_ref(&end) } else { next.as_slice() };
+                let ways = if next.is_empty() {
+                    std::slice::from_ref(&end)
+                } else {
+                    next.as_slice()
+                };
                 let mut new = NOWHERE;
                 for &way in ways {
                     if dominator[way as usize] == NOWHERE {
                         continue;
                     }
-                    new = if new == NOWHERE { way } else { meet(&dominator, &order, new, way) };
+                    new = if new == NOWHERE {
+                        way
+                    } else {
+                        meet(&dominator, &order, new, way)
+                    };
                 }
                 if dominator[node as usize] != new {
                     dominator[node as usize] = new;
@@ -104,7 +124,15 @@ impl Graph {
             }
         }
         let several = |n: usize| self.next[n].len() > 1;
-        (0..count).map(|n| if several(n) && dominator[n] != end { dominator[n] } else { NOWHERE }).collect()
+        (0..count)
+            .map(|n| {
+                if several(n) && dominator[n] != end {
+                    dominator[n]
+                } else {
+                    NOWHERE
+                }
+            })
+            .collect()
     }
 }
 

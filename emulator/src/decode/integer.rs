@@ -11,7 +11,11 @@ fn sext(bits: u32, value: u64) -> i64 {
 }
 
 fn cut(bits: u32, value: u64) -> u64 {
-    if bits == 64 { value } else { value & ((1 << bits) - 1) }
+    if bits == 64 {
+        value
+    } else {
+        value & ((1 << bits) - 1)
+    }
 }
 
 impl Decoder<'_> {
@@ -29,7 +33,14 @@ impl Decoder<'_> {
                 let a = self.src(&form.operands[1], bits)?;
                 let b = self.src(&form.operands[2], bits)?;
                 let (carry_in, negate) = (opcode.len() == 4, opcode.starts_with("sub"));
-                return Ok(Op::Carry { d, a, b, carry_in, carry_out: form.has(".cc"), negate });
+                return Ok(Op::Carry {
+                    d,
+                    a,
+                    b,
+                    carry_in,
+                    carry_out: form.has(".cc"),
+                    negate,
+                });
             }
             "mad" | "madc" if form.has(".cc") || opcode == "madc" => {
                 let d = self.dst(&form.operands[0], bits)?;
@@ -37,18 +48,33 @@ impl Decoder<'_> {
                 let b = self.src(&form.operands[2], bits)?;
                 let c = self.src(&form.operands[3], bits)?;
                 let (carry_in, carry_out) = (opcode == "madc", form.has(".cc"));
-                return Ok(Op::MadCarry { d, a, b, c, high: form.has(".hi"), signed, carry_in, carry_out });
+                return Ok(Op::MadCarry {
+                    d,
+                    a,
+                    b,
+                    c,
+                    high: form.has(".hi"),
+                    signed,
+                    carry_in,
+                    carry_out,
+                });
             }
             "mul" | "mad" if form.has(".wide") => {
                 if bits == 64 {
                     return Err("`.wide` takes 16 and 32 bits".to_owned());
                 }
                 let product = move |a: u64, b: u64| {
-                    if signed { (sext(bits, a) * sext(bits, b)) as u64 } else { a * b }
+                    if signed {
+                        (sext(bits, a) * sext(bits, b)) as u64
+                    } else {
+                        a * b
+                    }
                 };
                 let f: WideFn = match (opcode, signed, bits) {
                     ("mul", false, _) => wide2(|a, b| a * b),
-                    ("mul", true, 32) => wide2(|a, b| (i64::from(a as i32) * i64::from(b as i32)) as u64),
+                    ("mul", true, 32) => {
+                        wide2(|a, b| (i64::from(a as i32) * i64::from(b as i32)) as u64)
+                    }
                     ("mul", ..) => wide2(product),
                     _ => wide3(move |a, b, c| cut(2 * bits, product(a, b).wrapping_add(c))),
                 };
@@ -57,7 +83,9 @@ impl Decoder<'_> {
             "shl" | "shr" => {
                 let f: WideFn = match (opcode, bits, signed) {
                     ("shl", ..) => wide2(move |a, n| if n < 64 { cut(bits, a << n) } else { 0 }),
-                    (_, _, true) => wide2(move |a, n| cut(bits, (sext(bits, a) >> n.min(63)) as u64)),
+                    (_, _, true) => {
+                        wide2(move |a, n| cut(bits, (sext(bits, a) >> n.min(63)) as u64))
+                    }
                     _ => wide2(|a, n| if n < 64 { a >> n } else { 0 }),
                 };
                 if bits == 32 {
@@ -89,17 +117,31 @@ impl Decoder<'_> {
                 let place = self.immediate(&form.operands[3]);
                 let len = self.immediate(&form.operands[4]);
                 let (Ok(place), Ok(len)) = (place, len) else {
-                    return Err("`bfi` with a place or length in a register is not supported".to_owned());
+                    return Err(
+                        "`bfi` with a place or length in a register is not supported".to_owned(),
+                    );
                 };
                 let (place, len) = (place as u32, len as u32);
                 let d = self.dst(&form.operands[0], bits)?;
                 let a = self.src(&form.operands[1], bits)?;
                 let b = self.src(&form.operands[2], bits)?;
                 return Ok(if bits == 64 {
-                    Op::Wide { f: wide2(move |a, b| int::w64::bfi(a, b, place, len)), d, a, b, c: a }
+                    Op::Wide {
+                        f: wide2(move |a, b| int::w64::bfi(a, b, place, len)),
+                        d,
+                        a,
+                        b,
+                        c: a,
+                    }
                 } else {
                     let f = narrow2(move |a, b| int::w32::bfi(a, b, place, len));
-                    Op::Narrow { f, d: d.slot, a: a.slot, b: b.slot, c: a.slot }
+                    Op::Narrow {
+                        f,
+                        d: d.slot,
+                        a: a.slot,
+                        b: b.slot,
+                        c: a.slot,
+                    }
                 });
             }
             "lop3" => {
@@ -109,7 +151,10 @@ impl Decoder<'_> {
                     0xe2 | 0xca => narrow3(move |a, b, c| int::lop3(a, b, c, lut)),
                     _ => narrow3(move |a, b, c| int::lop3(a, b, c, lut)),
                 };
-                let form = Form { operands: &form.operands[..4], ..*form };
+                let form = Form {
+                    operands: &form.operands[..4],
+                    ..*form
+                };
                 return self.narrow(&form, 32, f);
             }
             "mul24" | "mad24" => {
@@ -159,7 +204,10 @@ impl Decoder<'_> {
                     (".ecr", Prmt::Ecr),
                     (".rc16", Prmt::Rc16),
                 ];
-                let mode = modes.iter().find(|(m, _)| form.has(m)).map_or(Prmt::Default, |&(_, mode)| mode);
+                let mode = modes
+                    .iter()
+                    .find(|(m, _)| form.has(m))
+                    .map_or(Prmt::Default, |&(_, mode)| mode);
                 return self.narrow(form, 32, narrow3(move |a, b, c| int::prmt(a, b, c, mode)));
             }
             "fns" => return Err("`fns` is not supported".to_owned()),
@@ -204,7 +252,9 @@ impl Decoder<'_> {
                 ("brev", _) => narrow1(u32::reverse_bits),
                 ("clz", _) => narrow1(u32::leading_zeros),
                 ("popc", _) => narrow1(u32::count_ones),
-                ("bfind", _) if form.has(".shiftamt") => narrow1(move |a| int::w32::bfind_shiftamt(a, signed)),
+                ("bfind", _) if form.has(".shiftamt") => {
+                    narrow1(move |a| int::w32::bfind_shiftamt(a, signed))
+                }
                 ("bfind", _) => narrow1(move |a| int::w32::bfind(a, signed)),
                 ("bfe", _) => narrow3(move |a, p, n| int::w32::bfe(a, p, n, signed)),
                 _ => return Err(format!("`{opcode}` has no 32-bit form")),
@@ -217,33 +267,48 @@ impl Decoder<'_> {
             ("mul", false, 64) if high => wide2(int::w64::mul_hi_u),
             ("mul", true, 64) if high => wide2(int::w64::mul_hi_s),
             ("mul", false, 16) if high => wide2(|a, b| (a * b) >> 16),
-            ("mul", true, 16) if high => wide2(|a, b| cut(16, ((sext(16, a) * sext(16, b)) >> 16) as u64)),
+            ("mul", true, 16) if high => {
+                wide2(|a, b| cut(16, ((sext(16, a) * sext(16, b)) >> 16) as u64))
+            }
             ("mul", ..) => wide2(move |a, b| cut(bits, a.wrapping_mul(b))),
             ("mad", false, 64) if high => wide3(int::w64::mad_hi_u),
             ("mad", true, 64) if high => wide3(int::w64::mad_hi_s),
             ("mad", false, _) if high => wide3(|a, b, c| cut(16, ((a * b) >> 16) + c)),
-            ("mad", true, _) if high => {
-                wide3(|a, b, c| cut(16, (((sext(16, a) * sext(16, b)) >> 16) as u64).wrapping_add(c)))
-            }
+            ("mad", true, _) if high => wide3(|a, b, c| {
+                cut(
+                    16,
+                    (((sext(16, a) * sext(16, b)) >> 16) as u64).wrapping_add(c),
+                )
+            }),
             ("mad", ..) => wide3(move |a, b, c| cut(bits, a.wrapping_mul(b).wrapping_add(c))),
             ("div", false, _) => wide2(move |a, b| cut(bits, int::w64::div_u(a, b))),
             ("rem", false, _) => wide2(move |a, b| cut(bits, int::w64::rem_u(a, b))),
-            ("div", true, _) => {
-                wide2(move |a, b| cut(bits, int::w64::div_s(sext(bits, a) as u64, sext(bits, b) as u64)))
-            }
-            ("rem", true, _) => {
-                wide2(move |a, b| cut(bits, int::w64::rem_s(sext(bits, a) as u64, sext(bits, b) as u64)))
-            }
+            ("div", true, _) => wide2(move |a, b| {
+                cut(
+                    bits,
+                    int::w64::div_s(sext(bits, a) as u64, sext(bits, b) as u64),
+                )
+            }),
+            ("rem", true, _) => wide2(move |a, b| {
+                cut(
+                    bits,
+                    int::w64::rem_s(sext(bits, a) as u64, sext(bits, b) as u64),
+                )
+            }),
             ("sad", false, _) => wide3(move |a, b, c| cut(bits, a.abs_diff(b).wrapping_add(c))),
-            ("sad", true, _) => {
-                wide3(move |a, b, c| cut(bits, sext(bits, a).abs_diff(sext(bits, b)).wrapping_add(c)))
-            }
+            ("sad", true, _) => wide3(move |a, b, c| {
+                cut(bits, sext(bits, a).abs_diff(sext(bits, b)).wrapping_add(c))
+            }),
             ("abs", ..) => wide1(move |a| cut(bits, sext(bits, a).wrapping_abs() as u64)),
             ("neg", ..) => wide1(move |a| cut(bits, a.wrapping_neg())),
             ("min", false, _) => wide2(|a, b| a.min(b)),
             ("max", false, _) => wide2(|a, b| a.max(b)),
-            ("min", true, _) => wide2(move |a, b| if sext(bits, a) <= sext(bits, b) { a } else { b }),
-            ("max", true, _) => wide2(move |a, b| if sext(bits, a) >= sext(bits, b) { a } else { b }),
+            ("min", true, _) => {
+                wide2(move |a, b| if sext(bits, a) <= sext(bits, b) { a } else { b })
+            }
+            ("max", true, _) => {
+                wide2(move |a, b| if sext(bits, a) >= sext(bits, b) { a } else { b })
+            }
             ("and", ..) => wide2(|a, b| a & b),
             ("or", ..) => wide2(|a, b| a | b),
             ("xor", ..) => wide2(|a, b| a ^ b),
@@ -256,9 +321,14 @@ impl Decoder<'_> {
     }
 
     fn predicate_logic(&mut self, form: &Form<'_>) -> Decoded<Op> {
-        let d = self.pred_dst(&form.operands[0])?.ok_or("a predicate register was expected")?;
+        let d = self
+            .pred_dst(&form.operands[0])?
+            .ok_or("a predicate register was expected")?;
         let a = self.pred_src(&form.operands[1])?;
-        let b = form.operands.get(2).map_or(Ok(PredSrc::TRUE), |b| self.pred_src(b))?;
+        let b = form
+            .operands
+            .get(2)
+            .map_or(Ok(PredSrc::TRUE), |b| self.pred_src(b))?;
         let table = match form.opcode() {
             "and" => 0b1000,
             "or" => 0b1110,

@@ -50,7 +50,9 @@ pub(super) fn wide3(f: impl Fn(u64, u64, u64) -> u64 + Send + Sync + 'static) ->
     })
 }
 
-pub(super) fn compare_narrow(f: impl Fn(u32, u32) -> bool + Send + Sync + 'static) -> NarrowCompareFn {
+pub(super) fn compare_narrow(
+    f: impl Fn(u32, u32) -> bool + Send + Sync + 'static,
+) -> NarrowCompareFn {
     Box::new(move |a: &Narrow, b: &Narrow| {
         let mut mask = 0;
         for lane in 0..WARP {

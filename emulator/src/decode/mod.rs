@@ -19,7 +19,8 @@ use crate::isa::{self, Group, Row};
 use crate::module::Module;
 use crate::parse::tree::{Base, Body, Operand, RegId, Statement, Type, VarRef, VarSpace, Variable};
 use crate::program::{
-    Address, Constant, Dst, Inst, Kind, NOWHERE, NarrowFn, Op, Origin, PredSrc, Program, Special, Src, WideFn,
+    Address, Constant, Dst, Inst, Kind, NOWHERE, NarrowFn, Op, Origin, PredSrc, Program, Special,
+    Src, WideFn,
 };
 
 /// Why an instruction cannot be decoded.
@@ -34,18 +35,32 @@ pub(crate) fn decode(module: &Module, at: usize) -> Result<Program, ParseError> 
         line: s.line,
         column: s.column,
         message,
-        instruction: text[s.range.clone()].split_whitespace().collect::<Vec<_>>().join(" "),
+        instruction: text[s.range.clone()]
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" "),
     };
     let mut forms = Vec::with_capacity(body.statements.len());
     let mut seen: HashMap<&str, Result<(&'static Row, Vec<&str>), String>> = HashMap::new();
     for s in &body.statements {
         let opcode = &text[s.opcode.clone()];
-        let form = seen.entry(opcode).or_insert_with(|| isa::find(opcode)).clone();
+        let form = seen
+            .entry(opcode)
+            .or_insert_with(|| isa::find(opcode))
+            .clone();
         let (row, modifiers) = form.map_err(|message| located(s, message))?;
         let most = row.operands.split_ascii_whitespace().count();
-        let least = row.operands.split_ascii_whitespace().filter(|o| !o.ends_with('?')).count();
+        let least = row
+            .operands
+            .split_ascii_whitespace()
+            .filter(|o| !o.ends_with('?'))
+            .count();
         if s.operands.len() < least || s.operands.len() > most {
-            let message = format!("`{opcode}` takes {}, not {} operands", range(least, most), s.operands.len());
+            let message = format!(
+                "`{opcode}` takes {}, not {} operands",
+                range(least, most),
+                s.operands.len()
+            );
             return Err(located(s, message));
         }
         forms.push((row, modifiers));
@@ -74,16 +89,32 @@ pub(crate) fn decode(module: &Module, at: usize) -> Result<Program, ParseError> 
     for (n, (s, (row, modifiers))) in body.statements.iter().zip(&forms).enumerate() {
         let guard = match s.guard {
             None => PredSrc::TRUE,
-            Some((reg, negated)) => {
-                PredSrc { index: decoder.places[reg as usize].slot, flip: if negated { u32::MAX } else { 0 } }
-            }
+            Some((reg, negated)) => PredSrc {
+                index: decoder.places[reg as usize].slot,
+                flip: if negated { u32::MAX } else { 0 },
+            },
         };
-        let form = Form { row, mods: modifiers, operands: &s.operands };
+        let form = Form {
+            row,
+            mods: modifiers,
+            operands: &s.operands,
+        };
         let op = decoder.op(&form).map_err(|message| located(s, message))?;
-        code.push(Inst { op, guard, join: joins.get(n).copied().unwrap_or(NOWHERE) });
-        origin.push(Origin { line: s.line, range: s.range.clone() });
+        code.push(Inst {
+            op,
+            guard,
+            join: joins.get(n).copied().unwrap_or(NOWHERE),
+        });
+        origin.push(Origin {
+            line: s.line,
+            range: s.range.clone(),
+        });
     }
-    let mut specials: Vec<_> = decoder.specials.iter().map(|(&special, &src)| (src, special)).collect();
+    let mut specials: Vec<_> = decoder
+        .specials
+        .iter()
+        .map(|(&special, &src)| (src, special))
+        .collect();
     specials.sort_by_key(|(src, _)| src.slot);
     Ok(Program {
         code,
@@ -99,7 +130,11 @@ pub(crate) fn decode(module: &Module, at: usize) -> Result<Program, ParseError> 
 }
 
 fn range(least: usize, most: usize) -> String {
-    if least == most { format!("{least}") } else { format!("{least} to {most}") }
+    if least == most {
+        format!("{least}")
+    } else {
+        format!("{least} to {most}")
+    }
 }
 
 /// Where the variables of an entry are.
@@ -134,32 +169,48 @@ impl Layout {
             dynamic_align = dynamic_align.max(v.align);
         }
         let statics = in_order().filter(|v| v.space == VarSpace::Shared && !v.external);
-        let end = statics.fold(0u64, |end, v| end.next_multiple_of(v.align) + v.size);
+        let end = statics.fold(0, |end, v| v.placed_after(end).1);
         let dynamic = end.next_multiple_of(dynamic_align);
         let mut place = |v: &Variable, number: usize| match v.space {
             VarSpace::Global | VarSpace::Const => Placement::Device(number),
             VarSpace::Shared if v.external => Placement::At(Space::Shared, SHARED_BASE + dynamic),
             VarSpace::Shared => {
-                let at = shared.next_multiple_of(v.align);
-                shared = at + v.size;
+                let at;
+                (at, shared) = v.placed_after(shared);
                 Placement::At(Space::Shared, SHARED_BASE + at)
             }
             VarSpace::Local | VarSpace::Param => {
-                let at = local.next_multiple_of(v.align);
-                local = at + v.size;
+                let at;
+                (at, local) = v.placed_after(local);
                 Placement::At(Space::Local, LOCAL_BASE + at)
             }
         };
-        let of_module = tree.variables.iter().enumerate().map(|(n, v)| place(v, n)).collect();
-        let of_body = body.iter().enumerate().map(|(n, v)| place(v, first + n)).collect();
+        let of_module = tree
+            .variables
+            .iter()
+            .enumerate()
+            .map(|(n, v)| place(v, n))
+            .collect();
+        let of_body = body
+            .iter()
+            .enumerate()
+            .map(|(n, v)| place(v, first + n))
+            .collect();
         // What a thread can have on hardware; it also bounds the memory that a hostile text can ask for.
         if local > 512 * 1024 {
-            return Err(format!("{local} bytes of local memory, a thread has at most 524288"));
+            return Err(format!(
+                "{local} bytes of local memory, a thread has at most 524288"
+            ));
         }
         if shared > 1 << 24 {
             return Err(format!("{shared} bytes of shared memory"));
         }
-        let params = module.entry_at(at).params.iter().map(|p| p.offset as u64).collect();
+        let params = module
+            .entry_at(at)
+            .params
+            .iter()
+            .map(|p| p.offset as u64)
+            .collect();
         Ok(Layout {
             module: of_module,
             body: of_body,
@@ -197,16 +248,25 @@ impl Form<'_> {
 
     /// The last type among the modifiers.
     fn ty(&self) -> Decoded<Type> {
-        self.types().last().copied().ok_or_else(|| "a type is missing".to_owned())
+        self.types()
+            .last()
+            .copied()
+            .ok_or_else(|| "a type is missing".to_owned())
     }
 
     fn types(&self) -> Vec<Type> {
-        self.mods.iter().filter_map(|m| Type::named(&m[1..])).collect()
+        self.mods
+            .iter()
+            .filter_map(|m| Type::named(&m[1..]))
+            .collect()
     }
 
     /// Elements: 1, or as `.v2` and so on say.
     fn vector(&self) -> usize {
-        [(".v2", 2), (".v4", 4), (".v8", 8)].iter().find(|(m, _)| self.has(m)).map_or(1, |&(_, n)| n)
+        [(".v2", 2), (".v4", 4), (".v8", 8)]
+            .iter()
+            .find(|(m, _)| self.has(m))
+            .map_or(1, |&(_, n)| n)
     }
 
     fn space(&self) -> Space {
@@ -270,7 +330,10 @@ impl Decoder<'_> {
         if let Some(&src) = self.constants.get(&(wide, constant)) {
             return src;
         }
-        let src = Src { slot: self.rows, kind: if wide { Kind::W64 } else { Kind::W32 } };
+        let src = Src {
+            slot: self.rows,
+            kind: if wide { Kind::W64 } else { Kind::W32 },
+        };
         self.rows += if wide { 2 } else { 1 };
         self.constants.insert((wide, constant), src);
         self.order.push((src, constant));
@@ -278,7 +341,11 @@ impl Decoder<'_> {
     }
 
     fn bits(&mut self, bits: u32, value: u64) -> Src {
-        let value = if bits >= 64 { value } else { value & ((1 << bits) - 1) };
+        let value = if bits >= 64 {
+            value
+        } else {
+            value & ((1 << bits) - 1)
+        };
         self.constant(bits == 64, Constant::Bits(value))
     }
 
@@ -291,9 +358,14 @@ impl Decoder<'_> {
         let src = self.src_any(operand, bits)?;
         let have = match operand {
             Operand::Reg(reg) => self.body.registers[*reg as usize].bits,
+            Operand::Special(_) => 32,
             _ => bits,
         };
-        if have != bits { Err(format!("an operand has {have} bits, {bits} are needed")) } else { Ok(src) }
+        if have != bits {
+            Err(format!("an operand has {have} bits, {bits} are needed"))
+        } else {
+            Ok(src)
+        }
     }
 
     /// A source of at least so many bits.
@@ -365,14 +437,20 @@ impl Decoder<'_> {
             "%clusterid.x" => Special::Ctaid(0),
             "%clusterid.y" => Special::Ctaid(1),
             "%clusterid.z" => Special::Ctaid(2),
-            "%cluster_ctaid.x" | "%cluster_ctaid.y" | "%cluster_ctaid.z" | "%cluster_ctarank" => Special::Zero,
-            "%cluster_nctaid.x" | "%cluster_nctaid.y" | "%cluster_nctaid.z" | "%cluster_nctarank" => Special::One,
+            "%cluster_ctaid.x" | "%cluster_ctaid.y" | "%cluster_ctaid.z" | "%cluster_ctarank" => {
+                Special::Zero
+            }
+            "%cluster_nctaid.x" | "%cluster_nctaid.y" | "%cluster_nctaid.z"
+            | "%cluster_nctarank" => Special::One,
             _ => return Err(format!("unknown register `{name}`")),
         };
         if let Some(&src) = self.specials.get(&special) {
             return Ok(src);
         }
-        let src = Src { slot: self.rows, kind: Kind::W32 };
+        let src = Src {
+            slot: self.rows,
+            kind: Kind::W32,
+        };
         self.rows += 1;
         self.specials.insert(special, src);
         Ok(src)
@@ -381,15 +459,25 @@ impl Decoder<'_> {
     /// A destination of exactly so many bits.
     fn dst(&self, operand: &Operand, bits: u32) -> Decoded<Src> {
         let src = self.dst_relaxed(operand, bits)?;
-        let Operand::Reg(reg) = operand else { return Err("a register was expected".to_owned()) };
+        let Operand::Reg(reg) = operand else {
+            return Err("a register was expected".to_owned());
+        };
         let have = self.body.registers[*reg as usize].bits;
-        if have != bits { Err(format!("the destination has {have} bits, {bits} are needed")) } else { Ok(src) }
+        if have != bits {
+            Err(format!(
+                "the destination has {have} bits, {bits} are needed"
+            ))
+        } else {
+            Ok(src)
+        }
     }
 
     /// A destination of at least so many bits.
     fn dst_relaxed(&self, operand: &Operand, bits: u32) -> Decoded<Src> {
         match operand {
-            Operand::Reg(reg) if self.body.registers[*reg as usize].bits >= bits => Ok(self.place(*reg)),
+            Operand::Reg(reg) if self.body.registers[*reg as usize].bits >= bits => {
+                Ok(self.place(*reg))
+            }
             Operand::Reg(_) => Err(format!("the destination has fewer than {bits} bits")),
             _ => Err("a register was expected".to_owned()),
         }
@@ -397,25 +485,43 @@ impl Decoder<'_> {
 
     /// A destination or `_`.
     fn dst_or_sink(&self, operand: &Operand, bits: u32) -> Decoded<Dst> {
-        if matches!(operand, Operand::Sink) { Ok(None) } else { self.dst(operand, bits).map(Some) }
+        if matches!(operand, Operand::Sink) {
+            Ok(None)
+        } else {
+            self.dst(operand, bits).map(Some)
+        }
     }
 
     /// A predicate destination or `_`.
     fn pred_dst(&self, operand: &Operand) -> Decoded<Option<u32>> {
         match operand {
             Operand::Sink => Ok(None),
-            Operand::Reg(reg) if self.body.registers[*reg as usize].bits == 1 => Ok(Some(self.place(*reg).slot)),
+            Operand::Reg(reg) if self.body.registers[*reg as usize].bits == 1 => {
+                Ok(Some(self.place(*reg).slot))
+            }
             _ => Err("a predicate register was expected".to_owned()),
         }
     }
 
     fn pred_src(&self, operand: &Operand) -> Decoded<PredSrc> {
         match operand {
-            Operand::Reg(reg) | Operand::NotReg(reg) if self.body.registers[*reg as usize].bits == 1 => {
-                let flip = if matches!(operand, Operand::NotReg(_)) { u32::MAX } else { 0 };
-                Ok(PredSrc { index: self.place(*reg).slot, flip })
+            Operand::Reg(reg) | Operand::NotReg(reg)
+                if self.body.registers[*reg as usize].bits == 1 =>
+            {
+                let flip = if matches!(operand, Operand::NotReg(_)) {
+                    u32::MAX
+                } else {
+                    0
+                };
+                Ok(PredSrc {
+                    index: self.place(*reg).slot,
+                    flip,
+                })
             }
-            Operand::Int(value) => Ok(PredSrc { index: 0, flip: if *value != 0 { 0 } else { u32::MAX } }),
+            Operand::Int(value) => Ok(PredSrc {
+                index: 0,
+                flip: if *value != 0 { 0 } else { u32::MAX },
+            }),
             _ => Err("a predicate register was expected".to_owned()),
         }
     }
@@ -444,7 +550,10 @@ impl Decoder<'_> {
         let base = match base {
             Base::None => self.bits(64, 0),
             Base::Reg(reg) => match self.place(*reg) {
-                src @ Src { kind: Kind::W32 | Kind::W64, .. } => src,
+                src @ Src {
+                    kind: Kind::W32 | Kind::W64,
+                    ..
+                } => src,
                 _ => return Err("an address has 32 or 64 bits".to_owned()),
             },
             Base::Var(var) => {
@@ -452,12 +561,17 @@ impl Decoder<'_> {
                     && !generic
                     && of != space
                 {
-                    return Err(format!("the variable is in {of} memory, the access is to {space} memory"));
+                    return Err(format!(
+                        "the variable is in {of} memory, the access is to {space} memory"
+                    ));
                 }
                 self.variable(*var, 0, 64, generic)?
             }
         };
-        Ok(Address { base, offset: *offset })
+        Ok(Address {
+            base,
+            offset: *offset,
+        })
     }
 
     /// An operation on 32-bit rows.

@@ -5,8 +5,8 @@ use super::{Decoded, Decoder, Form, window};
 use crate::error::Space;
 use crate::parse::tree::{Operand, Type};
 use crate::program::{Atomic, AtomicFn, Dst, Kind, Load, Op, PredSrc, Src, Store};
-use crate::semantics::{Float, half};
 use crate::semantics::float::{self, Mods};
+use crate::semantics::{Float, half};
 
 impl Decoder<'_> {
     pub(super) fn moves(&mut self, form: &Form<'_>) -> Decoded<Op> {
@@ -30,21 +30,45 @@ impl Decoder<'_> {
                 } else {
                     wide1(move |a| a.wrapping_add(base))
                 };
-                Ok(Op::Wide { f, d, a, b: a, c: a })
+                Ok(Op::Wide {
+                    f,
+                    d,
+                    a,
+                    b: a,
+                    c: a,
+                })
             }
             _ => {
-                let d = self.pred_dst(&form.operands[0])?.ok_or("a predicate register was expected")?;
+                let d = self
+                    .pred_dst(&form.operands[0])?
+                    .ok_or("a predicate register was expected")?;
                 let a = self.src_any(&form.operands[1], 64)?;
-                Ok(Op::IsSpace { d, a, space: form.space() })
+                Ok(Op::IsSpace {
+                    d,
+                    a,
+                    space: form.space(),
+                })
             }
         }
     }
 
     fn copy(&self, d: Src, a: Src) -> Op {
         match (d.kind, a.kind) {
-            (Kind::W64, Kind::W64) => Op::Mov64 { d: d.slot, a: a.slot },
-            (Kind::W64, _) => Op::Wide { f: wide1(|a| a), d, a, b: a, c: a },
-            _ => Op::Mov32 { d: d.slot, a: a.slot },
+            (Kind::W64, Kind::W64) => Op::Mov64 {
+                d: d.slot,
+                a: a.slot,
+            },
+            (Kind::W64, _) => Op::Wide {
+                f: wide1(|a| a),
+                d,
+                a,
+                b: a,
+                c: a,
+            },
+            _ => Op::Mov32 {
+                d: d.slot,
+                a: a.slot,
+            },
         }
     }
 
@@ -52,25 +76,41 @@ impl Decoder<'_> {
         let ty = form.ty()?;
         let [to, from] = [&form.operands[0], &form.operands[1]];
         if ty.bits == 1 {
-            let d = self.pred_dst(to)?.ok_or("a predicate register was expected")?;
+            let d = self
+                .pred_dst(to)?
+                .ok_or("a predicate register was expected")?;
             let a = self.pred_src(from)?;
-            return Ok(Op::Pred { table: 0b1010, d, a, b: PredSrc::TRUE });
+            return Ok(Op::Pred {
+                table: 0b1010,
+                d,
+                a,
+                b: PredSrc::TRUE,
+            });
         }
         if let Operand::Vector(parts) = from {
             let bits = part_bits(ty, parts.len())?;
-            let parts = parts.iter().map(|p| self.src(p, bits)).collect::<Decoded<Vec<_>>>()?;
+            let parts = parts
+                .iter()
+                .map(|p| self.src(p, bits))
+                .collect::<Decoded<Vec<_>>>()?;
             let d = self.dst(to, ty.bits)?;
             return Ok(Op::Pack { d, parts, bits });
         }
         if let Operand::Vector(parts) = to {
             let bits = part_bits(ty, parts.len())?;
-            let parts = parts.iter().map(|p| self.dst_or_sink(p, bits)).collect::<Decoded<Vec<_>>>()?;
+            let parts = parts
+                .iter()
+                .map(|p| self.dst_or_sink(p, bits))
+                .collect::<Decoded<Vec<_>>>()?;
             let a = self.src(from, ty.bits)?;
             return Ok(Op::Unpack { parts, a, bits });
         }
         let d = self.dst(to, ty.bits)?;
         if let Operand::Special(name) = from
-            && matches!(name.as_str(), "%clock" | "%clock_hi" | "%clock64" | "%globaltimer" | "%globaltimer_lo")
+            && matches!(
+                name.as_str(),
+                "%clock" | "%clock_hi" | "%clock64" | "%globaltimer" | "%globaltimer_lo"
+            )
         {
             return Ok(Op::Clock { d });
         }
@@ -85,7 +125,11 @@ impl Decoder<'_> {
             other => std::slice::from_ref(other),
         };
         if parts.len() != form.vector() {
-            return Err(format!("{} registers, {} are needed", parts.len(), form.vector()));
+            return Err(format!(
+                "{} registers, {} are needed",
+                parts.len(),
+                form.vector()
+            ));
         }
         Ok(parts)
     }
@@ -108,7 +152,13 @@ impl Decoder<'_> {
                 let dst = parts.iter().map(sink).collect::<Decoded<Vec<Dst>>>()?;
                 let address = self.address(&form.operands[1], space)?;
                 let signed = ty.name.starts_with('s');
-                Ok(Op::Load(Box::new(Load { space, address, bytes, signed, dst })))
+                Ok(Op::Load(Box::new(Load {
+                    space,
+                    address,
+                    bytes,
+                    signed,
+                    dst,
+                })))
             }
             "st" => {
                 let parts = self.vector_parts(form, &form.operands[1])?;
@@ -116,33 +166,70 @@ impl Decoder<'_> {
                 if total > 16 && !(total == 32 && space == Space::Global) {
                     return Err(format!("a store of {total} bytes"));
                 }
-                let src = parts.iter().map(|p| self.src_relaxed(p, ty.bits)).collect::<Decoded<Vec<_>>>()?;
+                let src = parts
+                    .iter()
+                    .map(|p| self.src_relaxed(p, ty.bits))
+                    .collect::<Decoded<Vec<_>>>()?;
                 let address = self.address(&form.operands[0], space)?;
-                Ok(Op::Store(Box::new(Store { space, address, bytes, src })))
+                Ok(Op::Store(Box::new(Store {
+                    space,
+                    address,
+                    bytes,
+                    src,
+                })))
             }
             opcode => {
                 let has_result = opcode == "atom";
-                let rest = if has_result { &form.operands[1..] } else { form.operands };
-                let dst = if has_result { self.dst_or_sink(&form.operands[0], ty.bits)? } else { None };
+                let rest = if has_result {
+                    &form.operands[1..]
+                } else {
+                    form.operands
+                };
+                let dst = if has_result {
+                    self.dst_or_sink(&form.operands[0], ty.bits)?
+                } else {
+                    None
+                };
                 let address = self.address(&rest[0], space)?;
                 let a = self.src(&rest[1], ty.bits)?;
-                let b = if form.has(".cas") { self.src(&rest[2], ty.bits)? } else { a };
+                let b = if form.has(".cas") {
+                    self.src(&rest[2], ty.bits)?
+                } else {
+                    a
+                };
                 let f = update(form, ty)?;
-                Ok(Op::Atomic(Box::new(Atomic { space, address, bytes, dst, a, b, f })))
+                Ok(Op::Atomic(Box::new(Atomic {
+                    space,
+                    address,
+                    bytes,
+                    dst,
+                    a,
+                    b,
+                    f,
+                })))
             }
         }
     }
 
     pub(super) fn control(&mut self, form: &Form<'_>) -> Decoded<Op> {
         match form.opcode() {
-            "bra" => Ok(Op::Branch { target: self.target(&form.operands[0])? }),
+            "bra" => Ok(Op::Branch {
+                target: self.target(&form.operands[0])?,
+            }),
             "brx.idx" => {
                 let index = self.src(&form.operands[0], 32)?;
                 let Operand::Label(table) = &form.operands[1] else {
                     return Err("a `.branchtargets` label was expected".to_owned());
                 };
-                let labels = self.body.tables.get(table).ok_or("the label has no `.branchtargets`")?;
-                let targets = labels.iter().map(|&l| self.label(l)).collect::<Decoded<Vec<_>>>()?;
+                let labels = self
+                    .body
+                    .tables
+                    .get(table)
+                    .ok_or("the label has no `.branchtargets`")?;
+                let targets = labels
+                    .iter()
+                    .map(|&l| self.label(l))
+                    .collect::<Decoded<Vec<_>>>()?;
                 Ok(Op::BranchIndex { index, targets })
             }
             "ret" | "exit" => Ok(Op::Exit),
@@ -160,8 +247,17 @@ impl Decoder<'_> {
     }
 
     fn label(&self, label: u32) -> Decoded<u32> {
-        let found = self.body.labels.get(label as usize).ok_or("there is no such label")?;
-        let target = found.target.ok_or_else(|| format!("the label `{}` of line {} stands nowhere", found.name, found.line))?;
+        let found = self
+            .body
+            .labels
+            .get(label as usize)
+            .ok_or("there is no such label")?;
+        let target = found.target.ok_or_else(|| {
+            format!(
+                "the label `{}` of line {} stands nowhere",
+                found.name, found.line
+            )
+        })?;
         Ok(target as u32)
     }
 
@@ -192,30 +288,53 @@ fn part_bits(ty: Type, parts: usize) -> Decoded<u32> {
 
 /// What an atomic does to the old value.
 fn update(form: &Form<'_>, ty: Type) -> Decoded<AtomicFn> {
-    let ops = [".and", ".or", ".xor", ".exch", ".add", ".inc", ".dec", ".min", ".max", ".cas"];
-    let op = ops.into_iter().find(|op| form.has(op)).ok_or("an operation was expected")?;
+    let ops = [
+        ".and", ".or", ".xor", ".exch", ".add", ".inc", ".dec", ".min", ".max", ".cas",
+    ];
+    let op = ops
+        .into_iter()
+        .find(|op| form.has(op))
+        .ok_or("an operation was expected")?;
     let bits = ty.bits;
     let cut = move |v: u64| if bits == 64 { v } else { v & ((1 << bits) - 1) };
     let mods = Mods::default();
     Ok(match (op, ty.name) {
         (".cas", _) => Box::new(|old, a, b| if old == a { b } else { old }),
-        (".exch", "b32" | "b64" | "u32" | "s32" | "u64" | "s64" | "f32" | "f64") => Box::new(|_, a, _| a),
+        (".exch", "b32" | "b64" | "u32" | "s32" | "u64" | "s64" | "f32" | "f64") => {
+            Box::new(|_, a, _| a)
+        }
         (".and", "b32" | "b64") => Box::new(|old, a, _| old & a),
         (".or", "b32" | "b64") => Box::new(|old, a, _| old | a),
         (".xor", "b32" | "b64") => Box::new(|old, a, _| old ^ a),
-        (".add", "u32" | "s32" | "u64" | "s64") => Box::new(move |old, a, _| cut(old.wrapping_add(a))),
-        (".add", "f32") => Box::new(move |old, a, _| float::add(Float::F32, old, a, Mods { ftz: false, ..mods })),
+        (".add", "u32" | "s32" | "u64" | "s64") => {
+            Box::new(move |old, a, _| cut(old.wrapping_add(a)))
+        }
+        (".add", "f32") => {
+            Box::new(move |old, a, _| float::add(Float::F32, old, a, Mods { ftz: false, ..mods }))
+        }
         (".add", "f64") => Box::new(move |old, a, _| float::add(Float::F64, old, a, mods)),
         (".add", "f16") => Box::new(move |old, a, _| float::add(Float::F16, old, a, mods)),
         (".add", "bf16") => Box::new(move |old, a, _| float::add(Float::Bf16, old, a, mods)),
         (".add" | ".min" | ".max", "f16x2" | "bf16x2") => {
-            let format = if ty.name == "f16x2" { Float::F16 } else { Float::Bf16 };
+            let format = if ty.name == "f16x2" {
+                Float::F16
+            } else {
+                Float::Bf16
+            };
             let greater = op == ".max";
-            let minmax = float::MinMax { ftz: false, nan: false, xorsign_abs: false };
+            let minmax = float::MinMax {
+                ftz: false,
+                nan: false,
+                xorsign_abs: false,
+            };
             let add = op == ".add";
             Box::new(move |old, a, _| {
                 let each = |x, y| {
-                    if add { float::add(format, x, y, mods) } else { float::min_max(format, x, y, greater, minmax) }
+                    if add {
+                        float::add(format, x, y, mods)
+                    } else {
+                        float::min_max(format, x, y, greater, minmax)
+                    }
                 };
                 u64::from(half::x2(old as u32, a as u32, each))
             })

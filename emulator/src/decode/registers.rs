@@ -19,7 +19,9 @@ pub(super) struct Assignment {
 /// Registers that a statement reads or writes, in any order: (register, whether it is written whole).
 fn registers(operand: &Operand, visit: &mut impl FnMut(RegId)) {
     match operand {
-        Operand::Reg(reg) | Operand::NotReg(reg) | Operand::Address(Base::Reg(reg), _) => visit(*reg),
+        Operand::Reg(reg) | Operand::NotReg(reg) | Operand::Address(Base::Reg(reg), _) => {
+            visit(*reg)
+        }
         Operand::Vector(parts) => parts.iter().for_each(|part| registers(part, visit)),
         Operand::Tensor(base, parts) => {
             if let Base::Reg(reg) = base {
@@ -37,7 +39,11 @@ fn registers(operand: &Operand, visit: &mut impl FnMut(RegId)) {
 
 /// Gives every register a place. Each register holds its place over one interval of statements: from the first to the
 /// last that names it, stretched over every loop that it is live around.
-pub(super) fn assign(body: &Body, forms: &[(&'static Row, Vec<&str>)], graph: &Graph) -> Assignment {
+pub(super) fn assign(
+    body: &Body,
+    forms: &[(&'static Row, Vec<&str>)],
+    graph: &Graph,
+) -> Assignment {
     let count = body.registers.len();
     let mut first = vec![u32::MAX; count];
     let mut last = vec![0u32; count];
@@ -56,7 +62,12 @@ pub(super) fn assign(body: &Body, forms: &[(&'static Row, Vec<&str>)], graph: &G
         if let Some((reg, _)) = s.guard {
             name(reg, false);
         }
-        let writes = |at: usize| row.operands.split_ascii_whitespace().nth(at).is_some_and(|o| o.starts_with('d'));
+        let writes = |at: usize| {
+            row.operands
+                .split_ascii_whitespace()
+                .nth(at)
+                .is_some_and(|o| o.starts_with('d'))
+        };
         // Reads come before writes: `add r, r, 1` reads r first.
         for (at, operand) in s.operands.iter().enumerate() {
             if !writes(at) {
@@ -73,11 +84,19 @@ pub(super) fn assign(body: &Body, forms: &[(&'static Row, Vec<&str>)], graph: &G
     // in the loop before it is written there, keeps its place for the whole loop.
     let mut loops: Vec<(u32, u32)> = Vec::new();
     for (n, next) in graph.next.iter().enumerate() {
-        loops.extend(next.iter().filter(|&&to| to <= n as u32).map(|&to| (to, n as u32)));
+        loops.extend(
+            next.iter()
+                .filter(|&&to| to <= n as u32)
+                .map(|&to| (to, n as u32)),
+        );
     }
     let mut jumps: Vec<(u32, u32)> = Vec::new();
     for (n, next) in graph.next.iter().enumerate() {
-        jumps.extend(next.iter().filter(|&&to| to > n as u32 + 1).map(|&to| (n as u32, to)));
+        jumps.extend(
+            next.iter()
+                .filter(|&&to| to > n as u32 + 1)
+                .map(|&to| (n as u32, to)),
+        );
     }
     loops.sort_unstable();
     loops.dedup();
@@ -92,7 +111,10 @@ pub(super) fn assign(body: &Body, forms: &[(&'static Row, Vec<&str>)], graph: &G
                 let (from, to) = (first[at], last[at]);
                 let inside = from >= head && to <= tail;
                 let apart = to < head || from > tail;
-                if apart || from <= head && to >= tail || inside && written_first[at] && straight(&jumps, head, from, to) {
+                if apart
+                    || from <= head && to >= tail
+                    || inside && written_first[at] && straight(&jumps, head, from, to)
+                {
                     continue;
                 }
                 first[at] = from.min(head);
@@ -108,7 +130,10 @@ pub(super) fn assign(body: &Body, forms: &[(&'static Row, Vec<&str>)], graph: &G
 /// see an older iteration's value.
 fn straight(jumps: &[(u32, u32)], head: u32, write: u32, last: u32) -> bool {
     let from = jumps.partition_point(|&(n, _)| n < head);
-    !jumps[from..].iter().take_while(|&&(n, _)| n < write).any(|&(_, to)| to > write && to <= last)
+    !jumps[from..]
+        .iter()
+        .take_while(|&&(n, _)| n < write)
+        .any(|&(_, to)| to > write && to <= last)
 }
 
 fn color(body: &Body, first: &[u32], last: &[u32]) -> Assignment {
@@ -117,8 +142,19 @@ fn color(body: &Body, first: &[u32], last: &[u32]) -> Assignment {
     // Free places by width, and places that become free, by the statement after which they do.
     let mut free: [Vec<u32>; 3] = Default::default();
     let mut busy: BTreeMap<u32, Vec<(usize, u32)>> = BTreeMap::new();
-    let mut assignment = Assignment { places: Vec::new(), rows: 0, preds: 1 };
-    assignment.places = body.registers.iter().map(|&ty| Src { slot: 0, kind: kind_of(ty) }).collect();
+    let mut assignment = Assignment {
+        places: Vec::new(),
+        rows: 0,
+        preds: 1,
+    };
+    assignment.places = body
+        .registers
+        .iter()
+        .map(|&ty| Src {
+            slot: 0,
+            kind: kind_of(ty),
+        })
+        .collect();
     for at in order {
         if first[at] == u32::MAX {
             continue;
@@ -137,7 +173,11 @@ fn color(body: &Body, first: &[u32], last: &[u32]) -> Assignment {
             _ => 1,
         };
         let slot = free[width].pop().unwrap_or_else(|| {
-            let next = if width == 0 { &mut assignment.preds } else { &mut assignment.rows };
+            let next = if width == 0 {
+                &mut assignment.preds
+            } else {
+                &mut assignment.rows
+            };
             let slot = *next;
             *next += width.max(1) as u32;
             slot

@@ -26,11 +26,17 @@ impl Warp {
         match &inst.op {
             Op::Narrow { f, d, a, b, c } => {
                 let mut out = [0; WARP];
-                f(&mut out, self.regs.narrow(*a), self.regs.narrow(*b), self.regs.narrow(*c));
+                f(
+                    &mut out,
+                    self.regs.narrow(*a),
+                    self.regs.narrow(*b),
+                    self.regs.narrow(*c),
+                );
                 self.regs.put_narrow(*d, active, &out);
             }
             Op::Wide { f, d, a, b, c } => {
-                let (mut wa, mut wb, mut wc, mut out) = ([0; WARP], [0; WARP], [0; WARP], [0; WARP]);
+                let (mut wa, mut wb, mut wc, mut out) =
+                    ([0; WARP], [0; WARP], [0; WARP], [0; WARP]);
                 self.regs.widen(*a, &mut wa);
                 self.regs.widen(*b, &mut wb);
                 self.regs.widen(*c, &mut wc);
@@ -43,7 +49,10 @@ impl Warp {
             }
             Op::Mov64 { d, a } => {
                 let value = *self.regs.wide(*a);
-                let d = Src { slot: *d, kind: crate::program::Kind::W64 };
+                let d = Src {
+                    slot: *d,
+                    kind: crate::program::Kind::W64,
+                };
                 self.regs.put_wide(d, active, &value);
             }
             Op::Pred { table, d, a, b } => {
@@ -69,13 +78,41 @@ impl Warp {
                 for lane in 0..WARP {
                     out[lane] = if p >> lane & 1 != 0 { a[lane] } else { b[lane] };
                 }
-                self.regs.put_wide(Src { slot: *d, kind: crate::program::Kind::W64 }, active, &out);
+                self.regs.put_wide(
+                    Src {
+                        slot: *d,
+                        kind: crate::program::Kind::W64,
+                    },
+                    active,
+                    &out,
+                );
             }
-            Op::Carry { d, a, b, carry_in, carry_out, negate } => {
+            Op::Carry {
+                d,
+                a,
+                b,
+                carry_in,
+                carry_out,
+                negate,
+            } => {
                 self.carry(*d, *a, *b, [*carry_in, *carry_out, *negate], active);
             }
-            Op::MadCarry { d, a, b, c, high, signed, carry_in, carry_out } => {
-                self.mad_carry(*d, [*a, *b, *c], [*high, *signed, *carry_in, *carry_out], active);
+            Op::MadCarry {
+                d,
+                a,
+                b,
+                c,
+                high,
+                signed,
+                carry_in,
+                carry_out,
+            } => {
+                self.mad_carry(
+                    *d,
+                    [*a, *b, *c],
+                    [*high, *signed, *carry_in, *carry_out],
+                    active,
+                );
             }
             Op::Pack { d, parts, bits } => {
                 let mut out = [0; WARP];
@@ -108,11 +145,17 @@ impl Warp {
                     _ => 0,
                 };
                 let bits = wide.iter().enumerate();
-                let value = bits.fold(0, |m, (lane, &v)| m | u32::from(v >> 56 << 56 == want) << lane);
+                let value = bits.fold(0, |m, (lane, &v)| {
+                    m | u32::from(v >> 56 << 56 == want) << lane
+                });
                 self.regs.put_pred(Some(*d), active, value);
             }
             Op::Branch { target } => {
-                return Ok(Flow::Branch { taken: active, target: *target, join: inst.join });
+                return Ok(Flow::Branch {
+                    taken: active,
+                    target: *target,
+                    join: inst.join,
+                });
             }
             Op::BranchIndex { index, targets } => {
                 let lane = active.trailing_zeros();
@@ -121,13 +164,22 @@ impl Warp {
                     let reason = format!("index {} of {} targets", index_of(lane), targets.len());
                     return trouble(Some(lane), FaultKind::BadOperand { reason });
                 };
-                let same = super::memory::lanes(active).filter(|&other| index_of(other) == index_of(lane));
+                let same =
+                    super::memory::lanes(active).filter(|&other| index_of(other) == index_of(lane));
                 let taken = same.fold(0, |mask, lane| mask | 1 << lane);
                 if taken != mask {
                     // The others would fall through: they execute the instruction again.
-                    return Ok(Flow::Split { taken, target, join: inst.join });
+                    return Ok(Flow::Split {
+                        taken,
+                        target,
+                        join: inst.join,
+                    });
                 }
-                return Ok(Flow::Branch { taken, target, join: inst.join });
+                return Ok(Flow::Branch {
+                    taken,
+                    target,
+                    join: inst.join,
+                });
             }
             Op::Exit => return Ok(Flow::Exit(active)),
             Op::Trap => return trouble(None, FaultKind::Trap),
@@ -137,15 +189,31 @@ impl Warp {
                 converge!(self.members(op.members, mask, active));
                 self.shfl(op, active);
             }
-            Op::Vote { mode, d, a, members } => {
+            Op::Vote {
+                mode,
+                d,
+                a,
+                members,
+            } => {
                 converge!(self.members(*members, mask, active));
                 self.vote(*mode, *d, *a, active);
             }
-            Op::Match { all, d, p, a, members } => {
+            Op::Match {
+                all,
+                d,
+                p,
+                a,
+                members,
+            } => {
                 converge!(self.members(*members, mask, active));
                 self.match_lanes(*all, *d, *p, *a, active);
             }
-            Op::Redux { mode, d, a, members } => {
+            Op::Redux {
+                mode,
+                d,
+                a,
+                members,
+            } => {
                 converge!(self.members(*members, mask, active));
                 self.redux(*mode, *d, *a, active);
             }
@@ -198,7 +266,14 @@ impl Warp {
         self.regs.put_pred(op.q, active, combined(!result));
     }
 
-    fn carry(&mut self, d: Src, a: Src, b: Src, [carry_in, carry_out, negate]: [bool; 3], active: u32) {
+    fn carry(
+        &mut self,
+        d: Src,
+        a: Src,
+        b: Src,
+        [carry_in, carry_out, negate]: [bool; 3],
+        active: u32,
+    ) {
         let (mut wa, mut wb, mut out) = ([0; WARP], [0; WARP], [0; WARP]);
         self.regs.widen(a, &mut wa);
         self.regs.widen(b, &mut wb);
@@ -212,7 +287,9 @@ impl Warp {
                     (sum, sum >> 32 != 0)
                 }
                 (false, true) => {
-                    let difference = wa[lane].wrapping_sub(wb[lane]).wrapping_sub(u64::from(flag));
+                    let difference = wa[lane]
+                        .wrapping_sub(wb[lane])
+                        .wrapping_sub(u64::from(flag));
                     (difference, difference >> 32 != 0)
                 }
                 (true, false) => {
@@ -245,7 +322,11 @@ impl Warp {
         self.regs.widen(a, &mut wa);
         self.regs.widen(b, &mut wb);
         self.regs.widen(c, &mut wc);
-        let bits = if d.kind == crate::program::Kind::W64 { 64 } else { 32 };
+        let bits = if d.kind == crate::program::Kind::W64 {
+            64
+        } else {
+            32
+        };
         let extend = |v: u64| {
             if !signed {
                 i128::from(v)
@@ -258,7 +339,8 @@ impl Warp {
         let mut flags = 0;
         for lane in 0..WARP {
             let product = extend(wa[lane]).wrapping_mul(extend(wb[lane]));
-            let part = if high { product >> bits } else { product } as u128 & (u128::MAX >> (128 - bits));
+            let part =
+                if high { product >> bits } else { product } as u128 & (u128::MAX >> (128 - bits));
             let flag = carry_in && self.carry >> lane & 1 != 0;
             let sum = part + u128::from(wc[lane]) + u128::from(flag);
             out[lane] = sum as u64;

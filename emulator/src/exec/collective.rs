@@ -10,7 +10,12 @@ use crate::semantics::warp as lanewise;
 impl Warp {
     /// The lanes that take part in a `.sync` instruction, or what to do until they are there.
     #[inline(always)]
-    pub(super) fn members(&self, members: Src, mask: u32, active: u32) -> Result<Option<Flow>, Trouble> {
+    pub(super) fn members(
+        &self,
+        members: Src,
+        mask: u32,
+        active: u32,
+    ) -> Result<Option<Flow>, Trouble> {
         let first = active.trailing_zeros();
         let named = self.regs.lane(members, first) as u32;
         for lane in lanes(active) {
@@ -19,7 +24,9 @@ impl Warp {
                 return trouble(Some(lane), FaultKind::BadMemberMask { mask, active });
             }
             if mask != named {
-                let reason = format!("member masks {named:#010x} and {mask:#010x} in one group are not supported");
+                let reason = format!(
+                    "member masks {named:#010x} and {mask:#010x} in one group are not supported"
+                );
                 return trouble(Some(lane), FaultKind::Unsupported { reason });
             }
         }
@@ -66,7 +73,8 @@ impl Warp {
         if all {
             let (mask, same) = lanewise::match_all(&low, high, active);
             self.regs.put_uniform(d, active, u64::from(mask));
-            self.regs.put_pred(p, active, if same { u32::MAX } else { 0 });
+            self.regs
+                .put_pred(p, active, if same { u32::MAX } else { 0 });
         } else if let Some(d) = d {
             let masks = lanewise::match_any(&low, high, active);
             self.regs.put_narrow(d.slot, active, &masks);

@@ -39,7 +39,12 @@ impl PendingCopies {
 
 impl Warp {
     /// `cp.async`. Addresses are checked now; bytes move when the options say.
-    pub(super) fn cp_async(&mut self, cta: &mut Cta<'_, '_>, op: &CpAsync, active: u32) -> Result<(), Trouble> {
+    pub(super) fn cp_async(
+        &mut self,
+        cta: &mut Cta<'_, '_>,
+        op: &CpAsync,
+        active: u32,
+    ) -> Result<(), Trouble> {
         let (dst, src) = (self.addresses(op.dst), self.addresses(op.src));
         let mut src_bytes = [op.bytes as u8; WARP];
         for lane in lanes(active) {
@@ -51,18 +56,44 @@ impl Warp {
                 }
                 src_bytes[lane as usize] = size as u8;
             }
-            if op.ignore.is_some_and(|p| self.regs.pred(p) >> lane & 1 != 0) {
+            if op
+                .ignore
+                .is_some_and(|p| self.regs.pred(p) >> lane & 1 != 0)
+            {
                 src_bytes[lane as usize] = 0;
             }
-            self.place(cta, op.dst_space, dst[lane as usize], op.bytes, Intent::Write, lane)?;
+            self.place(
+                cta,
+                op.dst_space,
+                dst[lane as usize],
+                op.bytes,
+                Intent::Write,
+                lane,
+            )?;
             let from = src[lane as usize];
             if src_bytes[lane as usize] != 0 {
-                self.check_source(cta, op.src_space, from, op.bytes, u32::from(src_bytes[lane as usize]), lane)?;
+                self.check_source(
+                    cta,
+                    op.src_space,
+                    from,
+                    op.bytes,
+                    u32::from(src_bytes[lane as usize]),
+                    lane,
+                )?;
             }
         }
         let (bytes, dst_space, src_space) = (op.bytes, op.dst_space, op.src_space);
         let group = self.copies.committed;
-        let copy = Copy { mask: active, bytes, dst_space, src_space, dst, src, src_bytes, group };
+        let copy = Copy {
+            mask: active,
+            bytes,
+            dst_space,
+            src_space,
+            dst,
+            src,
+            src_bytes,
+            group,
+        };
         match cta.machine.timing {
             AsyncTiming::Early => self.happen(cta, &copy, active),
             AsyncTiming::Late => {
@@ -81,7 +112,9 @@ impl Warp {
         if !matches!(cta.machine.timing, AsyncTiming::Seeded(_)) {
             return Ok(());
         }
-        self.land(cta, |cta, copy| copy.mask & cta.random() as u32 & cta.random() as u32)
+        self.land(cta, |cta, copy| {
+            copy.mask & cta.random() as u32 & cta.random() as u32
+        })
     }
 
     /// A source of `read` bytes, aligned as the whole copy.
@@ -95,10 +128,24 @@ impl Warp {
         lane: u32,
     ) -> Result<(), Trouble> {
         if !address.is_multiple_of(u64::from(bytes)) {
-            return trouble(Some(lane), FaultKind::Misaligned { space, address, align: bytes });
+            return trouble(
+                Some(lane),
+                FaultKind::Misaligned {
+                    space,
+                    address,
+                    align: bytes,
+                },
+            );
         }
         self.place(cta, space, address, 1, Intent::Read, lane)?;
-        self.place(cta, space, address + u64::from(read) - 1, 1, Intent::Read, lane)?;
+        self.place(
+            cta,
+            space,
+            address + u64::from(read) - 1,
+            1,
+            Intent::Read,
+            lane,
+        )?;
         Ok(())
     }
 
@@ -125,9 +172,23 @@ impl Warp {
     fn happen(&mut self, cta: &mut Cta<'_, '_>, copy: &Copy, mask: u32) -> Result<(), Trouble> {
         for lane in lanes(mask) {
             let at = lane as usize;
-            let to = self.place(cta, copy.dst_space, copy.dst[at], copy.bytes, Intent::Write, lane)?;
+            let to = self.place(
+                cta,
+                copy.dst_space,
+                copy.dst[at],
+                copy.bytes,
+                Intent::Write,
+                lane,
+            )?;
             if u32::from(copy.src_bytes[at]) == copy.bytes {
-                let from = self.place(cta, copy.src_space, copy.src[at], copy.bytes, Intent::Read, lane)?;
+                let from = self.place(
+                    cta,
+                    copy.src_space,
+                    copy.src[at],
+                    copy.bytes,
+                    Intent::Read,
+                    lane,
+                )?;
                 match copy.bytes {
                     4 => {
                         let value = self.get::<4>(cta, from, 0);
@@ -156,7 +217,11 @@ impl Warp {
     }
 
     /// `cp.async.commit_group`.
-    pub(super) fn commit_copies(&mut self, cta: &mut Cta<'_, '_>, active: u32) -> Result<(), Trouble> {
+    pub(super) fn commit_copies(
+        &mut self,
+        cta: &mut Cta<'_, '_>,
+        active: u32,
+    ) -> Result<(), Trouble> {
         for lane in lanes(active) {
             self.copies.committed[lane as usize] += 1;
         }
@@ -172,7 +237,9 @@ impl Warp {
     ) -> Result<(), Trouble> {
         let committed = self.copies.committed;
         self.land(cta, |_, copy| {
-            let Some(allowed) = allowed else { return active };
+            let Some(allowed) = allowed else {
+                return active;
+            };
             let mut now = 0;
             for (lane, (group, committed)) in copy.group.iter().zip(&committed).enumerate() {
                 let done = *group < committed.saturating_sub(allowed);

@@ -1,7 +1,9 @@
 //! The one place through which every access to memory goes, by instructions and by asynchronous copies.
 
 use super::warp::Warp;
-use super::{Cta, LOCAL_BASE, LOCAL_WINDOW, PARAM_WINDOW, SHARED_BASE, SHARED_WINDOW, Trouble, trouble};
+use super::{
+    Cta, LOCAL_BASE, LOCAL_WINDOW, PARAM_WINDOW, SHARED_BASE, SHARED_WINDOW, Trouble, trouble,
+};
 use crate::error::{FaultKind, Space};
 use crate::program::{Address, Atomic, Load, Store, WARP, Wide};
 
@@ -60,7 +62,14 @@ impl Warp {
     ) -> Result<Place, Trouble> {
         let size = u64::from(bytes);
         if address & (size - 1) != 0 {
-            return trouble(Some(lane), FaultKind::Misaligned { space, address, align: bytes });
+            return trouble(
+                Some(lane),
+                FaultKind::Misaligned {
+                    space,
+                    address,
+                    align: bytes,
+                },
+            );
         }
         if matches!(space, Space::Shared) {
             let at = address.wrapping_sub(SHARED_BASE);
@@ -94,7 +103,15 @@ impl Warp {
         let size = u64::from(bytes);
         let inside = |at: u64, len: usize| at < len as u64 && at + size <= len as u64;
         let outside = |space: Space, address: u64, detail: String| {
-            trouble(Some(lane), FaultKind::OutOfBounds { space, address, size: bytes, detail })
+            trouble(
+                Some(lane),
+                FaultKind::OutOfBounds {
+                    space,
+                    address,
+                    size: bytes,
+                    detail,
+                },
+            )
         };
         match space {
             Space::Generic => {
@@ -118,7 +135,9 @@ impl Warp {
                     Some(a) if a.read_only && intent == Intent::Write => {
                         trouble(Some(lane), FaultKind::ReadOnly { space, address })
                     }
-                    Some(a) if inside(address - a.base, a.len as usize) => Ok(Place::Global(at, address - a.base)),
+                    Some(a) if inside(address - a.base, a.len as usize) => {
+                        Ok(Place::Global(at, address - a.base))
+                    }
                     _ => trouble(Some(lane), memory.explain(address, bytes)),
                 }
             }
@@ -144,23 +163,34 @@ impl Warp {
                 if inside(address, cta.machine.params.len()) {
                     return Ok(Place::Param(address as usize));
                 }
-                outside(space, address, format!("{} bytes", cta.machine.params.len()))
+                outside(
+                    space,
+                    address,
+                    format!("{} bytes", cta.machine.params.len()),
+                )
             }
         }
     }
 
     /// Reads `N` = 1, 2, 4 or 8 bytes.
     #[inline(always)]
-    pub(super) fn get<const N: usize>(&self, cta: &Cta<'_, '_>, place: Place, offset: usize) -> u64 {
+    pub(super) fn get<const N: usize>(
+        &self,
+        cta: &Cta<'_, '_>,
+        place: Place,
+        offset: usize,
+    ) -> u64 {
         let slice = |bytes: &[u8], at: usize| {
             let mut word = [0; 8];
             word[..N].copy_from_slice(&bytes[at..at + N]);
             u64::from_le_bytes(word)
         };
         match place {
-            Place::Global(allocation, at) => {
-                cta.machine.memory.get(allocation).map_or(0, |a| a.load::<N>(at + offset as u64))
-            }
+            Place::Global(allocation, at) => cta
+                .machine
+                .memory
+                .get(allocation)
+                .map_or(0, |a| a.load::<N>(at + offset as u64)),
             Place::Shared(at) => slice(&cta.shared, at + offset),
             Place::Local(at) => slice(&self.local, at + offset),
             Place::Param(at) => slice(cta.machine.params, at + offset),
@@ -169,7 +199,13 @@ impl Warp {
 
     /// Writes the low `N` = 1, 2, 4 or 8 bytes.
     #[inline(always)]
-    pub(super) fn put<const N: usize>(&mut self, cta: &mut Cta<'_, '_>, place: Place, offset: usize, value: u64) {
+    pub(super) fn put<const N: usize>(
+        &mut self,
+        cta: &mut Cta<'_, '_>,
+        place: Place,
+        offset: usize,
+        value: u64,
+    ) {
         let word = value.to_le_bytes();
         match place {
             Place::Global(allocation, at) => {
@@ -177,15 +213,24 @@ impl Warp {
                     a.store::<N>(at + offset as u64, value);
                 }
             }
-            Place::Shared(at) => cta.shared[at + offset..at + offset + N].copy_from_slice(&word[..N]),
-            Place::Local(at) => self.local[at + offset..at + offset + N].copy_from_slice(&word[..N]),
+            Place::Shared(at) => {
+                cta.shared[at + offset..at + offset + N].copy_from_slice(&word[..N])
+            }
+            Place::Local(at) => {
+                self.local[at + offset..at + offset + N].copy_from_slice(&word[..N])
+            }
             // Finding the place has already refused.
             Place::Param(_) => {}
         }
     }
 
     /// `ld`.
-    pub(super) fn load(&mut self, cta: &mut Cta<'_, '_>, load: &Load, active: u32) -> Result<(), Trouble> {
+    pub(super) fn load(
+        &mut self,
+        cta: &mut Cta<'_, '_>,
+        load: &Load,
+        active: u32,
+    ) -> Result<(), Trouble> {
         match load.bytes {
             1 => self.load_as::<1>(cta, load, active),
             2 => self.load_as::<2>(cta, load, active),
@@ -206,7 +251,14 @@ impl Warp {
         let extend = 64 - 8 * N as u32;
         // Every lane reads before any register is written: the address may be among them.
         for lane in lanes(active) {
-            let place = self.place(cta, load.space, addresses[lane as usize], total, Intent::Read, lane)?;
+            let place = self.place(
+                cta,
+                load.space,
+                addresses[lane as usize],
+                total,
+                Intent::Read,
+                lane,
+            )?;
             for (n, dst) in load.dst.iter().enumerate() {
                 let Some(dst) = *dst else { continue };
                 let mut value = self.get::<N>(cta, place, n * N);
@@ -220,7 +272,12 @@ impl Warp {
     }
 
     /// `st`.
-    pub(super) fn store(&mut self, cta: &mut Cta<'_, '_>, store: &Store, active: u32) -> Result<(), Trouble> {
+    pub(super) fn store(
+        &mut self,
+        cta: &mut Cta<'_, '_>,
+        store: &Store,
+        active: u32,
+    ) -> Result<(), Trouble> {
         match store.bytes {
             1 => self.store_as::<1>(cta, store, active),
             2 => self.store_as::<2>(cta, store, active),
@@ -239,7 +296,14 @@ impl Warp {
         let addresses = self.addresses(store.address);
         let total = (N * store.src.len()) as u32;
         for lane in lanes(active) {
-            let place = self.place(cta, store.space, addresses[lane as usize], total, Intent::Write, lane)?;
+            let place = self.place(
+                cta,
+                store.space,
+                addresses[lane as usize],
+                total,
+                Intent::Write,
+                lane,
+            )?;
             for (n, &src) in store.src.iter().enumerate() {
                 let value = self.regs.lane(src, lane);
                 self.put::<N>(cta, place, n * N, value);
@@ -249,10 +313,22 @@ impl Warp {
     }
 
     /// `atom` and `red`: lane after lane.
-    pub(super) fn atomic(&mut self, cta: &mut Cta<'_, '_>, op: &Atomic, active: u32) -> Result<(), Trouble> {
+    pub(super) fn atomic(
+        &mut self,
+        cta: &mut Cta<'_, '_>,
+        op: &Atomic,
+        active: u32,
+    ) -> Result<(), Trouble> {
         let addresses = self.addresses(op.address);
         for lane in lanes(active) {
-            let place = self.place(cta, op.space, addresses[lane as usize], op.bytes, Intent::Write, lane)?;
+            let place = self.place(
+                cta,
+                op.space,
+                addresses[lane as usize],
+                op.bytes,
+                Intent::Write,
+                lane,
+            )?;
             let (a, b) = (self.regs.lane(op.a, lane), self.regs.lane(op.b, lane));
             let old = match op.bytes {
                 2 => self.update::<2>(cta, place, |old| (op.f)(old, a, b)),
@@ -266,9 +342,18 @@ impl Warp {
         Ok(())
     }
 
-    fn update<const N: usize>(&mut self, cta: &mut Cta<'_, '_>, place: Place, f: impl Fn(u64) -> u64) -> u64 {
+    fn update<const N: usize>(
+        &mut self,
+        cta: &mut Cta<'_, '_>,
+        place: Place,
+        f: impl Fn(u64) -> u64,
+    ) -> u64 {
         if let Place::Global(allocation, at) = place {
-            return cta.machine.memory.get(allocation).map_or(0, |a| a.update::<N>(at, f));
+            return cta
+                .machine
+                .memory
+                .get(allocation)
+                .map_or(0, |a| a.update::<N>(at, f));
         }
         let old = self.get::<N>(cta, place, 0);
         self.put::<N>(cta, place, 0, f(old));

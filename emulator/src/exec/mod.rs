@@ -59,11 +59,18 @@ impl<'a> Machine<'a> {
         launch: &Launch<'a>,
         options: &Options,
     ) -> Self {
-        let constants = program.constants.iter().map(|&(_, constant)| match constant {
-            Constant::Bits(bits) => bits,
-            Constant::Variable(at, offset) => variables.get(at).copied().unwrap_or(0).wrapping_add(offset),
-        });
-        let static_shared = program.static_shared.next_multiple_of(program.dynamic_align);
+        let constants = program
+            .constants
+            .iter()
+            .map(|&(_, constant)| match constant {
+                Constant::Bits(bits) => bits,
+                Constant::Variable(at, offset) => {
+                    variables.get(at).copied().unwrap_or(0).wrapping_add(offset)
+                }
+            });
+        let static_shared = program
+            .static_shared
+            .next_multiple_of(program.dynamic_align);
         Machine {
             program,
             text: &module.text,
@@ -87,7 +94,11 @@ impl<'a> Machine<'a> {
         match self.program.origin.get(pc as usize) {
             Some(origin) => {
                 let text = self.text.get(origin.range.clone()).unwrap_or_default();
-                let text = text.trim_end_matches(';').split_whitespace().collect::<Vec<_>>().join(" ");
+                let text = text
+                    .trim_end_matches(';')
+                    .split_whitespace()
+                    .collect::<Vec<_>>()
+                    .join(" ");
                 (origin.line, text)
             }
             None => (0, "the end of the entry".to_owned()),
@@ -133,8 +144,9 @@ fn trouble<T>(lane: Option<u32>, kind: FaultKind) -> Result<T, Trouble> {
 impl<'m, 'a> Block<'m, 'a> {
     pub(crate) fn new(machine: &'m Machine<'a>) -> Self {
         let threads = machine.threads();
-        let mut warps: Vec<Warp> =
-            (0..threads.div_ceil(WARP as u32)).map(|index| Warp::new(machine.program, index, threads)).collect();
+        let mut warps: Vec<Warp> = (0..threads.div_ceil(WARP as u32))
+            .map(|index| Warp::new(machine.program, index, threads))
+            .collect();
         for warp in &mut warps {
             for (&(place, _), &value) in machine.program.constants.iter().zip(&machine.constants) {
                 warp.regs.broadcast(place, value);
@@ -159,14 +171,23 @@ impl<'m, 'a> Block<'m, 'a> {
         self.cta.shared.fill(POISON);
         self.cta.barriers = std::array::from_fn(|_| Barrier::default());
         self.cta.alive = machine.threads();
-        let seed = if let AsyncTiming::Seeded(seed) = machine.timing { seed } else { 0 };
+        let seed = if let AsyncTiming::Seeded(seed) = machine.timing {
+            seed
+        } else {
+            0
+        };
         self.cta.random = seed ^ linear.wrapping_mul(0xd134_2543_de82_ef95);
-        self.cta.stats = Stats { blocks: 1, ..Stats::default() };
+        self.cta.stats = Stats {
+            blocks: 1,
+            ..Stats::default()
+        };
         for warp in &mut self.warps {
             warp.reset();
             for &(place, special) in &machine.program.specials {
                 let (at, threads) = (warp.index, machine.threads());
-                warp.regs.set(place, |lane| special_value(machine, index, at, threads, special, lane));
+                warp.regs.set(place, |lane| {
+                    special_value(machine, index, at, threads, special, lane)
+                });
             }
         }
         let mut running = true;
@@ -189,8 +210,14 @@ impl<'m, 'a> Block<'m, 'a> {
                 }
             }
             if self.cta.stats.warp_instructions > machine.max_instructions {
-                let (pc, lane) = self.warps.iter().find_map(Warp::stands_at).unwrap_or((0, 0));
-                let kind = FaultKind::InstructionLimit { limit: machine.max_instructions };
+                let (pc, lane) = self
+                    .warps
+                    .iter()
+                    .find_map(Warp::stands_at)
+                    .unwrap_or((0, 0));
+                let kind = FaultKind::InstructionLimit {
+                    limit: machine.max_instructions,
+                };
                 let warp = self.warps.iter().position(|w| w.alive != 0).unwrap_or(0);
                 return Err(self.fault(warp as u32, lane, pc, kind));
             }
@@ -208,7 +235,13 @@ impl<'m, 'a> Block<'m, 'a> {
             for (pc, lanes, reason) in warp.waits(&self.cta) {
                 first = first.or(Some((warp.index, lanes.trailing_zeros().min(31), pc)));
                 let (line, instruction) = self.cta.machine.instruction(pc);
-                waiters.push(Waiter { warp: warp.index, lanes, line, instruction, reason });
+                waiters.push(Waiter {
+                    warp: warp.index,
+                    lanes,
+                    line,
+                    instruction,
+                    reason,
+                });
             }
         }
         let (warp, lane, pc) = first.unwrap_or((0, 0, 0));
@@ -219,7 +252,13 @@ impl<'m, 'a> Block<'m, 'a> {
         let machine = self.cta.machine;
         let (line, instruction) = machine.instruction(pc);
         let thread = thread_index(machine.block, warp * WARP as u32 + lane);
-        Fault { kind, block: self.cta.index, thread, line, instruction }
+        Fault {
+            kind,
+            block: self.cta.index,
+            thread,
+            line,
+            instruction,
+        }
     }
 }
 

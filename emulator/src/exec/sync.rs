@@ -26,12 +26,23 @@ pub(super) struct Barrier {
 
 impl Barrier {
     pub(super) fn describe(&self, id: u32, alive: u32) -> String {
-        let expected = if self.expected == u32::MAX { alive } else { self.expected };
-        format!("waits at barrier {id}, {} of {expected} threads have arrived", self.arrived)
+        let expected = if self.expected == u32::MAX {
+            alive
+        } else {
+            self.expected
+        };
+        format!(
+            "waits at barrier {id}, {} of {expected} threads have arrived",
+            self.arrived
+        )
     }
 
     fn end_if_complete(&mut self, alive: u32) {
-        let expected = if self.expected == u32::MAX { alive } else { self.expected };
+        let expected = if self.expected == u32::MAX {
+            alive
+        } else {
+            self.expected
+        };
         if self.expected == 0 || self.arrived < expected {
             return;
         }
@@ -41,7 +52,11 @@ impl Barrier {
             _ => self.votes,
         };
         let (round, result) = (self.round + 1, self.result);
-        *self = Barrier { round, result, ..Barrier::default() };
+        *self = Barrier {
+            round,
+            result,
+            ..Barrier::default()
+        };
     }
 }
 
@@ -76,7 +91,15 @@ impl Warp {
         self.some_copies(cta)?;
         let lane = active.trailing_zeros();
         let id = self.regs.lane(bar.id, lane) as u32;
-        let bad = |reason: String| trouble(Some(lane), FaultKind::BadBarrier { barrier: id, reason });
+        let bad = |reason: String| {
+            trouble(
+                Some(lane),
+                FaultKind::BadBarrier {
+                    barrier: id,
+                    reason,
+                },
+            )
+        };
         if id >= 16 {
             return bad("there are barriers 0 to 15".to_owned());
         }
@@ -91,16 +114,26 @@ impl Warp {
             None => u32::MAX,
         };
         if bar.count.is_some() && (expected == 0 || expected % 32 != 0) {
-            return bad(format!("the thread count {expected} is not a positive multiple of 32"));
+            return bad(format!(
+                "the thread count {expected} is not a positive multiple of 32"
+            ));
         }
         let limit = cta.machine.threads().next_multiple_of(32);
         if bar.count.is_some() && expected > limit {
-            return bad(format!("the thread count {expected} is greater than the block's {limit} threads"));
+            return bad(format!(
+                "the thread count {expected} is greater than the block's {limit} threads"
+            ));
         }
         let all = cta.alive;
         let barrier = &mut cta.barriers[id as usize];
         if barrier.expected != 0 && barrier.expected != expected {
-            let words = |n| if n == u32::MAX { "all".to_owned() } else { format!("{n}") };
+            let words = |n| {
+                if n == u32::MAX {
+                    "all".to_owned()
+                } else {
+                    format!("{n}")
+                }
+            };
             return bad(format!(
                 "this thread expects {} threads, those already there expect {}",
                 words(expected),
@@ -118,7 +151,9 @@ impl Warp {
         barrier.arrived += if whole { 32 } else { active.count_ones() };
         if expected != u32::MAX && barrier.arrived > expected {
             let arrived = barrier.arrived;
-            return bad(format!("{arrived} threads have arrived, {expected} were expected"));
+            return bad(format!(
+                "{arrived} threads have arrived, {expected} were expected"
+            ));
         }
         if reduces.is_some() {
             barrier.votes += (self.regs.pred(bar.operand) & active).count_ones();
@@ -167,14 +202,27 @@ impl Warp {
             let place = self.place(cta, op.space, at, 8, Intent::Write, lane)?;
             let operand = op.operand.map(|src| self.regs.lane(src, lane));
             let bits = self.get::<8>(cta, place, 0);
-            let bad = |reason: String| trouble(Some(lane), FaultKind::Mbarrier { address: at, reason });
+            let bad = |reason: String| {
+                trouble(
+                    Some(lane),
+                    FaultKind::Mbarrier {
+                        address: at,
+                        reason,
+                    },
+                )
+            };
             let mut object = Object::unpack(bits);
             if op.op == MbarrierOp::Init {
                 let count = operand.unwrap_or(0);
                 if count == 0 || count > u64::from(Object::MOST) {
                     return bad(format!("the count {count} is not in 1..={}", Object::MOST));
                 }
-                object = Object { phase: false, pending: count as u32, expected: count as u32, tx: 0 };
+                object = Object {
+                    phase: false,
+                    pending: count as u32,
+                    expected: count as u32,
+                    tx: 0,
+                };
             } else if bits == u64::MAX || object.expected == 0 {
                 return bad("it is not initialised".to_owned());
             }
@@ -194,11 +242,17 @@ impl Warp {
                     object.arrive_drop(n)
                 }
                 MbarrierOp::ExpectTx => object.add_tx(tx(operand)),
-                MbarrierOp::ArriveExpectTx => object.add_tx(tx(operand)).and_then(|()| object.arrive(1)),
-                MbarrierOp::CompleteTx => object.add_tx(-tx(operand)),
+                MbarrierOp::ArriveExpectTx => {
+                    object.add_tx(tx(operand)).and_then(|()| object.arrive(1))
+                }
+                MbarrierOp::CompleteTx => object.add_tx(tx(operand).wrapping_neg()),
                 MbarrierOp::CopyArrive(no_increment) => {
                     // Without .noinc the pending count rises by one first, so the net effect is none.
-                    if no_increment { object.arrive(1) } else { Ok(()) }
+                    if no_increment {
+                        object.arrive(1)
+                    } else {
+                        Ok(())
+                    }
                 }
                 MbarrierOp::TestWait | MbarrierOp::TryWait => {
                     // The state is that of a phase: it has ended if the object is in another.
@@ -259,7 +313,10 @@ impl Object {
 
     fn arrive(&mut self, count: u32) -> Result<(), String> {
         if count > self.pending {
-            return Err(format!("{count} arrivals, but only {} are pending in this phase", self.pending));
+            return Err(format!(
+                "{count} arrivals, but only {} are pending in this phase",
+                self.pending
+            ));
         }
         self.pending -= count;
         Ok(())

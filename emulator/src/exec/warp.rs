@@ -11,7 +11,9 @@
 use super::memory::PendingCopies;
 use super::{Cta, Trouble, fit, trouble};
 use crate::error::FaultKind;
-use crate::program::{ALL, Dst, Kind, NOWHERE, Narrow, PredSrc, Program, Row, Slot, Src, WARP, Wide};
+use crate::program::{
+    ALL, Dst, Kind, NOWHERE, Narrow, PredSrc, Program, Row, Slot, Src, WARP, Wide,
+};
 
 /// A warp's registers.
 pub(super) struct Registers {
@@ -24,7 +26,10 @@ impl Registers {
         let mut preds = vec![0; program.preds as usize];
         preds[0] = ALL;
         // One row more than there are, so that every row is also the first half of a pair.
-        Self { rows: vec![Row([u32::MAX; WARP]); program.rows as usize + 1], preds }
+        Self {
+            rows: vec![Row([u32::MAX; WARP]); program.rows as usize + 1],
+            preds,
+        }
     }
 
     #[inline(always)]
@@ -106,7 +111,11 @@ impl Registers {
             *row = *value;
         } else {
             for lane in 0..WARP {
-                row[lane] = if active >> lane & 1 != 0 { value[lane] } else { row[lane] };
+                row[lane] = if active >> lane & 1 != 0 {
+                    value[lane]
+                } else {
+                    row[lane]
+                };
             }
         }
     }
@@ -121,7 +130,11 @@ impl Registers {
                     *row = *value;
                 } else {
                     for lane in 0..WARP {
-                        row[lane] = if active >> lane & 1 != 0 { value[lane] } else { row[lane] };
+                        row[lane] = if active >> lane & 1 != 0 {
+                            value[lane]
+                        } else {
+                            row[lane]
+                        };
                     }
                 }
             }
@@ -176,7 +189,10 @@ pub(super) enum State {
     /// For other lanes of the warp to come to the same instruction.
     Lanes(u32),
     /// For the end of a barrier's current round.
-    Barrier { id: u32, round: u64 },
+    Barrier {
+        id: u32,
+        round: u64,
+    },
 }
 
 /// Lanes that are at the same instruction.
@@ -211,9 +227,17 @@ pub(super) enum Turn {
 pub(super) enum Flow {
     Next,
     /// Some of the lanes go elsewhere.
-    Branch { taken: u32, target: u32, join: u32 },
+    Branch {
+        taken: u32,
+        target: u32,
+        join: u32,
+    },
     /// Some of the lanes go elsewhere, the others execute the instruction again.
-    Split { taken: u32, target: u32, join: u32 },
+    Split {
+        taken: u32,
+        target: u32,
+        join: u32,
+    },
     /// The active lanes form a group of their own and execute the instruction again; the others go on.
     Alone,
     /// The lanes end.
@@ -271,12 +295,19 @@ impl Warp {
         self.joins.clear();
         self.groups.clear();
         self.backwards = false;
-        self.groups.push(Group { pc: 0, mask: self.alive, join: NOWHERE, state: State::Ready });
+        self.groups.push(Group {
+            pc: 0,
+            mask: self.alive,
+            join: NOWHERE,
+            state: State::Ready,
+        });
     }
 
     /// An instruction and a lane at which it stands.
     pub(super) fn stands_at(&self) -> Option<(u32, u32)> {
-        self.groups.first().map(|g| (g.pc, g.mask.trailing_zeros().min(31)))
+        self.groups
+            .first()
+            .map(|g| (g.pc, g.mask.trailing_zeros().min(31)))
     }
 
     /// What its lanes wait for.
@@ -289,14 +320,29 @@ impl Warp {
             };
             (g.pc, g.mask, reason)
         });
-        let joins = self.joins.iter().filter(|j| j.arrived != 0 && j.arrived != j.expected).map(|j| {
-            (j.pc, j.arrived, format!("waits to reconverge with lanes {:#010x}", j.expected & !j.arrived))
-        });
+        let joins = self
+            .joins
+            .iter()
+            .filter(|j| j.arrived != 0 && j.arrived != j.expected)
+            .map(|j| {
+                (
+                    j.pc,
+                    j.arrived,
+                    format!(
+                        "waits to reconverge with lanes {:#010x}",
+                        j.expected & !j.arrived
+                    ),
+                )
+            });
         groups.chain(joins).collect()
     }
 
     /// Runs for at most so many instructions. An error says where, and which lanes were active.
-    pub(super) fn turn(&mut self, cta: &mut Cta<'_, '_>, share: u32) -> Result<Turn, (u32, u32, Trouble)> {
+    pub(super) fn turn(
+        &mut self,
+        cta: &mut Cta<'_, '_>,
+        share: u32,
+    ) -> Result<Turn, (u32, u32, Trouble)> {
         let mut left = share;
         let mut moved = false;
         while left > 0 && self.alive != 0 {
@@ -331,27 +377,58 @@ impl Warp {
         }
         let ready = (0..self.groups.len()).filter(|&g| self.groups[g].state == State::Ready);
         let pc = |&g: &usize| self.groups[g].pc;
-        let best = if self.backwards { ready.max_by_key(pc) } else { ready.min_by_key(pc) };
+        let best = if self.backwards {
+            ready.max_by_key(pc)
+        } else {
+            ready.min_by_key(pc)
+        };
         if best.is_some() {
             return Ok(best);
         }
         // Lanes that wait for each other at one instruction go on together.
         for at in 0..self.groups.len() {
             let group = self.groups[at];
-            let State::Lanes(need) = group.state else { continue };
-            let same = |g: &Group| g.pc == group.pc && g.join == group.join && matches!(g.state, State::Lanes(_));
-            let all = self.groups.iter().filter(|g| same(g)).fold(0, |all, g| all | g.mask);
+            let State::Lanes(need) = group.state else {
+                continue;
+            };
+            let same = |g: &Group| {
+                g.pc == group.pc && g.join == group.join && matches!(g.state, State::Lanes(_))
+            };
+            let all = self
+                .groups
+                .iter()
+                .filter(|g| same(g))
+                .fold(0, |all, g| all | g.mask);
             if need & self.alive & !all == 0 {
                 self.groups.retain(|g| !same(g));
-                self.groups.push(Group { mask: all, state: State::Ready, ..group });
+                self.groups.push(Group {
+                    mask: all,
+                    state: State::Ready,
+                    ..group
+                });
                 return Ok(Some(self.groups.len() - 1));
             }
         }
         // Somebody else may yet end a barrier that lanes of this warp wait at; otherwise there is no hope.
-        let hope = self.groups.iter().any(|g| matches!(g.state, State::Barrier { .. }));
-        match self.groups.iter().find(|g| matches!(g.state, State::Lanes(_))) {
-            Some(&Group { pc, mask, state: State::Lanes(need), .. }) if !hope => {
-                let kind = FaultKind::Divergent { active: mask, missing: need & !mask };
+        let hope = self
+            .groups
+            .iter()
+            .any(|g| matches!(g.state, State::Barrier { .. }));
+        match self
+            .groups
+            .iter()
+            .find(|g| matches!(g.state, State::Lanes(_)))
+        {
+            Some(&Group {
+                pc,
+                mask,
+                state: State::Lanes(need),
+                ..
+            }) if !hope => {
+                let kind = FaultKind::Divergent {
+                    active: mask,
+                    missing: need & !mask,
+                };
                 Err((pc, mask, Box::new((None, kind))))
             }
             _ => Ok(None),
@@ -367,7 +444,9 @@ impl Warp {
         left: &mut u32,
     ) -> Result<bool, (u32, u32, Trouble)> {
         let program = cta.machine.program;
-        let Group { mut pc, mask, join, .. } = self.groups[at];
+        let Group {
+            mut pc, mask, join, ..
+        } = self.groups[at];
         let stop = self.joins.get(join as usize).map_or(NOWHERE, |j| j.pc);
         let lanes = u64::from(mask.count_ones());
         while *left > 0 {
@@ -379,7 +458,11 @@ impl Warp {
             }
             let Some(inst) = program.code.get(pc as usize) else {
                 let reason = "control reached the end of the entry without `ret`".to_owned();
-                return Err((pc, mask, Box::new((None, FaultKind::Unsupported { reason }))));
+                return Err((
+                    pc,
+                    mask,
+                    Box::new((None, FaultKind::Unsupported { reason })),
+                ));
             };
             *left -= 1;
             cta.stats.lane_instructions += lanes;
@@ -391,12 +474,20 @@ impl Warp {
             match self.step(cta, inst, mask, active) {
                 Ok(Flow::Next) => pc += 1,
                 Ok(Flow::Branch { taken, target, .. }) if taken == mask => pc = target,
-                Ok(Flow::Branch { taken, target, join: meet }) => {
+                Ok(Flow::Branch {
+                    taken,
+                    target,
+                    join: meet,
+                }) => {
                     self.groups[at].pc = pc;
                     self.part(at, taken, target, meet, pc + 1);
                     return Ok(true);
                 }
-                Ok(Flow::Split { taken, target, join: meet }) => {
+                Ok(Flow::Split {
+                    taken,
+                    target,
+                    join: meet,
+                }) => {
                     self.groups[at].pc = pc;
                     let rest = if taken == active { pc + 1 } else { pc };
                     self.part(at, taken, target, meet, rest);
@@ -443,7 +534,12 @@ impl Warp {
         let group = self.groups[at];
         let mut join = group.join;
         if meet != NOWHERE && self.joins.get(join as usize).is_none_or(|j| j.pc != meet) {
-            let new = Join { pc: meet, expected: group.mask, arrived: 0, parent: group.join };
+            let new = Join {
+                pc: meet,
+                expected: group.mask,
+                arrived: 0,
+                parent: group.join,
+            };
             // Joins are kept in place, since groups refer to them by index; a join that nobody expects is free.
             let free = self.joins.iter().position(|j| j.expected == 0);
             match free {
@@ -457,8 +553,18 @@ impl Warp {
                 }
             }
         }
-        self.groups[at] = Group { pc: rest, mask: group.mask & !taken, join, state: State::Ready };
-        self.groups.push(Group { pc: target, mask: taken, join, state: State::Ready });
+        self.groups[at] = Group {
+            pc: rest,
+            mask: group.mask & !taken,
+            join,
+            state: State::Ready,
+        };
+        self.groups.push(Group {
+            pc: target,
+            mask: taken,
+            join,
+            state: State::Ready,
+        });
     }
 
     /// Lets the lanes of complete joins go on.
@@ -466,7 +572,12 @@ impl Warp {
         for at in 0..self.joins.len() {
             let join = self.joins[at];
             if join.expected != 0 && join.arrived & join.expected == join.expected {
-                let group = Group { pc: join.pc, mask: join.expected, join: join.parent, state: State::Ready };
+                let group = Group {
+                    pc: join.pc,
+                    mask: join.expected,
+                    join: join.parent,
+                    state: State::Ready,
+                };
                 self.joins[at].expected = 0;
                 self.joins[at].arrived = 0;
                 self.groups.push(group);
@@ -480,7 +591,12 @@ impl Warp {
     }
 
     /// For instructions that need the lanes `need`.
-    pub(super) fn need_lanes(&self, mask: u32, active: u32, need: u32) -> Result<Option<Flow>, Trouble> {
+    pub(super) fn need_lanes(
+        &self,
+        mask: u32,
+        active: u32,
+        need: u32,
+    ) -> Result<Option<Flow>, Trouble> {
         let missing = need & !active;
         if missing == 0 {
             return Ok(None);

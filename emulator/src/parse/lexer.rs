@@ -51,11 +51,20 @@ fn is_word(c: u8) -> bool {
 
 impl<'t> Lexer<'t> {
     pub(super) fn new(text: &'t str) -> Self {
-        Self { text, at: 0, line: 1, line_start: 0 }
+        Self {
+            text,
+            at: 0,
+            line: 1,
+            line_start: 0,
+        }
     }
 
     fn peek(&self, ahead: usize) -> u8 {
-        self.text.as_bytes().get(self.at + ahead).copied().unwrap_or(0)
+        self.text
+            .as_bytes()
+            .get(self.at + ahead)
+            .copied()
+            .unwrap_or(0)
     }
 
     fn error(&self, message: String) -> ParseError {
@@ -79,7 +88,11 @@ impl<'t> Lexer<'t> {
                 (b'/', b'/') => self.skip_line(),
                 (b'#', _) => self.skip_line(),
                 (b'/', b'*') => {
-                    let Some(len) = self.text.as_bytes()[self.at..].windows(2).skip(2).position(|w| w == b"*/") else {
+                    let Some(len) = self.text.as_bytes()[self.at..]
+                        .windows(2)
+                        .skip(2)
+                        .position(|w| w == b"*/")
+                    else {
                         return Err(self.error("comment without end".to_owned()));
                     };
                     for _ in 0..len + 4 {
@@ -105,7 +118,12 @@ impl<'t> Lexer<'t> {
         self.skip_blank()?;
         let (start, line, column) = (self.at, self.line, (self.at - self.line_start) as u32 + 1);
         let token = self.token()?;
-        Ok(Spanned { token, range: start..self.at, line, column })
+        Ok(Spanned {
+            token,
+            range: start..self.at,
+            line,
+            column,
+        })
     }
 
     fn token(&mut self) -> Result<Token<'t>, ParseError> {
@@ -130,7 +148,10 @@ impl<'t> Lexer<'t> {
             return self.number();
         }
         if c == b'"' {
-            let Some(len) = self.text.as_bytes()[start + 1..].iter().position(|&c| c == b'"' || c == b'\n') else {
+            let Some(len) = self.text.as_bytes()[start + 1..]
+                .iter()
+                .position(|&c| c == b'"' || c == b'\n')
+            else {
                 return Err(self.error("string without end".to_owned()));
             };
             if self.text.as_bytes()[start + 1 + len] == b'\n' {
@@ -169,7 +190,11 @@ impl<'t> Lexer<'t> {
             self.at += 1;
         }
         let mut decimal = false;
-        if self.peek(0) == b'.' && self.text[start..self.at].bytes().all(|c| c.is_ascii_digit()) {
+        if self.peek(0) == b'.'
+            && self.text[start..self.at]
+                .bytes()
+                .all(|c| c.is_ascii_digit())
+        {
             decimal = true;
             self.at += 1;
             while is_word(self.peek(0)) {
@@ -177,8 +202,13 @@ impl<'t> Lexer<'t> {
             }
         }
         let word = &self.text[start..self.at];
-        let exponent = |w: &str| !w.starts_with("0x") && !w.starts_with("0X") && w.ends_with(['e', 'E']);
-        if matches!(self.peek(0), b'+' | b'-') && self.peek(1).is_ascii_digit() && decimal && exponent(word) {
+        let exponent =
+            |w: &str| !w.starts_with("0x") && !w.starts_with("0X") && w.ends_with(['e', 'E']);
+        if matches!(self.peek(0), b'+' | b'-')
+            && self.peek(1).is_ascii_digit()
+            && decimal
+            && exponent(word)
+        {
             self.at += 1;
             while self.peek(0).is_ascii_digit() {
                 self.at += 1;
@@ -188,18 +218,27 @@ impl<'t> Lexer<'t> {
         let bad = || self.error(format!("`{word}` is not a number"));
         let digits = |s: &str, radix| {
             let s = s.strip_suffix(['U', 'u']).unwrap_or(s);
-            (!s.starts_with('+')).then(|| u64::from_str_radix(s, radix).ok()).flatten()
+            (!s.starts_with('+'))
+                .then(|| u64::from_str_radix(s, radix).ok())
+                .flatten()
         };
         if decimal {
-            return word.parse::<f64>().map(|v| Token::Float64(v.to_bits())).map_err(|_| bad());
+            return word
+                .parse::<f64>()
+                .map(|v| Token::Float64(v.to_bits()))
+                .map_err(|_| bad());
         }
         let radix = |n: usize, radix| digits(&word[n..], radix).map(Token::Int).ok_or_else(bad);
         match word.as_bytes() {
             [b'0', b'f' | b'F', rest @ ..] if rest.len() == 8 => {
-                u32::from_str_radix(&word[2..], 16).map(Token::Float32).map_err(|_| bad())
+                u32::from_str_radix(&word[2..], 16)
+                    .map(Token::Float32)
+                    .map_err(|_| bad())
             }
             [b'0', b'd' | b'D', rest @ ..] if rest.len() == 16 => {
-                u64::from_str_radix(&word[2..], 16).map(Token::Float64).map_err(|_| bad())
+                u64::from_str_radix(&word[2..], 16)
+                    .map(Token::Float64)
+                    .map_err(|_| bad())
             }
             [b'0', b'x' | b'X', ..] => radix(2, 16),
             [b'0', b'b' | b'B', ..] => radix(2, 2),

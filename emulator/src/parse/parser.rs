@@ -17,7 +17,14 @@ const MAX_PARTS: usize = 256;
 pub(crate) fn parse(text: &str) -> Result<Tree> {
     let mut lexer = Lexer::new(text);
     let current = lexer.next()?;
-    let mut parser = Parser { text, lexer, current, last_end: 0, tree: Tree::default(), globals: HashMap::new() };
+    let mut parser = Parser {
+        text,
+        lexer,
+        current,
+        last_end: 0,
+        tree: Tree::default(),
+        globals: HashMap::new(),
+    };
     parser.module()?;
     Ok(parser.tree)
 }
@@ -82,7 +89,13 @@ impl<'t> Parser<'t> {
     fn expected(&self, what: &str) -> ParseError {
         let found = match self.current.token {
             Token::End => "the end of the text".to_owned(),
-            _ => format!("`{}`", self.text[self.current.range.clone()].chars().take(40).collect::<String>()),
+            _ => format!(
+                "`{}`",
+                self.text[self.current.range.clone()]
+                    .chars()
+                    .take(40)
+                    .collect::<String>()
+            ),
         };
         self.error(format!("expected {what}, found {found}"))
     }
@@ -100,17 +113,25 @@ impl<'t> Parser<'t> {
     }
 
     fn expect(&mut self, punct: u8) -> Result<()> {
-        if self.eat(punct)? { Ok(()) } else { Err(self.expected(&format!("`{}`", punct as char))) }
+        if self.eat(punct)? {
+            Ok(())
+        } else {
+            Err(self.expected(&format!("`{}`", punct as char)))
+        }
     }
 
     fn word(&mut self, what: &str) -> Result<&'t str> {
-        let Token::Word(word) = self.current.token else { return Err(self.expected(what)) };
+        let Token::Word(word) = self.current.token else {
+            return Err(self.expected(what));
+        };
         self.advance()?;
         Ok(word)
     }
 
     fn int(&mut self, what: &str) -> Result<u64> {
-        let Token::Int(value) = self.current.token else { return Err(self.expected(what)) };
+        let Token::Int(value) = self.current.token else {
+            return Err(self.expected(what));
+        };
         self.advance()?;
         Ok(value)
     }
@@ -217,7 +238,11 @@ impl<'t> Parser<'t> {
                         }
                         self.advance()?;
                     }
-                    return if self.is(b'{') { self.skip_block() } else { self.expect(b';') };
+                    return if self.is(b'{') {
+                        self.skip_block()
+                    } else {
+                        self.expect(b';')
+                    };
                 }
                 ".global" | ".const" | ".shared" => {
                     let mut found = Vec::new();
@@ -243,7 +268,9 @@ impl<'t> Parser<'t> {
 
     /// `.shared .align 16 .b8 name[64] = {..}, ...;` from its space on.
     fn variables(&mut self, external: bool, found: &mut Vec<(&'t str, Variable)>) -> Result<()> {
-        let Token::Directive(space) = self.advance()?.token else { return Err(self.expected("a state space")) };
+        let Token::Directive(space) = self.advance()?.token else {
+            return Err(self.expected("a state space"));
+        };
         let space = match space {
             ".global" => VarSpace::Global,
             ".const" => VarSpace::Const,
@@ -254,8 +281,14 @@ impl<'t> Parser<'t> {
         let (ty, lanes, align) = self.type_of_variable()?;
         loop {
             let name = self.word("a variable's name")?;
-            let mut variable =
-                Variable { name: name.to_owned(), space, size: 0, align, external, init: Vec::new() };
+            let mut variable = Variable {
+                name: name.to_owned(),
+                space,
+                size: 0,
+                align,
+                external,
+                init: Vec::new(),
+            };
             let (count, open) = self.dimensions()?;
             let each = ty.bytes() * lanes;
             variable.size = each
@@ -271,7 +304,9 @@ impl<'t> Parser<'t> {
                     variable.external = external;
                 }
                 if written > variable.size {
-                    return Err(self.error(format!("the initialiser of `{name}` is longer than it")));
+                    return Err(
+                        self.error(format!("the initialiser of `{name}` is longer than it"))
+                    );
                 }
             }
             found.push((name, variable));
@@ -306,10 +341,14 @@ impl<'t> Parser<'t> {
                         }
                     }
                 }
-                ".attribute" | ".managed" => return Err(self.error(format!("`{directive}` is not supported"))),
+                ".attribute" | ".managed" => {
+                    return Err(self.error(format!("`{directive}` is not supported")));
+                }
                 _ => {
                     let found = Type::named(&directive[1..]).filter(|t| t.bits > 1);
-                    ty = Some(found.ok_or_else(|| self.error(format!("`{directive}` is not a type")))?);
+                    ty = Some(
+                        found.ok_or_else(|| self.error(format!("`{directive}` is not a type")))?,
+                    );
                 }
             }
         }
@@ -327,7 +366,9 @@ impl<'t> Parser<'t> {
                 continue;
             }
             let n = self.int("a dimension")?;
-            count = count.checked_mul(n).ok_or_else(|| self.error("the array is too large"))?;
+            count = count
+                .checked_mul(n)
+                .ok_or_else(|| self.error("the array is too large"))?;
             self.expect(b']')?;
         }
         Ok((count, open))
@@ -360,11 +401,19 @@ impl<'t> Parser<'t> {
                 } else {
                     word
                 };
-                let offset = if self.eat(b'+')? { self.int("an offset")? } else { 0 };
+                let offset = if self.eat(b'+')? {
+                    self.int("an offset")?
+                } else {
+                    0
+                };
                 if bytes != 8 && bytes != 4 {
                     return Err(self.error("an address needs 4 or 8 bytes"));
                 }
-                init.push(Init::Address { name: name.to_owned(), offset, bytes: bytes as u64 });
+                init.push(Init::Address {
+                    name: name.to_owned(),
+                    offset,
+                    bytes: bytes as u64,
+                });
                 return Ok(());
             }
             Token::Punct(b'-') => {
@@ -372,13 +421,17 @@ impl<'t> Parser<'t> {
                 match self.current.token {
                     Token::Int(v) => v.wrapping_neg(),
                     Token::Float64(v) if ty.name == "f64" => v ^ 1 << 63,
-                    Token::Float64(v) if ty.name == "f32" => u64::from((-f64::from_bits(v) as f32).to_bits()),
+                    Token::Float64(v) if ty.name == "f32" => {
+                        u64::from((-f64::from_bits(v) as f32).to_bits())
+                    }
                     _ => return Err(self.expected("a number")),
                 }
             }
             Token::Int(v) => v,
             Token::Float32(v) => u64::from(v),
-            Token::Float64(v) if ty.name == "f32" => u64::from((f64::from_bits(v) as f32).to_bits()),
+            Token::Float64(v) if ty.name == "f32" => {
+                u64::from((f64::from_bits(v) as f32).to_bits())
+            }
             Token::Float64(v) => v,
             _ => return Err(self.expected("an initial value")),
         };
@@ -434,16 +487,23 @@ impl<'t> Parser<'t> {
                     let mut at = 0;
                     loop {
                         let value = self.int("a number of threads")?;
-                        *sizes.get_mut(at).ok_or_else(|| self.error("more than three sizes"))? =
+                        *sizes
+                            .get_mut(at)
+                            .ok_or_else(|| self.error("more than three sizes"))? =
                             u32::try_from(value).unwrap_or(u32::MAX);
                         at += 1;
                         if !self.eat(b',')? {
                             break;
                         }
                     }
-                    *(if directive == ".maxntid" { &mut maxntid } else { &mut reqntid }) = Some(sizes);
+                    *(if directive == ".maxntid" {
+                        &mut maxntid
+                    } else {
+                        &mut reqntid
+                    }) = Some(sizes);
                 }
-                ".minnctapersm" | ".maxnctapersm" | ".maxnreg" | ".reqnctapercluster" | ".maxclusterrank" => {
+                ".minnctapersm" | ".maxnctapersm" | ".maxnreg" | ".reqnctapercluster"
+                | ".maxclusterrank" => {
                     self.advance()?;
                     self.int("a number")?;
                     while self.eat(b',')? {
@@ -465,7 +525,13 @@ impl<'t> Parser<'t> {
         if self.tree.entries.iter().any(|e| e.name == name) {
             return Err(self.error(format!("the entry `{name}` is defined twice")));
         }
-        self.tree.entries.push(EntryTree { name: name.to_owned(), params, maxntid, reqntid, body });
+        self.tree.entries.push(EntryTree {
+            name: name.to_owned(),
+            params,
+            maxntid,
+            reqntid,
+            body,
+        });
         Ok(())
     }
 
@@ -509,7 +575,9 @@ impl<'t> Parser<'t> {
                 }
                 Token::Directive(".loc" | ".file") => self.skip_line()?,
                 Token::Directive(".pragma") => self.skip_statement()?,
-                Token::Directive(other) => return Err(self.error(format!("unknown directive `{other}`"))),
+                Token::Directive(other) => {
+                    return Err(self.error(format!("unknown directive `{other}`")));
+                }
                 Token::Word(_) | Token::Punct(b'@') => self.statement(&mut b)?,
                 _ => return Err(self.expected("an instruction")),
             }
@@ -520,7 +588,9 @@ impl<'t> Parser<'t> {
 
     fn registers(&mut self, b: &mut BodyParser<'t>) -> Result<()> {
         self.advance()?;
-        let Token::Directive(ty) = self.current.token else { return Err(self.expected("a type")) };
+        let Token::Directive(ty) = self.current.token else {
+            return Err(self.expected("a type"));
+        };
         let ty = Type::named(&ty[1..]).ok_or_else(|| self.expected("a type"))?;
         self.advance()?;
         loop {
@@ -542,14 +612,19 @@ impl<'t> Parser<'t> {
 
     /// A label or an instruction.
     fn statement(&mut self, b: &mut BodyParser<'t>) -> Result<()> {
-        let (start, line, column) = (self.current.range.start, self.current.line, self.current.column);
+        let (start, line, column) = (
+            self.current.range.start,
+            self.current.line,
+            self.current.column,
+        );
         let mut guard = None;
         if self.eat(b'@')? {
             let negated = self.eat(b'!')?;
             let name = self.word("a predicate register")?;
             let reg = b.register(name);
             let reg = reg.filter(|&r| b.body.registers[r as usize].bits == 1);
-            let reg = reg.ok_or_else(|| self.error(format!("`{name}` is not a predicate register")))?;
+            let reg =
+                reg.ok_or_else(|| self.error(format!("`{name}` is not a predicate register")))?;
             guard = Some((reg, negated));
         }
         let opcode = self.current.range.clone();
@@ -560,10 +635,15 @@ impl<'t> Parser<'t> {
                 return Err(self.error(format!("the label `{word}` is defined twice")));
             }
             let id = b.body.labels.len() as LabelId;
-            b.body.labels.push(Label { name: word.to_owned(), target: Some(target), line });
+            b.body.labels.push(Label {
+                name: word.to_owned(),
+                target: Some(target),
+                line,
+            });
             b.innermost().labels.insert(word, id);
-            if let Token::Directive(directive @ (".branchtargets" | ".calltargets" | ".callprototype")) =
-                self.current.token
+            if let Token::Directive(
+                directive @ (".branchtargets" | ".calltargets" | ".callprototype"),
+            ) = self.current.token
             {
                 self.advance()?;
                 if directive != ".branchtargets" {
@@ -572,8 +652,15 @@ impl<'t> Parser<'t> {
                 let mut list = Vec::new();
                 loop {
                     let name = self.word("a label")?;
-                    let at = PendingAt::Table { label: id, index: list.len() };
-                    b.pending.push(Pending { scope: b.open.clone(), name, at });
+                    let at = PendingAt::Table {
+                        label: id,
+                        index: list.len(),
+                    };
+                    b.pending.push(Pending {
+                        scope: b.open.clone(),
+                        name,
+                        at,
+                    });
                     list.push(LabelId::MAX);
                     if !self.eat(b',')? {
                         break;
@@ -605,7 +692,11 @@ impl<'t> Parser<'t> {
                         break;
                     }
                 }
-                if self.is(b';') { Ok(()) } else { Err(self.expected("`,` or `;`")) }
+                if self.is(b';') {
+                    Ok(())
+                } else {
+                    Err(self.expected("`,` or `;`"))
+                }
             };
             parse()
         };
@@ -614,7 +705,14 @@ impl<'t> Parser<'t> {
         }
         self.advance()?;
         let range = start..self.last_end;
-        b.body.statements.push(Statement { guard, opcode, operands, range, line, column });
+        b.body.statements.push(Statement {
+            guard,
+            opcode,
+            operands,
+            range,
+            line,
+            column,
+        });
         Ok(())
     }
 
@@ -632,7 +730,11 @@ impl<'t> Parser<'t> {
                     if parts.len() >= MAX_PARTS {
                         return Err(self.error("the address has too many parts"));
                     }
-                    let part = if self.is(b'{') { self.vector(b)? } else { self.simple(b, None)? };
+                    let part = if self.is(b'{') {
+                        self.vector(b)?
+                    } else {
+                        self.simple(b, None)?
+                    };
                     parts.push(part);
                 }
                 self.expect(b']')?;
@@ -705,7 +807,11 @@ impl<'t> Parser<'t> {
                 negative = !negative;
             }
             let value = self.int("an offset")? as i64;
-            offset = offset.wrapping_add(if negative { value.wrapping_neg() } else { value });
+            offset = offset.wrapping_add(if negative {
+                value.wrapping_neg()
+            } else {
+                value
+            });
         }
         Ok((base, offset))
     }
@@ -728,7 +834,9 @@ impl<'t> Parser<'t> {
             Token::Punct(b'!') => {
                 self.advance()?;
                 let name = self.word("a predicate register")?;
-                let reg = b.register(name).ok_or_else(|| self.error(format!("`{name}` is not declared")))?;
+                let reg = b
+                    .register(name)
+                    .ok_or_else(|| self.error(format!("`{name}` is not declared")))?;
                 return Ok(Operand::NotReg(reg));
             }
             Token::Punct(sign @ (b'-' | b'~' | b'+')) => {
@@ -753,15 +861,26 @@ impl<'t> Parser<'t> {
                     return Ok(Operand::Reg(reg));
                 }
                 if let Some(var) = self.variable(b, name) {
-                    let offset = if self.eat(b'+')? { self.int("an offset")? } else { 0 };
+                    let offset = if self.eat(b'+')? {
+                        self.int("an offset")?
+                    } else {
+                        0
+                    };
                     return Ok(Operand::Var(var, offset));
                 }
                 if name.starts_with('%') {
                     return Ok(Operand::Special(name.to_owned()));
                 }
                 if let Some(operand) = place {
-                    let at = PendingAt::Operand { statement: b.body.statements.len(), operand };
-                    b.pending.push(Pending { scope: b.open.clone(), name, at });
+                    let at = PendingAt::Operand {
+                        statement: b.body.statements.len(),
+                        operand,
+                    };
+                    b.pending.push(Pending {
+                        scope: b.open.clone(),
+                        name,
+                        at,
+                    });
                 }
                 return Ok(Operand::Unknown(name.to_owned()));
             }
@@ -805,8 +924,11 @@ impl<'t> BodyParser<'t> {
 
     fn resolve_labels(&mut self) {
         for pending in std::mem::take(&mut self.pending) {
-            let label =
-                pending.scope.iter().rev().find_map(|&scope| self.scopes[scope].labels.get(pending.name).copied());
+            let label = pending
+                .scope
+                .iter()
+                .rev()
+                .find_map(|&scope| self.scopes[scope].labels.get(pending.name).copied());
             let Some(label) = label else { continue };
             match pending.at {
                 PendingAt::Operand { statement, operand } => {
@@ -816,7 +938,10 @@ impl<'t> BodyParser<'t> {
                         *o = Operand::Label(label);
                     }
                 }
-                PendingAt::Table { label: table, index } => {
+                PendingAt::Table {
+                    label: table,
+                    index,
+                } => {
                     if let Some(list) = self.body.tables.get_mut(&table) {
                         list[index] = label;
                     }

@@ -36,7 +36,10 @@ impl Type {
             ("f64", 64),
             ("b128", 128),
         ];
-        TYPES.iter().find(|(n, _)| *n == name).map(|&(name, bits)| Type { name, bits })
+        TYPES
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|&(name, bits)| Type { name, bits })
     }
 
     pub(crate) fn bytes(self) -> u64 {
@@ -58,7 +61,11 @@ pub(crate) enum VarSpace {
 #[derive(Debug, Clone)]
 pub(crate) enum Init {
     Bytes(Vec<u8>),
-    Address { name: String, offset: u64, bytes: u64 },
+    Address {
+        name: String,
+        offset: u64,
+        bytes: u64,
+    },
 }
 
 /// A variable: of the module, of an entry's body, or a parameter.
@@ -71,6 +78,14 @@ pub(crate) struct Variable {
     /// Declared `.extern`, or with an open size.
     pub(crate) external: bool,
     pub(crate) init: Vec<Init>,
+}
+
+impl Variable {
+    /// Its start and end if it lies behind `end`. Far beyond what any space holds, sums stop growing.
+    pub(crate) fn placed_after(&self, end: u64) -> (u64, u64) {
+        let start = end.min(1 << 60).next_multiple_of(self.align.max(1));
+        (start, start + self.size.min(1 << 60))
+    }
 }
 
 /// Index into [`Body::registers`].

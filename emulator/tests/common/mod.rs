@@ -1,7 +1,9 @@
 //! What the tests share: a device, and kernels written as bodies.
 #![allow(dead_code)]
 
-use flashtile_emulator::{AsyncTiming, Emulator, Fault, Launch, LaunchError, Module, Options, Stats};
+use flashtile_emulator::{
+    AsyncTiming, Emulator, Fault, Launch, LaunchError, Module, Options, Stats,
+};
 
 /// A module with one entry `k` that takes the addresses `a`, `b` and `c`, with plenty of registers: `%p`, `%h` (16
 /// bits), `%r`, `%d` (64 bits), `%f`. `%d0`, `%d1`, `%d2` hold the addresses, `%r0` is the thread.
@@ -36,7 +38,10 @@ impl Run {
     }
 
     pub fn timing(timing: AsyncTiming) -> Self {
-        Run::new(Options { async_copies: timing, ..Options::default() })
+        Run::new(Options {
+            async_copies: timing,
+            ..Options::default()
+        })
     }
 
     pub fn put(&self, buffer: usize, values: &[u32]) {
@@ -47,14 +52,27 @@ impl Run {
     pub fn get(&self, buffer: usize, count: usize) -> Vec<u32> {
         let mut bytes = vec![0; 4 * count];
         self.device.read(self.buffers[buffer], &mut bytes).unwrap();
-        bytes.chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect()
+        bytes
+            .chunks(4)
+            .map(|c| u32::from_le_bytes(c.try_into().unwrap()))
+            .collect()
     }
 
-    pub fn launch(&self, text: &str, grid: u32, block: u32, shared: u32) -> Result<Stats, LaunchError> {
+    pub fn launch(
+        &self,
+        text: &str,
+        grid: u32,
+        block: u32,
+        shared: u32,
+    ) -> Result<Stats, LaunchError> {
         let module = Module::parse(text).map_err(LaunchError::Decode)?;
         let params: Vec<u8> = self.buffers.iter().flat_map(|b| b.to_le_bytes()).collect();
-        let launch =
-            Launch { grid: [grid, 1, 1], block: [block, 1, 1], dynamic_shared: shared, params: &params };
+        let launch = Launch {
+            grid: [grid, 1, 1],
+            block: [block, 1, 1],
+            dynamic_shared: shared,
+            params: &params,
+        };
         self.device.launch(&module, "k", &launch)
     }
 }
@@ -62,13 +80,17 @@ impl Run {
 /// Runs a body with one block, and returns the first words of the first buffer.
 pub fn run(declarations: &str, body: &str, block: u32) -> Vec<u32> {
     let run = Run::new(Options::default());
-    run.launch(&kernel(declarations, body), 1, block, 0).unwrap();
+    run.launch(&kernel(declarations, body), 1, block, 0)
+        .unwrap();
     run.get(0, block as usize)
 }
 
 /// Runs a body that must fault.
 pub fn fault(declarations: &str, body: &str, block: u32) -> Fault {
-    let run = Run::new(Options { max_instructions: Some(100_000), ..Options::default() });
+    let run = Run::new(Options {
+        max_instructions: Some(100_000),
+        ..Options::default()
+    });
     match run.launch(&kernel(declarations, body), 1, block, 0) {
         Err(LaunchError::Fault(fault)) => *fault,
         other => panic!("{other:?}"),
@@ -76,4 +98,5 @@ pub fn fault(declarations: &str, body: &str, block: u32) -> Fault {
 }
 
 /// Stores `%r9` to the thread's word of the first buffer.
-pub const STORE: &str = "\nmul.wide.u32 %d9, %r0, 4;\nadd.s64 %d9, %d0, %d9;\nst.global.u32 [%d9], %r9;\n";
+pub const STORE: &str =
+    "\nmul.wide.u32 %d9, %r0, 4;\nadd.s64 %d9, %d0, %d9;\nst.global.u32 [%d9], %r9;\n";
