@@ -2,7 +2,10 @@
 
 use flashtile_abi::{Variant, variants};
 
-use crate::error::{Error, Result};
+use crate::{
+    archive,
+    error::{Error, Result},
+};
 
 /// One kernel of the archive.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,7 +26,16 @@ pub struct Kernel {
 
 /// Every kernel there is, with the facts of its machine code.
 pub fn kernels() -> impl Iterator<Item = Kernel> {
-    std::iter::empty()
+    variants().iter().filter_map(|variant| {
+        let packed = archive::kernel(variant.name)?;
+        Some(Kernel {
+            variant,
+            registers: packed.registers,
+            notes: packed.notes,
+            ptx_bytes: packed.ptx_bytes,
+            ptx_sha256: packed.ptx_sha256,
+        })
+    })
 }
 
 /// The kernel of that name.
@@ -36,8 +48,26 @@ pub fn kernel(name: &str) -> Option<&'static Variant> {
 /// # Errors
 /// [`Error::Archive`] if the archive has none, or is damaged.
 pub fn ptx(variant: &Variant) -> Result<String> {
-    Err(Error::Archive {
+    let missing = |reason: String| Error::Archive {
         variant: variant.name.into(),
-        reason: "this library was built without an archive of kernels".into(),
-    })
+        reason,
+    };
+    let packed = archive::kernel(variant.name)
+        .ok_or_else(|| missing("this library was built with other kernels".into()))?;
+    packed.ptx().map_err(|error| missing(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_variant_is_listed_with_its_facts() {
+        assert!(kernels().map(|kernel| kernel.variant).eq(variants()));
+        for listed in kernels() {
+            assert_eq!(kernel(listed.variant.name), Some(listed.variant));
+            assert_eq!(ptx(listed.variant).unwrap().len(), listed.ptx_bytes);
+        }
+        assert_eq!(kernel("no such kernel"), None);
+    }
 }

@@ -20,6 +20,7 @@
 //! # Ok::<(), flashtile::Error>(())
 //! ```
 
+mod archive;
 pub mod cpu;
 pub mod device;
 pub mod element;

@@ -1,5 +1,7 @@
 //! How far a result may be from the oracle.
 
+use flashtile_abi::DType;
+
 use super::{Heads, LowPrecision, Reference, attention_f64, attention_low_precision};
 use crate::{
     element,
@@ -37,11 +39,12 @@ pub struct Comparison {
 /// FlashAttention-3's rule (`hopper/test_flash_attn.py`): an error is acceptable up to `k` times the
 /// error of the textbook computation in the same low precision, plus the rounding of the
 /// reference: `k * max|low - R| + atol`, with `k` = 2, or 3 where scores are capped, and
-/// `atol = 2 * max|(R + 0.3 - 0.3) - R|` computed in the output's element type. The root mean
-/// square has the same rule, with root mean squares.
+/// `atol = 2 * max|(R + 0.3 - 0.3) - R|` computed in the precision of the inputs: f16 or bf16, and 22
+/// significant bits for f32 (two tf32 numbers). The root mean square has the same rule, with root
+/// mean squares.
 ///
-/// The log-sum-exp is f32, whatever the inputs. Its bound is `2 * max|low - R|`, low being a
-/// sequential f32 computation, plus what tensor cores and the hardware's exponential add to that:
+/// The log-sum-exp is f32, whatever the inputs. Its bound is `2 * max|low - R|`, low being an f32
+/// computation, plus what tensor cores and the hardware's exponential add to that:
 ///
 /// - a score is summed by steps of 8 products at least, each truncated (not rounded) to f32, so
 ///   it is off by at most `(head_dim_qk / 8 + 1) * 2^-23` of the sum of its absolute products;
@@ -62,8 +65,7 @@ pub fn error_bound(
     low: &LowPrecision,
 ) -> Result<ErrorBound> {
     let k = if problem.softcap.is_some() { 3.0 } else { 2.0 };
-    let dtype = problem.out_element();
-    let round = |x: f32| element::round(dtype, x);
+    let round = |x: f32| working_precision(problem.dtype, x);
     let rounding = Errors::of(reference.out.iter().filter(|r| r.is_finite()).map(|&r| {
         let r = round(r as f32);
         f64::from(round(round(r + 0.3) - 0.3) - r)
@@ -83,7 +85,7 @@ pub fn error_bound(
     let unit = 2f64.powi(-23);
     let steps = heads.shape.head_dim_qk as f64 / 8.0 + 1.0;
     let per_product = match problem.dtype {
-        crate::DType::F32 => 2f64.powi(-20),
+        DType::F32 => 2f64.powi(-20),
         _ => 0.0,
     };
     let products = heads.largest_product_of_norms() * f64::from(problem.softmax_scale()).abs();
@@ -97,6 +99,16 @@ pub fn error_bound(
         rms: k * out.rms + 2.0 * rounding.rms,
         lse_max_abs: 2.0 * lse.max_abs + lse_added,
     })
+}
+
+/// Rounds to the precision in which inputs of the type are computed with.
+fn working_precision(dtype: DType, x: f32) -> f32 {
+    match dtype {
+        DType::F16 | DType::Bf16 => element::round(dtype, x),
+        // Nearest of 22 significant bits; ties away from zero, a carry into the exponent is right.
+        DType::F32 if x.is_finite() => f32::from_bits((x.to_bits() + 2) & !3),
+        DType::F32 => x,
+    }
 }
 
 /// Measures a result against the oracle and judges it by [`error_bound`].

@@ -24,10 +24,108 @@ pub struct LowPrecision {
 /// For f16 the scores keep f16's precision, not its range: a score past 65504 would otherwise be
 /// infinite, and the yardstick NaN.
 ///
+/// For f32 the precision is that of f32 on tensor cores: operands are sums of two tf32 numbers (22
+/// significant bits), of the products of the pieces the smallest is dropped, and sums are truncated
+/// (not rounded) to f32 after every 8 products. Scores and P stay f32.
+///
 /// # Errors
 /// As [`attention_f64`](super::attention_f64).
 pub fn attention_low_precision(problem: &Problem, inputs: &Inputs<'_>) -> Result<LowPrecision> {
     let heads = Heads::new(problem, inputs)?;
+    match problem.dtype {
+        DType::F16 | DType::Bf16 => compute(problem, &heads, Sequential),
+        DType::F32 => compute(problem, &heads, Tf32Pairs),
+    }
+}
+
+/// How sums of products are made.
+trait Products: Sync {
+    /// Sum of the products of two rows.
+    fn dot(&self, a: &[f32], b: &[f32]) -> f32;
+
+    /// out\[x\] = sum over j of weights\[j\] * rows\[j\]\[x\].
+    fn weighted_sum(&self, weights: &[f32], rows: &[&[f32]], out: &mut [f32]);
+}
+
+/// One after the other, in f32.
+struct Sequential;
+
+impl Products for Sequential {
+    fn dot(&self, a: &[f32], b: &[f32]) -> f32 {
+        a.iter().zip(b).fold(0.0, |sum, (x, y)| sum + x * y)
+    }
+
+    fn weighted_sum(&self, weights: &[f32], rows: &[&[f32]], out: &mut [f32]) {
+        for (weight, row) in weights.iter().zip(rows) {
+            for (o, x) in out.iter_mut().zip(*row) {
+                *o += weight * x;
+            }
+        }
+    }
+}
+
+/// As tensor cores compute f32 products from tf32 pieces.
+struct Tf32Pairs;
+
+impl Tf32Pairs {
+    /// Products between two truncations of a sum.
+    const STEP: usize = 8;
+
+    /// `sum` plus products, small pieces first.
+    fn add(sum: f32, pairs: impl Iterator<Item = (f32, f32)> + Clone) -> f32 {
+        let step = |sum: f32, product: fn([f64; 2], [f64; 2]) -> f64| {
+            let products = pairs.clone().map(|(a, b)| product(split(a), split(b)));
+            truncate(products.fold(f64::from(sum), |sum, product| sum + product))
+        };
+        let sum = step(sum, |[_, a_low], [b_high, _]| a_low * b_high);
+        let sum = step(sum, |[a_high, _], [_, b_low]| a_high * b_low);
+        step(sum, |[a_high, _], [b_high, _]| a_high * b_high)
+    }
+}
+
+impl Products for Tf32Pairs {
+    fn dot(&self, a: &[f32], b: &[f32]) -> f32 {
+        let steps = a.chunks(Self::STEP).zip(b.chunks(Self::STEP));
+        steps.fold(0.0, |sum, (a, b)| {
+            Self::add(sum, a.iter().copied().zip(b.iter().copied()))
+        })
+    }
+
+    fn weighted_sum(&self, weights: &[f32], rows: &[&[f32]], out: &mut [f32]) {
+        for (weights, rows) in weights.chunks(Self::STEP).zip(rows.chunks(Self::STEP)) {
+            for (x, o) in out.iter_mut().enumerate() {
+                let column = rows.iter().map(|row| row[x]);
+                *o = Self::add(*o, weights.iter().copied().zip(column));
+            }
+        }
+    }
+}
+
+/// A number as the sum of two tf32 numbers, up to 2^-22 of it.
+fn split(x: f32) -> [f64; 2] {
+    let high = round_tf32(x);
+    [f64::from(high), f64::from(round_tf32(x - high))]
+}
+
+/// Rounds to the nearest tf32, ties away from zero.
+fn round_tf32(x: f32) -> f32 {
+    if !x.is_finite() {
+        return x;
+    }
+    f32::from_bits((x.to_bits() + (1 << 12)) & !((1 << 13) - 1))
+}
+
+/// Rounds towards zero.
+fn truncate(x: f64) -> f32 {
+    let nearest = x as f32;
+    if f64::from(nearest).abs() <= x.abs() || !nearest.is_finite() {
+        return nearest;
+    }
+    // Not zero: its magnitude is above another's.
+    f32::from_bits(nearest.to_bits() - 1)
+}
+
+fn compute(problem: &Problem, heads: &Heads, products: impl Products) -> Result<LowPrecision> {
     let scale = problem.softmax_scale();
     let softcap = problem.softcap;
     let dtype = problem.dtype;
@@ -36,30 +134,23 @@ pub fn attention_low_precision(problem: &Problem, inputs: &Inputs<'_>) -> Result
 
     let (out, lse) = per_row(&heads.shape, |b, h, i, out_row: &mut [f32]| {
         let query = heads.query(b, h, i);
-        let mut keys_seen = Vec::new();
+        let values = heads.values(b, h);
+        let mut rows = Vec::new();
         let mut exact = Vec::new();
         let mut rounded = Vec::new();
         for (j, key) in heads.keys(b, h).chunks_exact(dim_qk).enumerate() {
             if visible(problem, i, j) {
-                let dot = query
-                    .iter()
-                    .zip(key)
-                    .fold(0f32, |sum, (&x, &y)| sum + x * y);
-                keys_seen.push(j);
+                let dot = products.dot(query, key);
+                rows.push(&values[j * dim_v..][..dim_v]);
                 exact.push(score(dot, scale, softcap, |x| x));
                 rounded.push(score(dot, scale, softcap, |x| round_precision(dtype, x)));
             }
         }
         let (max, sum) = max_and_sum(&rounded);
         if max > f32::NEG_INFINITY {
-            let values = heads.values(b, h);
-            for (&j, &s) in keys_seen.iter().zip(&rounded) {
-                let weight = element::round(dtype, (s - max).exp() / sum);
-                let value = &values[j * dim_v..][..dim_v];
-                for (o, &x) in out_row.iter_mut().zip(value) {
-                    *o += weight * x;
-                }
-            }
+            let weight = |s: &f32| element::round(dtype, (s - max).exp() / sum);
+            let weights: Vec<f32> = rounded.iter().map(weight).collect();
+            products.weighted_sum(&weights, &rows, out_row);
         }
         for o in out_row {
             *o = element::round(out_dtype, *o);
@@ -89,7 +180,8 @@ fn max_and_sum(scores: &[f32]) -> (f32, f32) {
     (max, scores.iter().map(|s| (s - max).exp()).sum())
 }
 
-/// Rounds to the element type's precision; beyond f16's range, to its 11 significant bits.
+/// Rounds to the precision of a computation with such elements: f16's 11 significant bits beyond
+/// its range too; f32 as it is.
 fn round_precision(dtype: DType, value: f32) -> f32 {
     let nearest = element::round(dtype, value);
     if dtype != DType::F16 || nearest.is_finite() || !value.is_finite() {
@@ -104,6 +196,25 @@ fn round_precision(dtype: DType, value: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn truncation_is_towards_zero() {
+        let above = 1.0 + f64::from(f32::EPSILON) * 0.75;
+        assert_eq!(truncate(above), 1.0);
+        assert_eq!(truncate(-above), -1.0);
+        assert_eq!(truncate(1.5), 1.5);
+        assert_eq!(truncate(0.0), 0.0);
+    }
+
+    #[test]
+    fn two_tf32_numbers_hold_22_bits() {
+        for x in [1.0f32, 1.234_567_9, -3.999_999_8, 1e-30, 7e30] {
+            let [high, low] = split(x);
+            assert!((high + low - f64::from(x)).abs() <= f64::from(x).abs() * 2f64.powi(-22));
+            assert_eq!((high as f32).to_bits() & 0x1fff, 0);
+            assert_eq!((low as f32).to_bits() & 0x1fff, 0);
+        }
+    }
 
     #[test]
     fn f16_precision_without_f16_range() {
