@@ -1,0 +1,213 @@
+//! One attention problem with its layouts and its data, as a value.
+
+use flashtile::{
+    Algorithm, CausalAlignment, DType, OutDType, Problem, Shape, TensorLayout, Variant, Window,
+};
+
+use crate::data::Distribution;
+
+/// How a tensor lies in its buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// Memory order [batch, heads, seqlen, head_dim] instead of [batch, seqlen, heads, head_dim].
+    pub heads_first: bool,
+    /// Unused elements after each head_dim. 8 (4 for f32) keeps strides multiples of 16 bytes if
+    /// head_dim does.
+    pub pad: usize,
+    /// Unused elements before the tensor: an odd number makes its address no multiple of 16 bytes.
+    pub offset: usize,
+    /// The sequence runs towards lower addresses.
+    pub backwards: bool,
+    /// All batches share one memory. Inputs only.
+    pub broadcast: bool,
+}
+
+impl Placement {
+    /// The layout of a tensor of this shape.
+    pub fn layout(&self, shape: [usize; 4]) -> TensorLayout {
+        let mut stride = (shape[3] + self.pad) as i64;
+        let mut strides = [0, 0, 0, 1];
+        let order = if self.heads_first {
+            [1, 2, 0]
+        } else {
+            [2, 1, 0]
+        };
+        for dim in order {
+            strides[dim] = stride;
+            stride *= shape[dim].max(1) as i64;
+        }
+        if self.backwards {
+            strides[1] = -strides[1];
+        }
+        if self.broadcast {
+            strides[0] = 0;
+        }
+        TensorLayout { shape, strides }
+    }
+}
+
+/// Everything that decides a result.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Case {
+    /// Which kernel.
+    pub algorithm: Algorithm,
+    /// Element type of q, k and v.
+    pub dtype: DType,
+    /// Element type of out.
+    pub out_dtype: OutDType,
+    /// Sizes.
+    pub shape: Shape,
+    /// Causal mask.
+    pub causal: Option<CausalAlignment>,
+    /// Sliding window.
+    pub window: Window,
+    /// Factor of the scores.
+    pub scale: Option<f32>,
+    /// Cap of the scores.
+    pub softcap: Option<f32>,
+    /// How q, k, v and out lie in memory.
+    pub placements: [Placement; 4],
+    /// What the elements are.
+    pub data: Distribution,
+    /// Which elements exactly.
+    pub seed: u64,
+}
+
+/// One batch of `heads_q` heads over `heads_kv`, q and k and v of one head_dim.
+pub fn sizes(seqlen_q: usize, seqlen_k: usize, heads: [usize; 2], head_dim: usize) -> Shape {
+    Shape {
+        batch: 1,
+        seqlen_q,
+        seqlen_k,
+        heads_q: heads[0],
+        heads_kv: heads[1],
+        head_dim_qk: head_dim,
+        head_dim_v: head_dim,
+    }
+}
+
+impl Case {
+    /// Fused, unmasked, contiguous, normally distributed.
+    pub fn new(dtype: DType, shape: Shape) -> Self {
+        Self {
+            algorithm: Algorithm::Fused,
+            dtype,
+            out_dtype: OutDType::Same,
+            shape,
+            causal: None,
+            window: Window::default(),
+            scale: None,
+            softcap: None,
+            placements: [Placement::default(); 4],
+            data: Distribution::Normal,
+            seed: 0,
+        }
+    }
+
+    /// The same with another algorithm.
+    #[must_use]
+    pub fn algorithm(self, algorithm: Algorithm) -> Self {
+        Self { algorithm, ..self }
+    }
+
+    /// The same with a causal mask.
+    #[must_use]
+    pub fn causal(self, alignment: CausalAlignment) -> Self {
+        Self {
+            causal: Some(alignment),
+            ..self
+        }
+    }
+
+    /// The same with a window.
+    #[must_use]
+    pub fn window(self, left: Option<u32>, right: Option<u32>) -> Self {
+        Self {
+            window: Window { left, right },
+            ..self
+        }
+    }
+
+    /// The same with a factor of the scores.
+    #[must_use]
+    pub fn scale(self, scale: f32) -> Self {
+        Self {
+            scale: Some(scale),
+            ..self
+        }
+    }
+
+    /// The same with a cap of the scores.
+    #[must_use]
+    pub fn softcap(self, softcap: f32) -> Self {
+        Self {
+            softcap: Some(softcap),
+            ..self
+        }
+    }
+
+    /// The same with f32 output.
+    #[must_use]
+    pub fn out_f32(self) -> Self {
+        Self {
+            out_dtype: OutDType::F32,
+            ..self
+        }
+    }
+
+    /// The same with other elements.
+    #[must_use]
+    pub fn data(self, data: Distribution, seed: u64) -> Self {
+        Self { data, seed, ..self }
+    }
+
+    /// Shapes of q, k, v and out.
+    pub fn shapes(&self) -> [[usize; 4]; 4] {
+        let s = &self.shape;
+        [
+            [s.batch, s.seqlen_q, s.heads_q, s.head_dim_qk],
+            [s.batch, s.seqlen_k, s.heads_kv, s.head_dim_qk],
+            [s.batch, s.seqlen_k, s.heads_kv, s.head_dim_v],
+            [s.batch, s.seqlen_q, s.heads_q, s.head_dim_v],
+        ]
+    }
+
+    /// Element type of out.
+    pub fn out_element(&self) -> DType {
+        self.contiguous_problem().out_element()
+    }
+
+    /// The problem as it is launched, log-sum-exp included.
+    pub fn problem(&self) -> Problem {
+        self.problem_with(|placement, shape| placement.layout(shape))
+    }
+
+    /// The same problem over tensors without gaps: what the oracle is asked, so that it depends on
+    /// no layout.
+    pub fn contiguous_problem(&self) -> Problem {
+        self.problem_with(|_, shape| TensorLayout::contiguous(shape))
+    }
+
+    fn problem_with(&self, layout: impl Fn(&Placement, [usize; 4]) -> TensorLayout) -> Problem {
+        let shapes = self.shapes();
+        let [q, k, v, out] = std::array::from_fn(|i| layout(&self.placements[i], shapes[i]));
+        let mut problem = Problem::new(self.dtype, q, k, v, out)
+            .out_dtype(self.out_dtype)
+            .lse(true)
+            .algorithm(self.algorithm)
+            .window(self.window.left, self.window.right);
+        problem.causal = self.causal;
+        problem.scale = self.scale;
+        problem.softcap = self.softcap;
+        problem
+    }
+
+    /// The kernel that computes it on the emulator.
+    pub fn variant(&self) -> &'static Variant {
+        let info = flashtile::DeviceInfo::emulator();
+        match self.problem().plan(&info) {
+            Ok(plan) => plan.variant(),
+            Err(error) => panic!("{self}: {error}"),
+        }
+    }
+}

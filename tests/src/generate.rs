@@ -1,0 +1,308 @@
+//! Cases by chance: proptest strategies, and the runner that makes them the same on every machine.
+
+use flashtile::{Algorithm, CausalAlignment, DType, OutDType, Window};
+use proptest::{
+    prelude::*,
+    sample::select,
+    test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner},
+};
+
+use crate::{
+    case::{Case, Placement, sizes},
+    data::Distribution,
+};
+
+/// Largest amount of arithmetic of one case, in multiply-adds over padded tiles. Keeps a case of the
+/// emulator below about a second.
+const MOST_WORK: u64 = 24 << 20;
+
+/// A number from the environment.
+fn environment(name: &str, default: f64) -> f64 {
+    match std::env::var(name) {
+        Ok(text) => match text.parse() {
+            Ok(number) => number,
+            Err(_) => panic!("{name}: expected a number, found `{text}`"),
+        },
+        Err(_) => default,
+    }
+}
+
+/// Runs a property on generated cases; a failure is shrunk and printed as a case's text.
+///
+/// # Panics
+/// If the property fails.
+pub fn for_all(
+    cases: u32,
+    strategy: impl Strategy<Value = Case>,
+    property: impl Fn(&Case) -> Result<(), String>,
+) {
+    let factor = environment("FLASHTILE_TEST_CASES", 1.0);
+    let config = Config {
+        cases: ((f64::from(cases) * factor).ceil() as u32).max(1),
+        failure_persistence: None,
+        // Each step runs a kernel; a minute is plenty.
+        max_shrink_time: 60_000,
+        ..Config::default()
+    };
+    let mut seed = [0; 32];
+    seed[..8].copy_from_slice(&(environment("FLASHTILE_TEST_SEED", 0.0) as u64).to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+    let mut runner = TestRunner::new_with_rng(config, rng);
+    let strategy = strategy.prop_map(Shown);
+    let result = runner.run(&strategy, |Shown(case)| {
+        property(&case).map_err(TestCaseError::fail)
+    });
+    match result {
+        Ok(()) => {}
+        Err(TestError::Fail(reason, Shown(case))) => {
+            panic!("{reason}\n  smallest failing case: FLASHTILE_TEST_CASE='{case}'")
+        }
+        Err(TestError::Abort(reason)) => panic!("{reason}"),
+    }
+}
+
+/// A case that proptest prints as its text.
+#[derive(Clone)]
+struct Shown(Case);
+
+impl std::fmt::Debug for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// What cases a strategy makes.
+#[derive(Clone, Copy, Debug)]
+pub struct Axes {
+    /// Largest head_dim.
+    pub head_dim: usize,
+    /// Whether the two head_dims may differ.
+    pub mixed_dims: bool,
+    /// Whether tensors may have gaps, offsets and orders of their own.
+    pub placements: bool,
+    /// Whether there may be masks.
+    pub masks: bool,
+    /// Algorithms to choose from.
+    pub algorithms: &'static [Algorithm],
+}
+
+impl Axes {
+    /// Everything there is.
+    pub const ALL: Self = Self {
+        head_dim: 256,
+        mixed_dims: true,
+        placements: true,
+        masks: true,
+        algorithms: &Algorithm::ALL,
+    };
+
+    /// Small fused problems, for laws that need several launches.
+    pub const SMALL: Self = Self {
+        head_dim: 64,
+        mixed_dims: true,
+        placements: false,
+        masks: true,
+        algorithms: &[Algorithm::Fused],
+    };
+}
+
+/// A length in terms of a tile's: `tiles` whole ones and `delta` more, or a number of its own.
+#[derive(Clone, Copy, Debug)]
+enum Length {
+    Tiles { tiles: usize, delta: i32 },
+    Plain(usize),
+}
+
+impl Length {
+    fn resolve(self, block: u32, least: usize) -> usize {
+        let length = match self {
+            Self::Tiles { tiles, delta } => {
+                (tiles * block as usize).saturating_add_signed(delta as isize)
+            }
+            Self::Plain(length) => length,
+        };
+        length.max(least)
+    }
+}
+
+fn length() -> impl Strategy<Value = Length> {
+    prop_oneof![
+        2 => select(vec![1, 2, 3, 5, 7, 13, 17, 31, 61, 83, 131]).prop_map(Length::Plain),
+        3 => (1usize..=3, -1i32..=1).prop_map(|(tiles, delta)| Length::Tiles { tiles, delta }),
+        1 => (0usize..200).prop_map(Length::Plain),
+    ]
+}
+
+/// A head_dim: mostly those of models and their neighbours, any up to the largest.
+fn head_dim(largest: usize) -> impl Strategy<Value = usize> {
+    let known: Vec<usize> = [
+        1, 2, 3, 7, 8, 9, 16, 24, 31, 32, 33, 40, 48, 59, 64, 65, 72, 80, 88, 96, 97, 111, 112,
+        127, 128, 129, 160, 176, 191, 192, 193, 224, 249, 255, 256,
+    ]
+    .into_iter()
+    .filter(|&dim| dim <= largest)
+    .collect();
+    prop_oneof![
+        3 => select(vec![32, 64, 64.min(largest)]),
+        4 => select(known),
+        2 => 1..=largest,
+    ]
+}
+
+fn placement(dtype: DType, is_input: bool) -> impl Strategy<Value = Placement> {
+    let aligned = 16 / dtype.bytes() as usize;
+    let gap = prop_oneof![
+        3 => Just(0),
+        1 => Just(aligned),
+        1 => Just(1usize),
+        1 => 0usize..12,
+    ];
+    let offset = prop_oneof![3 => Just(0), 1 => Just(aligned), 1 => Just(1usize), 1 => 0usize..9];
+    let rarely = || prop::bool::weighted(0.1);
+    (any::<bool>(), gap, offset, rarely(), rarely()).prop_map(
+        move |(heads_first, pad, offset, backwards, broadcast)| Placement {
+            heads_first,
+            pad,
+            offset,
+            backwards,
+            broadcast: broadcast && is_input,
+        },
+    )
+}
+
+fn placements(dtype: DType, any: bool) -> BoxedStrategy<[Placement; 4]> {
+    let none = Just([Placement::default(); 4]);
+    if !any {
+        return none.boxed();
+    }
+    let input = || placement(dtype, true);
+    let arbitrary = (input(), input(), input(), placement(dtype, false)).prop_map(<[_; 4]>::from);
+    prop_oneof![1 => none, 2 => arbitrary].boxed()
+}
+
+type Mask = (Option<CausalAlignment>, Window);
+
+fn mask(any: bool) -> BoxedStrategy<Mask> {
+    let none = Just((None, Window::default()));
+    if !any {
+        return none.boxed();
+    }
+    let alignment = select(vec![CausalAlignment::BottomRight, CausalAlignment::TopLeft]);
+    let side = || {
+        prop_oneof![
+            1 => Just(None),
+            1 => Just(Some(0)),
+            1 => select(vec![15, 16, 17, 31, 32, 33, 63, 64, 65]).prop_map(Some),
+            2 => (0u32..150).prop_map(Some),
+            1 => Just(Some(u32::MAX)),
+        ]
+    };
+    let causal = alignment.clone().prop_map(|a| (Some(a), Window::default()));
+    let window = (side(), side()).prop_map(|(left, right)| (None, Window { left, right }));
+    let crossed = (alignment, side(), prop::bool::ANY).prop_map(|(a, left, zero)| {
+        let right = zero.then_some(0);
+        (Some(a), Window { left, right })
+    });
+    prop_oneof![2 => none, 2 => causal, 2 => window, 2 => crossed].boxed()
+}
+
+fn heads() -> impl Strategy<Value = [usize; 2]> {
+    // (query heads for each key/value head, key/value heads)
+    select(vec![(1, 1), (1, 2), (2, 1), (3, 1), (4, 1), (2, 2), (1, 3), (7, 1), (3, 2)])
+        .prop_map(|(ratio, kv)| [ratio * kv, kv])
+}
+
+fn scale() -> impl Strategy<Value = Option<f32>> {
+    prop_oneof![
+        4 => Just(None),
+        1 => select(vec![0.0, -0.0, 1.0, -1.0, 0.05, 1e-40]).prop_map(Some),
+        1 => (-1.5f32..1.5).prop_map(Some),
+    ]
+}
+
+fn softcap() -> impl Strategy<Value = Option<f32>> {
+    prop_oneof![
+        3 => Just(None),
+        1 => select(vec![0.5, 2.0, 15.0, 30.0, 50.0]).prop_map(Some),
+    ]
+}
+
+fn data() -> impl Strategy<Value = Distribution> {
+    prop_oneof![
+        4 => Just(Distribution::Normal),
+        3 => select(Distribution::ALL.to_vec()),
+    ]
+}
+
+/// Cases of all kinds.
+pub fn case(axes: Axes) -> impl Strategy<Value = Case> {
+    let dtype = select(vec![DType::F16, DType::Bf16, DType::F32]);
+    let dims = (head_dim(axes.head_dim), head_dim(axes.head_dim), 0..3u32).prop_map(
+        move |(qk, v, differ)| match axes.mixed_dims && differ == 0 {
+            true => (qk, v),
+            false => (qk, qk),
+        },
+    );
+    let shape = (1usize..=2, length(), length(), heads(), dims);
+    let softmax = (scale(), softcap(), data(), any::<bool>());
+    let kernel = (dtype, select(axes.algorithms));
+    (kernel, shape, mask(axes.masks), softmax, any::<u32>())
+        .prop_flat_map(move |((dtype, algorithm), shape, mask, softmax, seed)| {
+            let places = placements(dtype, axes.placements);
+            (Just((dtype, algorithm, shape, mask, softmax, seed)), places)
+        })
+        .prop_map(|((dtype, algorithm, shape, mask, softmax, seed), places)| {
+            let (batch, q, k, heads, (head_dim_qk, head_dim_v)) = shape;
+            let (scale, softcap, data, out_f32) = softmax;
+            let mut case = Case {
+                scale,
+                softcap,
+                causal: mask.0,
+                window: mask.1,
+                placements: places,
+                ..Case::new(dtype, sizes(1, 1, heads, head_dim_qk))
+            }
+            .algorithm(algorithm)
+            .data(data, seed.into());
+            if out_f32 {
+                case.out_dtype = OutDType::F32;
+            }
+            case.shape.batch = batch;
+            case.shape.head_dim_v = head_dim_v;
+            let tile = case.variant().tile;
+            case.shape.seqlen_q = q.resolve(tile.block_m, 1);
+            case.shape.seqlen_k = k.resolve(tile.block_n, 0);
+            within(case)
+        })
+}
+
+/// The same case, smaller where it would take too long.
+fn within(mut case: Case) -> Case {
+    let tile = case.variant().tile;
+    let work = |case: &Case| {
+        let s = &case.shape;
+        let padded = |n: usize, block: u32| (n as u64).next_multiple_of(u64::from(block));
+        let scores = padded(s.seqlen_q, tile.block_m) * padded(s.seqlen_k, tile.block_n);
+        // Three tf32 products each.
+        let products = if case.dtype == DType::F32 { 3 } else { 1 };
+        let dims = u64::from(tile.head_dim_qk + tile.head_dim_v) * products;
+        (s.batch * s.heads_q) as u64 * scores * dims
+    };
+    while work(&case) > MOST_WORK {
+        let s = &mut case.shape;
+        if s.batch > 1 {
+            s.batch = 1;
+        } else if s.heads_kv > 1 {
+            (s.heads_q, s.heads_kv) = (s.heads_q / s.heads_kv, 1);
+        } else if s.heads_q > 2 {
+            s.heads_q = 2;
+        } else if s.seqlen_q > tile.block_m as usize + 1 {
+            s.seqlen_q -= tile.block_m as usize;
+        } else if s.seqlen_k > 2 * tile.block_n as usize + 1 {
+            s.seqlen_k -= tile.block_n as usize;
+        } else {
+            break;
+        }
+    }
+    case
+}

@@ -1,0 +1,173 @@
+//! Cases as lines of text, and back.
+
+use std::{fmt, str::FromStr};
+
+use flashtile::{Algorithm, CausalAlignment, DType, OutDType};
+
+use crate::{
+    case::{Case, Placement, sizes},
+    data::Distribution,
+};
+
+const TENSORS: [&str; 4] = ["q", "k", "v", "out"];
+const DTYPES: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = &self.shape;
+        write!(
+            f,
+            "{} {} b{} q{} k{} h{}/{} d{}/{}",
+            self.algorithm.as_str(),
+            self.dtype.as_str(),
+            s.batch,
+            s.seqlen_q,
+            s.seqlen_k,
+            s.heads_q,
+            s.heads_kv,
+            s.head_dim_qk,
+            s.head_dim_v
+        )?;
+        match self.causal {
+            Some(CausalAlignment::BottomRight) => write!(f, " causal=bottom-right")?,
+            Some(CausalAlignment::TopLeft) => write!(f, " causal=top-left")?,
+            None => {}
+        }
+        let side = |side: Option<u32>| side.map_or("-1".into(), |n| n.to_string());
+        if self.window.left.is_some() || self.window.right.is_some() {
+            let (left, right) = (side(self.window.left), side(self.window.right));
+            write!(f, " window={left},{right}")?;
+        }
+        if let Some(scale) = self.scale {
+            write!(f, " scale={scale:e}")?;
+        }
+        if let Some(softcap) = self.softcap {
+            write!(f, " softcap={softcap:e}")?;
+        }
+        if self.out_dtype == OutDType::F32 {
+            write!(f, " out-dtype=f32")?;
+        }
+        for (name, placement) in TENSORS.iter().zip(&self.placements) {
+            if *placement != Placement::default() {
+                write!(f, " {name}={placement}")?;
+            }
+        }
+        if self.data != Distribution::Normal {
+            write!(f, " data={}", self.data.as_str())?;
+        }
+        write!(f, " seed={}", self.seed)
+    }
+}
+
+/// `heads-first+PAD@OFFSET,backwards,broadcast`, as much of it as applies.
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let order = if self.heads_first {
+            "heads-first"
+        } else {
+            "seqlen-first"
+        };
+        write!(f, "{order}+{}@{}", self.pad, self.offset)?;
+        if self.backwards {
+            write!(f, ",backwards")?;
+        }
+        if self.broadcast {
+            write!(f, ",broadcast")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Placement {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(',');
+        let place = parts.next().unwrap_or_default();
+        let (order, numbers) = place.split_once('+').ok_or("no `+`")?;
+        let (pad, offset) = numbers.split_once('@').ok_or("no `@`")?;
+        let mut placement = Self {
+            heads_first: order == "heads-first",
+            pad: number(pad)?,
+            offset: number(offset)?,
+            ..Self::default()
+        };
+        for flag in parts {
+            match flag {
+                "backwards" => placement.backwards = true,
+                "broadcast" => placement.broadcast = true,
+                other => return Err(format!("`{other}`?")),
+            }
+        }
+        Ok(placement)
+    }
+}
+
+fn number<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("`{text}` is no number"))
+}
+
+impl FromStr for Case {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut case = Self::new(DType::F16, sizes(1, 1, [1, 1], 1));
+        for word in text.split_whitespace() {
+            case.read_word(word)
+                .map_err(|reason| format!("{word}: {reason}"))?;
+        }
+        Ok(case)
+    }
+}
+
+impl Case {
+    fn read_word(&mut self, word: &str) -> Result<(), String> {
+        if let Some((name, value)) = word.split_once('=') {
+            return self.read_option(name, value);
+        }
+        if let Some(&algorithm) = Algorithm::ALL.iter().find(|a| a.as_str() == word) {
+            self.algorithm = algorithm;
+            return Ok(());
+        }
+        if let Some(&dtype) = DTYPES.iter().find(|d| d.as_str() == word) {
+            self.dtype = dtype;
+            return Ok(());
+        }
+        let pair = |rest: &str| -> Result<(usize, usize), String> {
+            let (a, b) = rest.split_once('/').ok_or("no `/`")?;
+            Ok((number(a)?, number(b)?))
+        };
+        let s = &mut self.shape;
+        match word.split_at_checked(1) {
+            Some(("b", rest)) => s.batch = number(rest)?,
+            Some(("q", rest)) => s.seqlen_q = number(rest)?,
+            Some(("k", rest)) => s.seqlen_k = number(rest)?,
+            Some(("h", rest)) => (s.heads_q, s.heads_kv) = pair(rest)?,
+            Some(("d", rest)) => (s.head_dim_qk, s.head_dim_v) = pair(rest)?,
+            _ => return Err("not part of a case".into()),
+        }
+        Ok(())
+    }
+
+    fn read_option(&mut self, name: &str, value: &str) -> Result<(), String> {
+        match name {
+            "causal" if value == "bottom-right" => self.causal = Some(CausalAlignment::BottomRight),
+            "causal" if value == "top-left" => self.causal = Some(CausalAlignment::TopLeft),
+            "window" => {
+                let side = |text| Ok::<_, String>(u32::try_from(number::<i64>(text)?).ok());
+                let (left, right) = value.split_once(',').ok_or("no `,`")?;
+                (self.window.left, self.window.right) = (side(left)?, side(right)?);
+            }
+            "scale" => self.scale = Some(number(value)?),
+            "softcap" => self.softcap = Some(number(value)?),
+            "out-dtype" if value == "f32" => self.out_dtype = OutDType::F32,
+            "data" => self.data = value.parse()?,
+            "seed" => self.seed = number(value)?,
+            _ => {
+                let tensor = TENSORS.iter().position(|tensor| *tensor == name);
+                self.placements[tensor.ok_or("not part of a case")?] = value.parse()?;
+            }
+        }
+        Ok(())
+    }
+}
