@@ -27,7 +27,7 @@ pub struct Kernel {
 /// Every kernel there is, with the facts of its machine code.
 pub fn kernels() -> impl Iterator<Item = Kernel> {
     variants().iter().filter_map(|variant| {
-        let packed = archive::kernel(variant.name)?;
+        let packed = archive::entry(variant.name)?;
         Some(Kernel {
             variant,
             registers: packed.registers,
@@ -52,7 +52,7 @@ pub fn ptx(variant: &Variant) -> Result<String> {
         variant: variant.name.into(),
         reason,
     };
-    let packed = archive::kernel(variant.name)
+    let packed = archive::entry(variant.name)
         .ok_or_else(|| missing("this library was built with other kernels".into()))?;
     packed.ptx().map_err(|error| missing(error.to_string()))
 }
