@@ -109,6 +109,8 @@ macro_rules! driver {
 driver! {
     /// Initialises the driver.
     init = b"cuInit\0" (flags: c_uint);
+    /// Tells the CUDA version that the driver supports.
+    version = b"cuDriverGetVersion\0" (version: *mut c_int);
     /// Counts devices.
     device_count = b"cuDeviceGetCount\0" (count: *mut c_int);
     /// Finds a device.

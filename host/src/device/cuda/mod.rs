@@ -87,6 +87,19 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
         .collect()
 }
 
+/// The newest CUDA version that the driver supports, major and minor.
+///
+/// # Errors
+/// [`Error::NoDevice`] without a driver.
+pub fn driver_version() -> Result<(u32, u32)> {
+    let mut version = 0;
+    // SAFETY: writes one int.
+    unsafe { Driver::get()?.version(&raw mut version)? };
+    let version = u32::try_from(version).unwrap_or(0);
+    // 13.1 is 13010.
+    Ok((version / 1000, version % 1000 / 10))
+}
+
 fn count(driver: &Driver) -> Result<c_int> {
     let mut count = 0;
     // SAFETY: writes one int.
