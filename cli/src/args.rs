@@ -1,0 +1,362 @@
+//! The command line's grammar.
+
+use std::{ffi::OsString, path::PathBuf, str::FromStr};
+
+use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use flashtile::{Algorithm, ArchChoice, CausalAlignment, Window};
+
+use crate::failure::{Failure, Result};
+
+/// Exact attention by GPU kernels written in Rust.
+///
+/// Runs on an NVIDIA GPU if there is one, else the same kernels run in an emulator on the CPU.
+#[derive(Debug, Parser)]
+#[command(
+    name = "flashtile",
+    version,
+    after_help = "Exit status: 0 right, 1 wrong result, 2 bad input, 3 no such device or variant, 130 interrupted."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run attention on tensors from a file
+    Attend(Box<AttendArgs>),
+    /// Compare the kernels with the reference on this machine's device
+    Verify(VerifyArgs),
+    /// List the kernels, or write their PTX to files
+    Kernels(KernelsArgs),
+    /// Say what works on this machine and what is missing
+    Doctor(DoctorArgs),
+}
+
+/// Options of `attend`.
+///
+/// IN holds q [batch, seqlen_q, heads_q, head_dim_qk], k [batch, seqlen_k, heads_kv, head_dim_qk] and
+/// v [batch, seqlen_k, heads_kv, head_dim_v], all F16, BF16 or F32. OUT gets
+/// out [batch, seqlen_q, heads_q, head_dim_v] in that dtype and lse [batch, heads_q, seqlen_q] in F32.
+#[derive(Args, Debug)]
+pub struct AttendArgs {
+    /// File with the tensors q, k and v
+    #[arg(value_name = "IN.safetensors")]
+    pub input: PathBuf,
+    /// File to write the tensors out and lse to; without it only a summary is printed
+    #[arg(short, long, value_name = "OUT.safetensors")]
+    pub output: Option<PathBuf>,
+    /// Where to run: auto, cuda[:N], emulator or cpu (f32 reference in plain Rust)
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Which kernel; cpu has one for all
+    #[arg(long, value_enum, default_value_t = AlgorithmArg::Fused)]
+    pub algorithm: AlgorithmArg,
+    /// Which tier of kernels; cpu has none
+    #[arg(long, value_enum, default_value_t = ArchArg::Auto)]
+    pub arch: ArchArg,
+    /// Causal mask; the last query sees the last key, or (top-left) the first only the first [default when given: bottom-right]
+    #[arg(long, value_enum, value_name = "ALIGNMENT", num_args = 0..=1, default_missing_value = "bottom-right")]
+    pub causal: Option<CausalArg>,
+    /// Sliding window: keys before and after the diagonal; -1 is unbounded
+    #[arg(long, value_name = "LEFT,RIGHT", allow_hyphen_values = true, value_parser = window)]
+    pub window: Option<Window>,
+    /// Factor of the scores [default: 1/sqrt(head_dim_qk)]
+    #[arg(long, value_name = "S", allow_hyphen_values = true)]
+    pub scale: Option<f32>,
+    /// Caps scores: C * tanh(score / C) [default: off]
+    #[arg(long, value_name = "C", allow_hyphen_values = true)]
+    pub softcap: Option<f32>,
+    /// Dtype of out [default: that of q, k and v]
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub out_dtype: Option<OutDTypeArg>,
+    /// Compare with the f64 reference; exit status 1 if an error is past its bound
+    #[arg(long)]
+    pub check: bool,
+    /// Run this PTX instead of the built-in (it needs an entry point named like the variant)
+    #[arg(long, value_name = "FILE")]
+    pub ptx: Option<PathBuf>,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Not supported yet; recognised so that the error can say so.
+    #[arg(long, hide = true)]
+    pub sanitize: bool,
+}
+
+/// Options of `verify`.
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// A short sweep that runs every kernel at least once
+    #[arg(long)]
+    pub quick: bool,
+    /// Only cases whose name contains this (or is exactly this)
+    #[arg(long, value_name = "TEXT")]
+    pub filter: Option<String>,
+    /// Where to run: auto, cuda[:N], emulator or cpu
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `kernels`.
+#[derive(Args, Debug)]
+pub struct KernelsArgs {
+    /// Write each kernel's PTX to NAME.ptx in this folder
+    #[arg(long, value_name = "DIR")]
+    pub emit: Option<PathBuf>,
+    /// Only kernels whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    pub filter: Option<String>,
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// Print one JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `--device`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// A GPU if there is one, else the emulator.
+    Auto,
+    /// The GPU of that number.
+    Cuda(u32),
+    /// The emulator.
+    Emulator,
+    /// The reference.
+    Cpu,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cuda" => Ok(Self::Cuda(0)),
+            "emulator" => Ok(Self::Emulator),
+            "cpu" => Ok(Self::Cpu),
+            _ => {
+                let number = text.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+                number
+                    .map(Self::Cuda)
+                    .ok_or_else(|| "expected auto, cuda, cuda:N, emulator or cpu".into())
+            }
+        }
+    }
+}
+
+/// `--algorithm`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AlgorithmArg {
+    /// One pass over the keys with a running maximum (FlashAttention)
+    Fused,
+    /// Maximum and sum together, then the weighted sum (online softmax)
+    TwoPass,
+    /// Maximum, sum, weighted sum (safe softmax)
+    ThreePass,
+}
+
+impl From<AlgorithmArg> for Algorithm {
+    fn from(arg: AlgorithmArg) -> Self {
+        match arg {
+            AlgorithmArg::Fused => Self::Fused,
+            AlgorithmArg::TwoPass => Self::TwoPass,
+            AlgorithmArg::ThreePass => Self::ThreePass,
+        }
+    }
+}
+
+/// `--arch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ArchArg {
+    /// The best that has a kernel for the problem
+    Auto,
+    /// Every GPU since Ampere
+    #[value(name = "sm_80")]
+    Sm80,
+    /// Hopper
+    #[value(name = "sm_90a")]
+    Sm90a,
+}
+
+impl From<ArchArg> for ArchChoice {
+    fn from(arg: ArchArg) -> Self {
+        match arg {
+            ArchArg::Auto => Self::Auto,
+            ArchArg::Sm80 => Self::Sm80,
+            ArchArg::Sm90a => Self::Sm90a,
+        }
+    }
+}
+
+/// `--causal`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CausalArg {
+    /// The last query sees the last key
+    BottomRight,
+    /// The first query sees only the first key
+    TopLeft,
+}
+
+impl From<CausalArg> for CausalAlignment {
+    fn from(arg: CausalArg) -> Self {
+        match arg {
+            CausalArg::BottomRight => Self::BottomRight,
+            CausalArg::TopLeft => Self::TopLeft,
+        }
+    }
+}
+
+/// `--out-dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutDTypeArg {
+    /// Single precision
+    F32,
+}
+
+/// `LEFT,RIGHT`.
+fn window(text: &str) -> Result<Window, String> {
+    let (left, right) = text
+        .split_once(',')
+        .ok_or("expected two numbers, LEFT,RIGHT")?;
+    let side = |text: &str| match text.trim().parse::<i64>() {
+        Ok(-1) => Ok(None),
+        // A side longer than any sequence is as good as the longest.
+        Ok(keys @ 0..) => Ok(Some(u32::try_from(keys).unwrap_or(u32::MAX))),
+        _ => Err(format!(
+            "expected a number of keys, or -1 for unbounded, found `{text}`"
+        )),
+    };
+    Ok(Window {
+        left: side(left)?,
+        right: side(right)?,
+    })
+}
+
+/// Parses a command line. `None`: help or version was asked for, and is printed.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Command>> {
+    match Cli::try_parse_from(separate_causal(args)) {
+        Ok(cli) => Ok(Some(cli.command)),
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                error.print().map_err(Failure::Stdout)?;
+                Ok(None)
+            }
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Err(Failure::Input(
+                "expected a command (attend, verify, kernels, doctor), found none; try --help"
+                    .into(),
+            )),
+            _ => Err(Failure::Input(first_paragraph(&error.to_string()))),
+        },
+    }
+}
+
+/// What clap says before it comes to tips and usage, in one line.
+fn first_paragraph(text: &str) -> String {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let lines: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.is_empty())
+        .collect();
+    lines.join(" ")
+}
+
+/// `--causal IN.safetensors` is a flag and a file: the alignment may be left out, and clap would
+/// take the file for it.
+fn separate_causal(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<_> = args.into_iter().collect();
+    for i in 0..args.len() {
+        if args[i] == "--causal"
+            && let Some(next) = args.get(i + 1)
+            && CausalArg::from_str(&next.to_string_lossy(), false).is_err()
+            && is_file_name(next)
+        {
+            args[i] = "--causal=bottom-right".into();
+        }
+    }
+    args
+}
+
+fn is_file_name(word: &OsString) -> bool {
+    let text = word.to_string_lossy();
+    !text.starts_with('-')
+        && (text.contains(['.', '/', '\\']) || std::path::Path::new(word).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn attend(words: &[&str]) -> Option<Box<AttendArgs>> {
+        let words = ["flashtile", "attend"].iter().chain(words);
+        match parse(words.map(OsString::from)) {
+            Ok(Some(Command::Attend(args))) => Some(args),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn causal_takes_an_alignment_but_no_file() {
+        let causal = |words: &[&str]| attend(words).map(|args| (args.causal, args.input));
+        let file = PathBuf::from("in.safetensors");
+        let bottom_right = Some((Some(CausalArg::BottomRight), file.clone()));
+        let top_left = Some((Some(CausalArg::TopLeft), file));
+        assert_eq!(causal(&["--causal", "in.safetensors"]), bottom_right);
+        assert_eq!(causal(&["in.safetensors", "--causal"]), bottom_right);
+        assert_eq!(
+            causal(&["in.safetensors", "--causal", "--check"]),
+            bottom_right
+        );
+        assert_eq!(
+            causal(&["--causal", "top-left", "in.safetensors"]),
+            top_left
+        );
+        assert_eq!(causal(&["--causal", "sideways", "in.safetensors"]), None);
+    }
+
+    #[test]
+    fn windows() {
+        let found = window("-1, 7");
+        assert_eq!(
+            found,
+            Ok(Window {
+                left: None,
+                right: Some(7)
+            })
+        );
+        let endless = window("9999999999,0").map(|window| window.left);
+        assert_eq!(endless, Ok(Some(u32::MAX)));
+        for bad in [
+            "", "1", "1,", "-2,0", "0,-2", "1,2,3", "a,b", "1.5,2", "NaN,1",
+        ] {
+            assert!(window(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn devices() {
+        assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
+        assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
+        for bad in ["", "cuda:", "cuda:-1", "gpu", "cuda:4294967296"] {
+            assert!(bad.parse::<DeviceChoice>().is_err(), "{bad}");
+        }
+    }
+}

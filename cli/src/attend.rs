@@ -1,0 +1,259 @@
+//! `flashtile attend`.
+
+use std::time::Instant;
+
+use flashtile::{
+    Inputs, OutDType, Outputs, Problem, Shape, Variant,
+    reference::{Comparison, ErrorBound, compare},
+};
+use safetensors::{Dtype, tensor::TensorView};
+use serde_json::{Value, json};
+
+use crate::{
+    args::{AttendArgs, DeviceChoice, OutDTypeArg},
+    failure::{Failure, Outcome, Result},
+    input::Source,
+    memory,
+    output::{Pending, print},
+    progress,
+    target::Target,
+};
+
+/// What the reference on the CPU is called where a kernel's name would be.
+const CPU_VARIANT: &str = "reference_f32";
+
+/// Runs the command.
+pub fn run(args: &AttendArgs) -> Result<Outcome> {
+    if args.sanitize {
+        let message = "--sanitize: not supported yet in this release";
+        return Err(Failure::Input(message.into()));
+    }
+    if args.ptx.is_some() && args.device == DeviceChoice::Cpu {
+        return Err(Failure::bad(
+            "--ptx",
+            "a device that runs PTX (--device cuda or emulator)",
+            "--device cpu",
+        ));
+    }
+    let source = Source::open(&args.input)?;
+    let problem = problem(args, &source);
+    let target = Target::open(args.device)?;
+    let variant = target.variant(&problem)?;
+    memory::require("q, k, v", memory_needed(args, &source, &problem, &target))?;
+    let pending = match &args.output {
+        Some(path) => Some(Pending::create(path, Some(&args.input))?),
+        None => None,
+    };
+    target.load(variant, args.ptx.as_deref())?;
+    let [q, k, v] = source.read()?;
+    let inputs = Inputs {
+        q: &q,
+        k: &k,
+        v: &v,
+    };
+
+    let spinner = progress::spinner("attention", args.json);
+    let start = Instant::now();
+    let outputs = target.attention(&problem, &inputs)?;
+    let seconds = start.elapsed().as_secs_f64();
+    spinner.set_message("comparing with the reference");
+    let comparison = match args.check {
+        true => Some(check(&problem, &inputs, &outputs)?),
+        false => None,
+    };
+    spinner.finish_and_clear();
+
+    if let Some(pending) = pending {
+        pending.commit(&encode(&problem, &outputs)?)?;
+    }
+    let report = Report {
+        target: &target,
+        variant,
+        shape: problem.shape(),
+        dtype: problem.dtype.as_str(),
+        seconds,
+        comparison,
+    };
+    print(&match args.json {
+        true => report.json().to_string(),
+        false => report.text(),
+    })?;
+    match comparison {
+        Some(Comparison { ok: false, .. }) => Ok(Outcome::Wrong),
+        _ => Ok(Outcome::Right),
+    }
+}
+
+fn problem(args: &AttendArgs, source: &Source) -> Problem {
+    let mut problem = source.problem().lse(true);
+    problem.algorithm = args.algorithm.into();
+    problem.arch = args.arch.into();
+    problem.causal = args.causal.map(Into::into);
+    problem.window = args.window.unwrap_or_default();
+    problem.scale = args.scale;
+    problem.softcap = args.softcap;
+    problem.out_dtype = match args.out_dtype {
+        Some(OutDTypeArg::F32) => OutDType::F32,
+        None => OutDType::Same,
+    };
+    problem
+}
+
+/// Bytes of the host's memory that the whole command takes, roughly. `None` on overflow.
+fn memory_needed(
+    args: &AttendArgs,
+    source: &Source,
+    problem: &Problem,
+    target: &Target,
+) -> Option<u64> {
+    let inputs = source.bytes();
+    let elements_in = inputs / u64::from(problem.dtype.bytes());
+    let elements_out = problem.out.elements()? as u64;
+    let rows = problem
+        .lse_shape()
+        .iter()
+        .try_fold(1usize, |n, &d| n.checked_mul(d))? as u64;
+    let outputs = elements_out
+        .checked_mul(u64::from(problem.out_element().bytes()))?
+        .checked_add(rows.checked_mul(4)?)?;
+    let mut sum = inputs.checked_add(outputs)?;
+    let mut add = |bytes: Option<u64>| {
+        sum = sum.checked_add(bytes?)?;
+        Some(())
+    };
+    if args.output.is_some() {
+        add(Some(outputs))?;
+    }
+    if target.copies_in_host_memory() {
+        add(inputs.checked_add(outputs))?;
+    }
+    // The references gather inputs as f32 and hold outputs twice, in f32 or f64.
+    let working = |bytes: u64| {
+        let gathered = elements_in.checked_mul(4)?;
+        gathered.checked_add(elements_out.checked_mul(bytes)?)
+    };
+    match (args.check, matches!(target, Target::Cpu)) {
+        (true, _) => add(working(8 + 8 + 4 + 4))?,
+        (false, true) => add(working(4 + 4))?,
+        (false, false) => {}
+    }
+    Some(sum)
+}
+
+/// Compares with the reference.
+fn check(problem: &Problem, inputs: &Inputs<'_>, outputs: &Outputs) -> Result<Comparison> {
+    if problem.out.is_empty() {
+        // Nothing can be wrong with nothing, and its other dimensions may be astronomical.
+        let nothing = ErrorBound {
+            max_abs: 0.0,
+            rms: 0.0,
+            lse_max_abs: 0.0,
+        };
+        return Ok(Comparison {
+            max_abs_error: 0.0,
+            rms_error: 0.0,
+            lse_max_abs_error: Some(0.0),
+            bound: nothing,
+            ok: true,
+        });
+    }
+    Ok(compare(problem, inputs, outputs)?)
+}
+
+/// The output file's content.
+fn encode(problem: &Problem, outputs: &Outputs) -> Result<Vec<u8>> {
+    let unencodable = |error: safetensors::SafeTensorError| {
+        Failure::bad("out", "tensors that can be encoded", error)
+    };
+    let dtype = match problem.out_element() {
+        flashtile::DType::F16 => Dtype::F16,
+        flashtile::DType::Bf16 => Dtype::BF16,
+        flashtile::DType::F32 => Dtype::F32,
+    };
+    let lse = outputs.lse.as_deref().unwrap_or_default();
+    let lse: Vec<u8> = lse.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let out = TensorView::new(dtype, problem.out.shape.to_vec(), &outputs.out);
+    let lse = TensorView::new(Dtype::F32, problem.lse_shape().to_vec(), &lse);
+    let tensors = [
+        ("out", out.map_err(unencodable)?),
+        ("lse", lse.map_err(unencodable)?),
+    ];
+    safetensors::serialize(tensors, None).map_err(unencodable)
+}
+
+/// What is told of a run.
+struct Report<'a> {
+    target: &'a Target,
+    variant: Option<&'static Variant>,
+    shape: Shape,
+    dtype: &'static str,
+    seconds: f64,
+    comparison: Option<Comparison>,
+}
+
+impl Report<'_> {
+    fn variant(&self) -> &'static str {
+        self.variant.map_or(CPU_VARIANT, |variant| variant.name)
+    }
+
+    fn json(&self) -> Value {
+        let mut object = json!({
+            "device": self.target.name(),
+            "arch": self.variant.map(|variant| variant.arch.as_str()),
+            "variant": self.variant(),
+            "seconds": self.seconds,
+        });
+        if let (Some(found), Some(map)) = (&self.comparison, object.as_object_mut()) {
+            map.insert("max_abs_error".into(), finite(found.max_abs_error).into());
+            map.insert("rms_error".into(), finite(found.rms_error).into());
+            map.insert("bound".into(), finite(found.bound.max_abs).into());
+            map.insert("ok".into(), found.ok.into());
+        }
+        object
+    }
+
+    fn text(&self) -> String {
+        let s = &self.shape;
+        let mut text = format!(
+            "{}: {}, {} batch {} queries {} keys {} heads {}/{} head_dim {}/{}, {:.6} s",
+            self.target.title(),
+            self.variant(),
+            self.dtype,
+            s.batch,
+            s.seqlen_q,
+            s.seqlen_k,
+            s.heads_q,
+            s.heads_kv,
+            s.head_dim_qk,
+            s.head_dim_v,
+            self.seconds,
+        );
+        if let Some(found) = &self.comparison {
+            text += &describe(found);
+        }
+        text
+    }
+}
+
+/// A comparison, line by line.
+fn describe(found: &Comparison) -> String {
+    let lse = found.lse_max_abs_error.unwrap_or(0.0);
+    format!(
+        "\nout: max absolute error {:.3e} (bound {:.3e}), RMS error {:.3e} (bound {:.3e})\
+         \nlse: max absolute error {lse:.3e} (bound {:.3e})\n{}",
+        found.max_abs_error,
+        found.bound.max_abs,
+        found.rms_error,
+        found.bound.rms,
+        found.bound.lse_max_abs,
+        match found.ok {
+            true => "ok",
+            false => "WRONG: past the bound",
+        },
+    )
+}
+
+/// JSON has no infinity and no NaN: the largest number stands for them.
+pub fn finite(x: f64) -> f64 {
+    if x.is_finite() { x } else { f64::MAX }
+}

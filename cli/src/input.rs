@@ -1,0 +1,265 @@
+//! q, k and v from a safetensors file that may be anything.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::Path,
+};
+
+use flashtile::{DType, Problem, TensorLayout};
+use safetensors::{
+    Dtype,
+    tensor::{Metadata, TensorInfo},
+};
+use serde_json::{Map, Value};
+
+use crate::{
+    failure::{Failure, Result},
+    memory,
+};
+
+/// Most bytes of a header; the format's own limit.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Tensors that later features will read. To ignore them would give wrong results.
+const NOT_YET: [&str; 8] = [
+    "bias",
+    "mask",
+    "alibi",
+    "sink",
+    "seqlens_k",
+    "cu_seqlens_q",
+    "cu_seqlens_k",
+    "block_table",
+];
+
+/// The tensors, and the dimensions they must have.
+const TENSORS: [(&str, &str); 3] = [
+    ("q", "[batch, seqlen_q, heads_q, head_dim_qk]"),
+    ("k", "[batch, seqlen_k, heads_kv, head_dim_qk]"),
+    ("v", "[batch, seqlen_k, heads_kv, head_dim_v]"),
+];
+
+/// A file whose header is read and found good.
+#[derive(Debug)]
+pub struct Source {
+    file: File,
+    dtype: DType,
+    tensors: [Tensor; 3],
+}
+
+/// Where a tensor is in its file.
+#[derive(Clone, Copy, Debug)]
+struct Tensor {
+    name: &'static str,
+    shape: [usize; 4],
+    begin: u64,
+    bytes: usize,
+}
+
+impl Source {
+    /// Opens a file and reads its header; no tensor yet.
+    pub fn open(path: &Path) -> Result<Self> {
+        let bad = |expected: &str, found: String| Failure::bad(path.display(), expected, found);
+        let unreadable = |error: std::io::Error| bad("a file that can be read", error.to_string());
+        // Opening a pipe would wait for its writer.
+        let kind = std::fs::metadata(path).map_err(unreadable)?;
+        if !kind.is_file() {
+            return Err(bad("a regular file", "a folder, device or pipe".into()));
+        }
+        let mut file = File::open(path).map_err(unreadable)?;
+        let length = file.metadata().map_err(unreadable)?.len();
+        let mut word = [0; 8];
+        file.read_exact(&mut word).map_err(|_| {
+            bad(
+                "a safetensors file, which begins with the 8-byte size of its header",
+                format!("{length} bytes"),
+            )
+        })?;
+        let header = u64::from_le_bytes(word);
+        let data_begin = header.checked_add(8);
+        let Some(data_begin) = data_begin.filter(|&end| end <= length && header <= MAX_HEADER)
+        else {
+            let expected =
+                "a safetensors file, with a header of at most 100000000 bytes inside the file";
+            return Err(bad(
+                expected,
+                format!("a header of {header} bytes in a file of {length}"),
+            ));
+        };
+        let mut text = memory::vector("header", header as usize)?;
+        let read = Read::by_ref(&mut file).take(header).read_to_end(&mut text);
+        if read.map_err(unreadable)? as u64 != header {
+            return Err(bad("a whole header", "the end of the file".into()));
+        }
+        let metadata: Metadata = serde_json::from_slice(&text).map_err(|error| {
+            explain(&text).unwrap_or_else(|| bad("a safetensors header", error.to_string()))
+        })?;
+        let data = length - data_begin;
+        if metadata.data_len() as u64 != data {
+            return Err(bad(
+                &format!("{} bytes of tensors after the header", metadata.data_len()),
+                format!("{data}"),
+            ));
+        }
+        let (dtype, tensors) = tensors(&metadata, data_begin)?;
+        Ok(Self {
+            file,
+            dtype,
+            tensors,
+        })
+    }
+
+    /// Unmasked attention over these tensors, not yet checked.
+    pub fn problem(&self) -> Problem {
+        let [q, k, v] = self.tensors.map(|t| TensorLayout::contiguous(t.shape));
+        let [batch, seqlen, heads, _] = q.shape;
+        let out = TensorLayout::contiguous([batch, seqlen, heads, v.shape[3]]);
+        Problem::new(self.dtype, q, k, v, out)
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.bytes as u64).sum()
+    }
+
+    /// Reads q, k and v.
+    pub fn read(mut self) -> Result<[Vec<u8>; 3]> {
+        let mut contents = [const { Vec::new() }; 3];
+        for (content, tensor) in contents.iter_mut().zip(self.tensors) {
+            let failed = |found: String| {
+                Failure::bad(
+                    tensor.name,
+                    format!("{} readable bytes", tensor.bytes),
+                    found,
+                )
+            };
+            *content = memory::vector(tensor.name, tensor.bytes)?;
+            self.file
+                .seek(SeekFrom::Start(tensor.begin))
+                .and_then(|_| {
+                    let file = Read::by_ref(&mut self.file);
+                    file.take(tensor.bytes as u64).read_to_end(content)
+                })
+                .map_err(|error| failed(error.to_string()))?;
+            if content.len() != tensor.bytes {
+                return Err(failed(content.len().to_string()));
+            }
+        }
+        Ok(contents)
+    }
+}
+
+fn tensors(metadata: &Metadata, data_begin: u64) -> Result<(DType, [Tensor; 3])> {
+    if let Some(name) = NOT_YET.iter().find(|name| metadata.info(name).is_some()) {
+        return Err(Failure::bad(
+            name,
+            "a file without this tensor",
+            "one, which this release does not support yet",
+        ));
+    }
+    let mut found: Vec<(Tensor, Dtype)> = Vec::new();
+    for (name, dims) in TENSORS {
+        let Some(info) = metadata.info(name) else {
+            let mut names = metadata.offset_keys();
+            names.truncate(8);
+            let names = match names.is_empty() {
+                true => "no tensors".into(),
+                false => names.join(", "),
+            };
+            return Err(Failure::bad(name, format!("a tensor {dims}"), names));
+        };
+        let shape: [usize; 4] = info.shape.as_slice().try_into().map_err(|_| {
+            Failure::bad(
+                name,
+                format!("4 dimensions {dims}"),
+                format!("shape {:?}", info.shape),
+            )
+        })?;
+        let (begin, end) = info.data_offsets;
+        let tensor = Tensor {
+            name,
+            shape,
+            begin: data_begin.saturating_add(begin as u64),
+            bytes: end.saturating_sub(begin),
+        };
+        found.push((tensor, info.dtype));
+    }
+    let dtypes: Vec<_> = found.iter().map(|(_, dtype)| *dtype).collect();
+    let dtype = dtype("q", dtypes[0])?;
+    for (tensor, other) in &found[1..] {
+        if *other != dtypes[0] {
+            return Err(Failure::bad(
+                tensor.name,
+                format!("{:?}, the dtype of q", dtypes[0]),
+                format!("{other:?}"),
+            ));
+        }
+    }
+    match found.as_slice() {
+        &[(q, _), (k, _), (v, _)] => Ok((dtype, [q, k, v])),
+        // Three names give three tensors.
+        _ => Err(Failure::bad("file", "q, k and v", "fewer")),
+    }
+}
+
+fn dtype(name: &str, dtype: Dtype) -> Result<DType> {
+    match dtype {
+        Dtype::F16 => Ok(DType::F16),
+        Dtype::BF16 => Ok(DType::Bf16),
+        Dtype::F32 => Ok(DType::F32),
+        Dtype::F8_E4M3 => Err(Failure::bad(
+            name,
+            "F16, BF16 or F32",
+            "F8_E4M3, for which there are no kernels yet",
+        )),
+        other => Err(Failure::bad(name, "F16, BF16 or F32", format!("{other:?}"))),
+    }
+}
+
+/// The first tensor of a header that is not what a safetensors header may say of a tensor.
+fn explain(header: &[u8]) -> Option<Failure> {
+    let entries: Map<String, Value> = serde_json::from_slice(header).ok()?;
+    let mut infos: Vec<(String, TensorInfo)> = Vec::new();
+    for (name, value) in entries {
+        if name == "__metadata__" {
+            continue;
+        }
+        match serde_json::from_value(value) {
+            Ok(info) => infos.push((name, info)),
+            Err(error) => {
+                return Some(Failure::bad(name, "dtype, shape and data_offsets", error));
+            }
+        }
+    }
+    infos.sort_by_key(|(_, info)| info.data_offsets);
+    let mut next = 0;
+    for (name, info) in infos {
+        let (begin, end) = info.data_offsets;
+        let elements = info
+            .shape
+            .iter()
+            .try_fold(1usize, |product, &n| product.checked_mul(n));
+        let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));
+        let Some(bits) = bits else {
+            let found = format!("shape {:?}", info.shape);
+            return Some(Failure::bad(name, "a size that fits in 64 bits", found));
+        };
+        if begin != next || end < begin {
+            return Some(Failure::bad(
+                name,
+                format!("data that begins at {next}, after the tensor before it"),
+                format!("data_offsets [{begin}, {end}]"),
+            ));
+        }
+        if bits % 8 != 0 || end - begin != bits / 8 {
+            return Some(Failure::bad(
+                name,
+                format!("{} bytes for {:?} {:?}", bits / 8, info.dtype, info.shape),
+                format!("data_offsets [{begin}, {end}]"),
+            ));
+        }
+        next = end;
+    }
+    None
+}

@@ -1,0 +1,156 @@
+//! Where attention is computed, as the command line names it.
+
+use std::path::Path;
+
+use flashtile::{
+    CudaDevice, Device, DeviceInfo, EmulatorDevice, Error, ErrorClass, Inputs, Outputs, Problem,
+    Variant,
+};
+
+use crate::{
+    args::DeviceChoice,
+    failure::{Failure, Result},
+};
+
+/// Largest PTX file that is read.
+const MAX_PTX: u64 = 64 << 20;
+
+/// A device, or the reference on the CPU.
+#[derive(Debug)]
+pub enum Target {
+    /// f32 in plain Rust.
+    Cpu,
+    /// Something that runs kernels.
+    Device {
+        /// As the option spells it.
+        name: String,
+        /// The device.
+        device: Box<dyn Device>,
+    },
+}
+
+impl Target {
+    /// Opens what `--device` says.
+    pub fn open(choice: DeviceChoice) -> Result<Self> {
+        let cuda = |number| -> Result<Self> {
+            Ok(Self::Device {
+                name: format!("cuda:{number}"),
+                device: Box::new(CudaDevice::new(number)?),
+            })
+        };
+        match choice {
+            DeviceChoice::Cpu => Ok(Self::Cpu),
+            DeviceChoice::Cuda(number) => cuda(number),
+            DeviceChoice::Emulator => Ok(Self::emulator()),
+            // `doctor` says why there is no GPU.
+            DeviceChoice::Auto => Ok(cuda(0).unwrap_or_else(|_| Self::emulator())),
+        }
+    }
+
+    fn emulator() -> Self {
+        Self::Device {
+            name: "emulator".into(),
+            device: Box::new(EmulatorDevice::new()),
+        }
+    }
+
+    /// As `--device` spells it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Device { name, .. } => name,
+        }
+    }
+
+    /// Name for people.
+    pub fn title(&self) -> String {
+        match self {
+            Self::Cpu => "cpu".into(),
+            Self::Device { name, device } => match name.as_str() {
+                "emulator" => name.clone(),
+                _ => format!("{name} ({})", device.info().name),
+            },
+        }
+    }
+
+    /// Whether tensors are copied to memory of the host once more.
+    pub fn copies_in_host_memory(&self) -> bool {
+        self.name() == "emulator"
+    }
+
+    /// Checks a problem and chooses its kernel; the reference needs none.
+    pub fn variant(&self, problem: &Problem) -> Result<Option<&'static Variant>> {
+        match self {
+            Self::Cpu => match problem.plan(&DeviceInfo::emulator()) {
+                Err(error) if error.class() == ErrorClass::BadInput => Err(error.into()),
+                _ => Ok(None),
+            },
+            Self::Device { device, .. } => Ok(Some(problem.plan(device.info())?.variant())),
+        }
+    }
+
+    /// Makes the kernel ready, from a PTX file if one is given.
+    pub fn load(&self, variant: Option<&'static Variant>, ptx: Option<&Path>) -> Result<()> {
+        let (Self::Device { device, .. }, Some(variant)) = (self, variant) else {
+            return Ok(());
+        };
+        if let Some(path) = ptx {
+            let text = read_ptx(path, variant.name)?;
+            // SAFETY: the user asks for this code to run in place of the kernel, on a GPU with the
+            // rights of their process. The emulator checks every access.
+            unsafe { device.override_ptx(variant, &text)? };
+            return device.load(variant).map_err(|error| {
+                let expected = format!("PTX that {} can load", self.name());
+                Failure::bad(path.display(), expected, error)
+            });
+        }
+        Ok(device.load(variant)?)
+    }
+
+    /// Computes attention.
+    pub fn attention(&self, problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs, Error> {
+        match self {
+            Self::Cpu => flashtile::cpu::attention(problem, inputs),
+            Self::Device { device, .. } => flashtile::attention(device.as_ref(), problem, inputs),
+        }
+    }
+}
+
+/// Reads PTX text that has the entry point.
+fn read_ptx(path: &Path, entry: &str) -> Result<String> {
+    let bad = |expected: &str, found: String| Failure::bad(path.display(), expected, found);
+    let unreadable = |error: std::io::Error| bad("a PTX file that can be read", error.to_string());
+    let kind = std::fs::metadata(path).map_err(unreadable)?;
+    if !kind.is_file() {
+        return Err(bad("a PTX file", "a folder, device or pipe".into()));
+    }
+    if kind.len() > MAX_PTX {
+        return Err(bad("a PTX file", format!("{} bytes", kind.len())));
+    }
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| bad("PTX, which is text", "bytes that are not UTF-8".into()))?;
+    if !text
+        .lines()
+        .any(|line| line.trim_start().starts_with(".version"))
+    {
+        return Err(bad("PTX", "text without a .version directive".into()));
+    }
+    let entries: Vec<_> = text
+        .split(".entry")
+        .skip(1)
+        .map(|rest| {
+            let rest = rest.trim_start();
+            let end = rest.find(|c: char| !(c.is_alphanumeric() || "_$%".contains(c)));
+            &rest[..end.unwrap_or(rest.len())]
+        })
+        .collect();
+    if !entries.contains(&entry) {
+        let found = match entries.as_slice() {
+            [] => "no entry point".into(),
+            some => some.join(", "),
+        };
+        return Err(bad(&format!("an entry point {entry}"), found));
+    }
+    Ok(text)
+}
