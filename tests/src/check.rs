@@ -102,8 +102,8 @@ pub fn judge(case: &Case, tensors: &Tensors, results: &Results) -> Result<(), St
         out: element::encode(case.out_element(), &results.out),
         lse: Some(results.lse.clone()),
     };
-    let found = compare(&problem, &bytes.inputs(), &outputs)
-        .map_err(|error| format!("{case}: {error}"))?;
+    let found =
+        compare(&problem, &bytes.inputs(), &outputs).map_err(|error| format!("{case}: {error}"))?;
     if found.ok {
         return Ok(());
     }
@@ -195,11 +195,7 @@ pub fn check(case: &Case) -> Result<(), String> {
 /// The first difference.
 pub fn assert_same_bits(what: &str, a: &[f32], b: &[f32]) -> Result<(), String> {
     if a.len() != b.len() {
-        return Err(format!(
-            "{what}: {} numbers against {}",
-            a.len(),
-            b.len()
-        ));
+        return Err(format!("{what}: {} numbers against {}", a.len(), b.len()));
     }
     let differs = |(x, y): (&f32, &f32)| x.to_bits() != y.to_bits();
     match a.iter().zip(b).position(differs) {
@@ -220,11 +216,7 @@ pub fn assert_same_bits(what: &str, a: &[f32], b: &[f32]) -> Result<(), String> 
 /// The farthest pair.
 pub fn assert_near(what: &str, a: &[f32], b: &[f32], distance: f64) -> Result<(), String> {
     if a.len() != b.len() {
-        return Err(format!(
-            "{what}: {} numbers against {}",
-            a.len(),
-            b.len()
-        ));
+        return Err(format!("{what}: {} numbers against {}", a.len(), b.len()));
     }
     for (at, (&x, &y)) in a.iter().zip(b).enumerate() {
         let apart = (f64::from(x) - f64::from(y)).abs();

@@ -208,8 +208,18 @@ fn mask(any: bool) -> BoxedStrategy<Mask> {
 
 fn heads() -> impl Strategy<Value = [usize; 2]> {
     // (query heads for each key/value head, key/value heads)
-    select(vec![(1, 1), (1, 2), (2, 1), (3, 1), (4, 1), (2, 2), (1, 3), (7, 1), (3, 2)])
-        .prop_map(|(ratio, kv)| [ratio * kv, kv])
+    select(vec![
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (3, 1),
+        (4, 1),
+        (2, 2),
+        (1, 3),
+        (7, 1),
+        (3, 2),
+    ])
+    .prop_map(|(ratio, kv)| [ratio * kv, kv])
 }
 
 fn scale() -> impl Strategy<Value = Option<f32>> {

@@ -227,7 +227,9 @@ fn causal_rows_are_full_attention_over_their_prefix() {
             for i in [0, random.below(s.seqlen_q), s.seqlen_q - 1] {
                 let diagonal = match alignment {
                     CausalAlignment::TopLeft => i as i64,
-                    CausalAlignment::BottomRight => i as i64 + s.seqlen_k as i64 - s.seqlen_q as i64,
+                    CausalAlignment::BottomRight => {
+                        i as i64 + s.seqlen_k as i64 - s.seqlen_q as i64
+                    }
                 };
                 let keys = (diagonal + 1).clamp(0, s.seqlen_k as i64) as usize;
                 let mut prefix = *case;
@@ -304,25 +306,42 @@ fn a_window_wider_than_the_sequences_is_no_window() {
 
 #[test]
 fn two_runs_give_the_same_bits() {
-    law(16, Axes { placements: true, ..Axes::SMALL }, |device, case| {
-        let tensors = Tensors::of(case);
-        let (a, b) = (run(device, case, &tensors)?, run(device, case, &tensors)?);
-        same(&format!("{case}\n  second run"), &a, &b)
-    });
+    law(
+        16,
+        Axes {
+            placements: true,
+            ..Axes::SMALL
+        },
+        |device, case| {
+            let tensors = Tensors::of(case);
+            let (a, b) = (run(device, case, &tensors)?, run(device, case, &tensors)?);
+            same(&format!("{case}\n  second run"), &a, &b)
+        },
+    );
 }
 
 /// The layout of tensors in memory changes which copies are used, and no bit of the result.
 #[test]
 fn placement_does_not_matter() {
-    law(16, Axes { placements: true, ..Axes::SMALL }, |device, case| {
-        let contiguous = Case {
-            placements: Default::default(),
-            ..*case
-        };
-        let tensors = Tensors::of(case);
-        let (a, b) = (run(device, case, &tensors)?, run(device, &contiguous, &tensors)?);
-        same(&format!("{case}\n  contiguous"), &a, &b)
-    });
+    law(
+        16,
+        Axes {
+            placements: true,
+            ..Axes::SMALL
+        },
+        |device, case| {
+            let contiguous = Case {
+                placements: Default::default(),
+                ..*case
+            };
+            let tensors = Tensors::of(case);
+            let (a, b) = (
+                run(device, case, &tensors)?,
+                run(device, &contiguous, &tensors)?,
+            );
+            same(&format!("{case}\n  contiguous"), &a, &b)
+        },
+    );
 }
 
 /// Column c of the output depends on column c of the values alone.

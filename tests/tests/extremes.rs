@@ -1,0 +1,344 @@
+//! Empty problems, empty rows, and numbers at the ends of their ranges.
+//!
+//! What is promised of elements that are not finite:
+//!
+//! - a key that a row does not see does not reach the row, whatever the key is: its score is replaced;
+//! - a query reaches its own row only;
+//! - a value reaches no row if no query of its block of rows sees any key of the value's tile: such tiles are
+//!   never read. In a tile that is read, a value is multiplied by probability 0, and 0 * inf is NaN in
+//!   every implementation that multiplies matrices; nothing is promised there.
+
+use flashtile::{Algorithm, CausalAlignment, DType, OutDType};
+use flashtile_tests::{
+    Case, Distribution, Results, Tensors, assert_same_bits, check, data::row, devices, judge, run,
+    sizes,
+};
+
+const DTYPES: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
+
+/// Runs `test` for every algorithm and element type, and reports all failures together.
+fn everywhere(test: impl Fn(Algorithm, DType) -> Result<(), String>) {
+    let mut failures = Vec::new();
+    for algorithm in Algorithm::ALL {
+        for dtype in DTYPES {
+            failures.extend(test(algorithm, dtype).err());
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Runs and judges a case on tensors of its own.
+fn check_on(case: &Case, tensors: &Tensors) -> Result<Vec<Results>, String> {
+    let mut all = Vec::new();
+    for device in devices() {
+        let results = run(&**device, case, tensors)?;
+        judge(case, tensors, &results)?;
+        all.push(results);
+    }
+    Ok(all)
+}
+
+/// Rows that see no key: out is 0 and lse is -inf, exactly; the other rows are right.
+#[test]
+fn rows_that_see_nothing() {
+    everywhere(|algorithm, dtype| {
+        let shape = |q, k| Case::new(dtype, sizes(q, k, [2, 1], 24)).algorithm(algorithm);
+        let top_left = CausalAlignment::TopLeft;
+        let cases = [
+            // The first 130 rows stand before the first key: a whole block of them.
+            shape(150, 20).causal(CausalAlignment::BottomRight),
+            // The last rows stand far behind the last key.
+            shape(170, 9).causal(top_left).window(Some(3), None),
+            // Nobody sees anything.
+            shape(3, 0),
+            shape(3, 0).causal(top_left),
+            shape(140, 0).softcap(2.0),
+        ];
+        for case in cases {
+            let tensors = Tensors::of(&case);
+            let problem = case.problem();
+            for results in check_on(&case, &tensors)? {
+                for b in 0..case.shape.batch {
+                    for i in 0..case.shape.seqlen_q {
+                        let sees = |j| flashtile::reference::visible(&problem, i, j);
+                        if (0..case.shape.seqlen_k).any(sees) {
+                            continue;
+                        }
+                        for h in 0..case.shape.heads_q {
+                            let lse =
+                                results.lse[(b * case.shape.heads_q + h) * case.shape.seqlen_q + i];
+                            let out = &results.out[row(case.shapes()[3], b, i, h)];
+                            if lse != f32::NEG_INFINITY || out.iter().any(|&x| x != 0.0) {
+                                return Err(format!("{case}: row {i} has lse {lse}, out {out:?}"));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn nothing_to_compute() {
+    everywhere(|algorithm, dtype| {
+        for (batch, seqlen_q, seqlen_k) in [(0, 5, 7), (2, 0, 7), (0, 0, 0), (2, 0, 0)] {
+            let mut case = Case::new(dtype, sizes(seqlen_q, seqlen_k, [2, 1], 32));
+            case.shape.batch = batch;
+            check(&case.algorithm(algorithm))?;
+        }
+        Ok(())
+    });
+}
+
+/// Queries and keys of +-`size`, and values of +-`value`.
+fn large(case: &Case, size: f32, value: f32) -> Tensors {
+    let mut tensors = Tensors::of(&case.data(Distribution::Normal, 5));
+    let to = |x: &mut f32, size: f32| {
+        *x = flashtile::element::round(case.dtype, size.copysign(*x));
+    };
+    tensors.q.iter_mut().for_each(|x| to(x, size));
+    tensors.k.iter_mut().for_each(|x| to(x, size));
+    tensors.v.iter_mut().for_each(|x| to(x, value));
+    tensors
+}
+
+#[test]
+fn large_values() {
+    everywhere(|algorithm, dtype| {
+        let case = Case::new(dtype, sizes(20, 100, [1, 1], 32)).algorithm(algorithm);
+        for case in [
+            case,
+            case.causal(CausalAlignment::BottomRight),
+            case.out_f32(),
+        ] {
+            check_on(&case, &large(&case, 0.1, 60000.0))?;
+        }
+        Ok(())
+    });
+}
+
+/// Scores up to 3e9 before scaling, each exact in f32, so that the oracle's ties are ties.
+#[test]
+fn large_scores() {
+    everywhere(|algorithm, dtype| {
+        let case = Case::new(dtype, sizes(20, 100, [1, 1], 32)).algorithm(algorithm);
+        for size in [100.0, 1e3, 1e4] {
+            for case in [case, case.scale(1.0), case.scale(-0.1), case.softcap(20.0)] {
+                check_on(&case, &large(&case, size, 1.0))
+                    .map_err(|reason| format!("q and k of +-{size:e}: {reason}"))?;
+            }
+        }
+        Ok(())
+    });
+}
+
+/// Finite inputs give finite results as long as scores are finite in f32.
+#[test]
+fn finite_scores_give_finite_results() {
+    everywhere(|algorithm, dtype| {
+        let largest = match dtype {
+            DType::F16 => 65504.0,
+            DType::Bf16 | DType::F32 => 1e15,
+        };
+        let case = Case::new(dtype, sizes(20, 100, [1, 1], 32)).algorithm(algorithm);
+        for case in [case, case.scale(1.0), case.softcap(20.0)] {
+            let tensors = large(&case, largest, 1.0);
+            for device in devices() {
+                let results = run(&**device, &case, &tensors)?;
+                let finite = |x: &f32| x.is_finite();
+                if !results.out.iter().all(finite) || !results.lse.iter().all(finite) {
+                    let row = results.lse.iter().position(|x| !x.is_finite());
+                    return Err(format!(
+                        "{case}, q and k of +-{largest:e}: lse[{row:?}] = {:?}, out begins {:?}",
+                        row.map(|row| results.lse[row]),
+                        &results.out[..4]
+                    ));
+                }
+                judge(&case, &tensors, &results)?;
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn one_key_takes_all() {
+    everywhere(|algorithm, dtype| {
+        let case = Case::new(dtype, sizes(20, 150, [1, 1], 32)).algorithm(algorithm);
+        for winner in [0, 77, 149] {
+            let mut tensors = Tensors::of(&case);
+            // Every query points along the first axis, and so does one key, far out.
+            for q in tensors.q.chunks_mut(32) {
+                q[0] = 8.0;
+            }
+            tensors.k[winner * 32] = 64.0;
+            for results in check_on(&case, &tensors)? {
+                let expected = tensors.v[winner * 32..][..32].repeat(20);
+                assert_same_bits("the winner's value", &results.out, &expected).or_else(
+                    |reason| match dtype {
+                        // f32 values pass through the tensor cores in two pieces.
+                        DType::F32 => Ok(()),
+                        _ => Err(format!("{case}, key {winner}: {reason}")),
+                    },
+                )?;
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn ties_subnormals_and_wide_ranges() {
+    everywhere(|algorithm, dtype| {
+        for data in [
+            Distribution::Ternary,
+            Distribution::ZeroScores,
+            Distribution::Subnormal,
+            Distribution::Wide,
+            Distribution::Peaked,
+        ] {
+            let case = Case::new(dtype, sizes(33, 90, [2, 1], 32)).algorithm(algorithm);
+            for case in [case, case.out_f32().causal(CausalAlignment::TopLeft)] {
+                check(&case.data(data, 3))?;
+            }
+        }
+        Ok(())
+    });
+}
+
+/// The sign of a zero in q and k changes no bit; in v, no number.
+#[test]
+fn negative_zero_is_zero() {
+    everywhere(|algorithm, dtype| {
+        let case = Case::new(dtype, sizes(20, 70, [1, 1], 32))
+            .algorithm(algorithm)
+            .data(Distribution::Ternary, 1);
+        let tensors = Tensors::of(&case);
+        // -0.0 + 0.0 is 0.0.
+        let positive = |values: &[f32]| values.iter().map(|x| x + 0.0).collect();
+        let unsigned = Tensors {
+            q: positive(&tensors.q),
+            k: positive(&tensors.k),
+            v: positive(&tensors.v),
+        };
+        for device in devices() {
+            let mut a = run(&**device, &case, &tensors)?;
+            let mut b = run(&**device, &case, &unsigned)?;
+            a.out = positive(&a.out);
+            b.out = positive(&b.out);
+            assert_same_bits(&format!("{case}: out"), &a.out, &b.out)?;
+            assert_same_bits(&format!("{case}: lse"), &a.lse, &b.lse)?;
+        }
+        Ok(())
+    });
+}
+
+/// The results of a case with some elements replaced by NaN and infinities are those without.
+fn unreached(
+    case: &Case,
+    poison: impl Fn(&mut Tensors, f32),
+    keep: impl Fn(&Results) -> Results,
+) -> Result<(), String> {
+    let tensors = Tensors::of(case);
+    for device in devices() {
+        let expected = keep(&run(&**device, case, &tensors)?);
+        for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut poisoned = tensors.clone();
+            poison(&mut poisoned, x);
+            let found = keep(&run(&**device, case, &poisoned)?);
+            let what = format!("{case}, with {x}");
+            assert_same_bits(&format!("{what}: out"), &found.out, &expected.out)?;
+            assert_same_bits(&format!("{what}: lse"), &found.lse, &expected.lse)?;
+        }
+    }
+    Ok(())
+}
+
+/// Nobody sees the last keys: the mask is top-left and there are fewer queries than keys.
+#[test]
+fn a_key_that_is_masked_does_not_leak() {
+    everywhere(|algorithm, dtype| {
+        let case = Case::new(dtype, sizes(37, 200, [1, 1], 32))
+            .algorithm(algorithm)
+            .causal(CausalAlignment::TopLeft);
+        for case in [case, case.softcap(3.0), case.scale(-0.2)] {
+            unreached(
+                &case,
+                |tensors, x| tensors.k[37 * 32..].fill(x),
+                Results::clone,
+            )?;
+            // A key that some rows see reaches those only.
+            let rows_before = |results: &Results| Results {
+                out: results.out[..20 * 32].to_vec(),
+                lse: results.lse[..20].to_vec(),
+            };
+            unreached(
+                &case,
+                |tensors, x| tensors.k[20 * 32..21 * 32].fill(x),
+                rows_before,
+            )?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_value_in_a_tile_that_no_row_sees_does_not_leak() {
+    everywhere(|algorithm, dtype| {
+        let causal = Case::new(dtype, sizes(37, 200, [1, 1], 32))
+            .algorithm(algorithm)
+            .causal(CausalAlignment::TopLeft);
+        let block_n = causal.variant().tile.block_n as usize;
+        let first_unseen = 37usize.next_multiple_of(block_n);
+        unreached(
+            &causal,
+            |tensors, x| tensors.v[first_unseen * 32..].fill(x),
+            Results::clone,
+        )?;
+        // Rows 163 to 199 of the keys' positions, each with the 10 keys before it.
+        let window = Case::new(dtype, sizes(37, 200, [1, 1], 32))
+            .algorithm(algorithm)
+            .window(Some(10), Some(0));
+        let first_seen = 153 / block_n * block_n;
+        unreached(
+            &window,
+            |tensors, x| tensors.v[..first_seen * 32].fill(x),
+            Results::clone,
+        )
+    });
+}
+
+#[test]
+fn a_query_reaches_its_own_row_only() {
+    everywhere(|algorithm, dtype| {
+        let case = Case::new(dtype, sizes(20, 70, [1, 1], 32)).algorithm(algorithm);
+        let others = |results: &Results| {
+            let mut results = results.clone();
+            results.out[7 * 32..8 * 32].fill(0.0);
+            results.lse[7] = 0.0;
+            results
+        };
+        unreached(
+            &case,
+            |tensors, x| tensors.q[7 * 32..8 * 32].fill(x),
+            others,
+        )
+    });
+}
+
+/// An output that its element type cannot hold is not hidden: f16 results past 65504 are infinite only
+/// if the exact result is.
+#[test]
+fn the_largest_f16_values_survive() {
+    for algorithm in Algorithm::ALL {
+        let mut case = Case::new(DType::F16, sizes(5, 90, [1, 1], 32)).algorithm(algorithm);
+        let mut tensors = Tensors::of(&case);
+        tensors.v.fill(65504.0);
+        for out_dtype in [OutDType::Same, OutDType::F32] {
+            case.out_dtype = out_dtype;
+            check_on(&case, &tensors).unwrap();
+        }
+    }
+}
