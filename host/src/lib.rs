@@ -19,6 +19,27 @@
 //! # }
 //! # Ok::<(), flashtile::Error>(())
 //! ```
+//!
+//! An engine brings its own context, stream and memory, whatever library made them:
+//!
+//! ```no_run
+//! # #[cfg(feature = "cuda")] {
+//! use flashtile::{CudaDevice, DType, Device, Error, Plan, Pointers, Problem, Shape, Stream};
+//!
+//! # fn tensors() -> [u64; 4] { [0; 4] }
+//! # let cu_stream = std::ptr::null_mut();
+//! // SAFETY: the current context outlives the device.
+//! let device = unsafe { CudaDevice::from_current_context()? };
+//! let shape = Shape { batch: 4, seqlen_q: 512, seqlen_k: 512, heads_q: 32, heads_kv: 8, head_dim_qk: 128, head_dim_v: 128 };
+//! let plan: Plan = Problem::contiguous(DType::Bf16, shape).plan(device.info())?;
+//! device.load(plan.variant())?; // Once, before the first launch or a graph capture.
+//! let [q, k, v, out] = tensors(); // CUdeviceptr
+//! let pointers = Pointers { q, k, v, out, ..Pointers::default() };
+//! // SAFETY: the tensors are allocated in that context with these layouts, and live until the stream is done.
+//! unsafe { plan.launch(&device, Stream::from_raw(cu_stream), &pointers)? };
+//! # }
+//! # Ok::<(), flashtile::Error>(())
+//! ```
 
 mod archive;
 pub mod cpu;

@@ -2,7 +2,10 @@
 
 use flashtile_abi::DType;
 
-use super::{Heads, LowPrecision, Reference, attention_f64, attention_low_precision};
+use super::{
+    Heads, LowPrecision, Reference, attention_f64, attention_low_precision,
+    sensitivity::sensitivity,
+};
 use crate::{
     element,
     error::{Error, Result},
@@ -42,6 +45,12 @@ pub struct Comparison {
 /// `atol = 2 * max|(R + 0.3 - 0.3) - R|` computed in the precision of the inputs: f16 or bf16, and 22
 /// significant bits for f32 (two tf32 numbers). The root mean square has the same rule, with root
 /// mean squares.
+///
+/// For f32 inputs there is a third term. Their errors are those of the sums alone, and where large
+/// scores nearly tie, two orders of summation differ by any factor. So to the bound is added how
+/// far the output moves, to first order, if every score is wrong by as much as its sum can be:
+/// truncation to f32 after every 8 of the head_dim_qk products, 22 bits of either operand, and the
+/// dropped product of the small pieces: `(head_dim_qk / 8 + 7) * 2^-23` of its absolute products.
 ///
 /// The log-sum-exp is f32, whatever the inputs. Its bound is `2 * max|low - R|`, low being an f32
 /// computation, plus what tensor cores and the hardware's exponential add to that:
@@ -84,6 +93,11 @@ pub fn error_bound(
     let heads = Heads::new(problem, inputs)?;
     let unit = 2f64.powi(-23);
     let steps = heads.shape.head_dim_qk as f64 / 8.0 + 1.0;
+    let moved = match problem.dtype {
+        DType::F32 => sensitivity(problem, &heads, (steps + 6.0) * unit)?,
+        DType::F16 | DType::Bf16 => Vec::new(),
+    };
+    let moved = Errors::of(moved.into_iter().filter(|x| x.is_finite()));
     let per_product = match problem.dtype {
         DType::F32 => 2f64.powi(-20),
         _ => 0.0,
@@ -95,8 +109,8 @@ pub fn error_bound(
         + 8.0 * unit * f64::from(problem.softcap.unwrap_or(0.0))
         + 4.0 * unit * (1.0 + largest_lse);
     Ok(ErrorBound {
-        max_abs: k * out.max_abs + 2.0 * rounding.max_abs,
-        rms: k * out.rms + 2.0 * rounding.rms,
+        max_abs: k * out.max_abs + 2.0 * rounding.max_abs + moved.max_abs,
+        rms: k * out.rms + 2.0 * rounding.rms + moved.rms,
         lse_max_abs: 2.0 * lse.max_abs + lse_added,
     })
 }

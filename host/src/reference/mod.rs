@@ -8,6 +8,7 @@ mod bound;
 mod low_precision;
 mod oracle;
 mod rows;
+mod sensitivity;
 
 pub use bound::{Comparison, ErrorBound, compare, error_bound};
 pub use low_precision::{LowPrecision, attention_low_precision};
