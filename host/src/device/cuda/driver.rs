@@ -195,7 +195,11 @@ impl Driver {
                     })?;
                     return Ok(driver);
                 }
-                Err(error) => failures.push(error.to_string()),
+                Err(error) => failures.push(match std::error::Error::source(&error) {
+                    // The loader's own words, which name the file.
+                    Some(source) => source.to_string(),
+                    None => format!("{name}: {error}"),
+                }),
             }
         }
         Err(no_device(format!(
