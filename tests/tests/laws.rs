@@ -40,7 +40,7 @@ fn near(what: &str, case: &Case, tensors: &Tensors, a: &Results, b: &Results) ->
 
 #[test]
 fn the_order_of_keys_does_not_matter() {
-    law(12, UNMASKED, |device, case| {
+    law(80, UNMASKED, |device, case| {
         let [_, k, v, _] = case.shapes();
         let tensors = Tensors::of(case);
         let order = Random::new(case.seed).permutation(case.shape.seqlen_k);
@@ -63,7 +63,7 @@ fn a_shift_of_a_rows_scores_moves_its_lse_alone() {
         head_dim: 63,
         ..Axes::SMALL
     };
-    law(12, axes, |device, case| {
+    law(80, axes, |device, case| {
         let case = Case {
             softcap: None,
             scale: Some(0.25),
@@ -106,7 +106,7 @@ fn widened(case: &Case, more: usize) -> Case {
 
 #[test]
 fn zero_columns_change_nothing() {
-    law(12, Axes::SMALL, |device, case| {
+    law(80, Axes::SMALL, |device, case| {
         let tensors = Tensors::of(case);
         let dim = case.shape.head_dim_qk;
         let append = |rows: &[f32]| -> Vec<f32> {
@@ -128,7 +128,7 @@ fn zero_columns_change_nothing() {
 /// Attention over the keys' halves, merged by their log-sum-exps, is attention over all keys.
 #[test]
 fn halves_merged_by_lse_are_the_whole() {
-    law(12, UNMASKED, |device, case| {
+    law(80, UNMASKED, |device, case| {
         let case = case.out_f32();
         let tensors = Tensors::of(&case);
         let [_, k, v, _] = case.shapes();
@@ -196,7 +196,7 @@ fn merge(case: &Case, a: &Results, b: &Results) -> Results {
 
 #[test]
 fn grouped_queries_are_repeated_keys_and_values() {
-    law(12, Axes::SMALL, |device, case| {
+    law(80, Axes::SMALL, |device, case| {
         let ratio = case.shape.heads_q / case.shape.heads_kv;
         let tensors = Tensors::of(case);
         let mut repeated = *case;
@@ -216,7 +216,7 @@ fn grouped_queries_are_repeated_keys_and_values() {
 /// Row i under a causal mask is full attention over the keys up to i.
 #[test]
 fn causal_rows_are_full_attention_over_their_prefix() {
-    law(6, UNMASKED, |device, case| {
+    law(40, UNMASKED, |device, case| {
         for alignment in [CausalAlignment::BottomRight, CausalAlignment::TopLeft] {
             let causal = case.causal(alignment);
             let tensors = Tensors::of(&causal);
@@ -257,7 +257,7 @@ fn causal_rows_are_full_attention_over_their_prefix() {
 
 #[test]
 fn batches_do_not_know_of_each_other() {
-    law(12, Axes::SMALL, |device, case| {
+    law(80, Axes::SMALL, |device, case| {
         let mut case = *case;
         case.shape.batch = 3;
         let tensors = Tensors::of(&case);
@@ -286,7 +286,7 @@ fn batches_do_not_know_of_each_other() {
 
 #[test]
 fn a_window_wider_than_the_sequences_is_no_window() {
-    law(12, Axes::SMALL, |device, case| {
+    law(80, Axes::SMALL, |device, case| {
         let s = case.shape;
         let reach = (s.seqlen_q + s.seqlen_k) as u32;
         let open = Case {
@@ -307,7 +307,7 @@ fn a_window_wider_than_the_sequences_is_no_window() {
 #[test]
 fn two_runs_give_the_same_bits() {
     law(
-        16,
+        80,
         Axes {
             placements: true,
             ..Axes::SMALL
@@ -324,7 +324,7 @@ fn two_runs_give_the_same_bits() {
 #[test]
 fn placement_does_not_matter() {
     law(
-        16,
+        80,
         Axes {
             placements: true,
             ..Axes::SMALL
@@ -347,7 +347,7 @@ fn placement_does_not_matter() {
 /// Column c of the output depends on column c of the values alone.
 #[test]
 fn columns_of_values_are_independent() {
-    law(12, Axes::SMALL, |device, case| {
+    law(80, Axes::SMALL, |device, case| {
         let dim = case.shape.head_dim_v;
         let tensors = Tensors::of(case);
         let changed = Random::new(case.seed).below(dim);
@@ -372,7 +372,7 @@ fn columns_of_values_are_independent() {
 /// The oracle itself obeys the law that defines a softmax: equal values are their own average.
 #[test]
 fn an_average_of_equal_values_is_that_value() {
-    law(12, Axes::SMALL, |device, case| {
+    law(80, Axes::SMALL, |device, case| {
         let mut tensors = Tensors::of(case);
         tensors.v.fill(0.75);
         let results = run(device, case, &tensors)?;

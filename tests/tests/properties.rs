@@ -13,7 +13,7 @@ fn fused() {
         algorithms: &[Algorithm::Fused],
         ..Axes::ALL
     };
-    for_all(160, case(axes), check);
+    for_all(1200, case(axes), check);
 }
 
 #[test]
@@ -22,7 +22,7 @@ fn two_pass() {
         algorithms: &[Algorithm::TwoPass],
         ..Axes::ALL
     };
-    for_all(60, case(axes), check);
+    for_all(400, case(axes), check);
 }
 
 #[test]
@@ -31,7 +31,7 @@ fn three_pass() {
         algorithms: &[Algorithm::ThreePass],
         ..Axes::ALL
     };
-    for_all(60, case(axes), check);
+    for_all(400, case(axes), check);
 }
 
 /// Each way to organise the softmax against the oracle, and against the three-pass kernel within the
@@ -43,7 +43,7 @@ fn algorithms_agree() {
         algorithms: &[Algorithm::ThreePass],
         ..Axes::ALL
     };
-    for_all(24, case(axes), |ladder| {
+    for_all(150, case(axes), |ladder| {
         let tensors = Tensors::of(ladder);
         let bound = flashtile_tests::bound(ladder, &tensors);
         for device in devices() {
