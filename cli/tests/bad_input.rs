@@ -1,0 +1,262 @@
+//! Input that is wrong: exit status 2, one line that names it, nothing written.
+
+mod common;
+
+use common::*;
+use safetensors::Dtype;
+
+const Q: [usize; 4] = [1, 5, 2, 16];
+const K: [usize; 4] = [1, 7, 1, 16];
+const V: [usize; 4] = [1, 7, 1, 8];
+
+/// A file of f16 tensors of these shapes is refused with these words.
+fn shapes(q: &[usize], k: &[usize], v: &[usize], words: &[&str]) {
+    Bench::new(&encode(&qkv(Dtype::F16, q, k, v))).refuses(&[], words);
+}
+
+#[test]
+fn ranks() {
+    shapes(
+        &[5, 2, 16],
+        &K,
+        &V,
+        &["q: expected 4 dimensions", "[5, 2, 16]"],
+    );
+    shapes(&Q, &[1, 1, 7, 1, 16], &V, &["k: expected 4 dimensions"]);
+    shapes(&Q, &K, &[], &["v: expected 4 dimensions", "found shape []"]);
+}
+
+#[test]
+fn shapes_that_do_not_match() {
+    shapes(
+        &Q,
+        &[1, 7, 1, 15],
+        &V,
+        &["k: expected", "[1, 7, 1, 16]", "[1, 7, 1, 15]"],
+    );
+    shapes(
+        &Q,
+        &[2, 7, 1, 16],
+        &V,
+        &["k: expected", "found shape [2, 7, 1, 16]"],
+    );
+    shapes(
+        &Q,
+        &K,
+        &[1, 6, 1, 8],
+        &["v: expected", "found shape [1, 6, 1, 8]"],
+    );
+    shapes(
+        &Q,
+        &K,
+        &[1, 7, 2, 8],
+        &["v: expected", "found shape [1, 7, 2, 8]"],
+    );
+}
+
+#[test]
+fn heads() {
+    let words = ["q: expected", "multiple of k's 2", "found 3"];
+    shapes(&[1, 5, 3, 16], &[1, 7, 2, 16], &[1, 7, 2, 8], &words);
+    shapes(&[1, 5, 0, 16], &K, &V, &["q: expected at least one head"]);
+    shapes(
+        &Q,
+        &[1, 7, 0, 16],
+        &[1, 7, 0, 8],
+        &["k: expected at least one head"],
+    );
+}
+
+#[test]
+fn head_dims() {
+    shapes(
+        &[1, 5, 2, 0],
+        &[1, 7, 1, 0],
+        &V,
+        &["q: expected", "found head_dim 0"],
+    );
+    shapes(
+        &[1, 5, 2, 257],
+        &[1, 7, 1, 257],
+        &V,
+        &["q: expected", "found head_dim 257"],
+    );
+    shapes(&Q, &K, &[1, 7, 1, 0], &["v: expected", "found head_dim 0"]);
+    shapes(
+        &Q,
+        &K,
+        &[1, 7, 1, 300],
+        &["v: expected", "found head_dim 300"],
+    );
+}
+
+#[test]
+fn absurd_shapes() {
+    // Without elements a shape can be as large as it likes.
+    let huge = 1usize << 60;
+    let words = ["found", &huge.to_string()];
+    shapes(&[0, huge, 1, 8], &[0, 1, 1, 8], &[0, 1, 1, 8], &words);
+    shapes(
+        &[1, 0, 1, 8],
+        &[0, huge, 1, 8],
+        &[0, huge, 1, 8],
+        &["k: expected"],
+    );
+    shapes(
+        &[0, 1, huge, 8],
+        &[0, 1, 1, 8],
+        &[0, 1, 1, 8],
+        &["q: expected"],
+    );
+}
+
+#[test]
+fn dtypes() {
+    let of = |dtype| encode(&qkv(dtype, &Q, &K, &V));
+    for (dtype, words) in [
+        (Dtype::F64, ["q: expected F16, BF16 or F32", "found F64"]),
+        (Dtype::I32, ["q: expected F16, BF16 or F32", "found I32"]),
+        (Dtype::BOOL, ["q: expected F16, BF16 or F32", "found BOOL"]),
+        (Dtype::F8_E4M3, ["F8_E4M3", "no kernels yet"]),
+        (Dtype::F8_E5M2, ["q: expected", "found F8_E5M2"]),
+    ] {
+        Bench::new(&of(dtype)).refuses(&[], &words);
+    }
+    let mut mixed = qkv(Dtype::F16, &Q, &K, &V);
+    mixed[2] = tensor("v", Dtype::BF16, &V);
+    Bench::new(&encode(&mixed)).refuses(&[], &["v: expected F16, the dtype of q, found BF16"]);
+}
+
+#[test]
+fn missing_tensors() {
+    for missing in 0..3 {
+        let mut tensors = qkv(Dtype::F16, &Q, &K, &V);
+        let name = tensors.remove(missing).name;
+        let expected = format!("{name}: expected a tensor [batch");
+        Bench::new(&encode(&tensors)).refuses(&[], &[&expected]);
+    }
+    Bench::new(&encode(&[])).refuses(&[], &["q: expected", "no tensors"]);
+}
+
+#[test]
+fn tensors_of_later_features() {
+    for name in [
+        "bias",
+        "mask",
+        "alibi",
+        "sink",
+        "seqlens_k",
+        "cu_seqlens_q",
+        "cu_seqlens_k",
+        "block_table",
+    ] {
+        let mut tensors = qkv(Dtype::F16, &Q, &K, &V);
+        tensors.push(tensor(name, Dtype::F32, &[2]));
+        Bench::new(&encode(&tensors)).refuses(&[], &[name, "not support yet"]);
+    }
+}
+
+#[test]
+fn numbers() {
+    let bench = Bench::new(&small());
+    for bad in ["nan", "inf", "-inf", "1e60"] {
+        bench.refuses(&["--scale", bad], &["scale: expected a finite number"]);
+        bench.refuses(&["--softcap", bad], &["softcap: expected"]);
+    }
+    for bad in ["0", "-1"] {
+        bench.refuses(&["--softcap", bad], &["softcap: expected a positive"]);
+    }
+    for bad in ["-2,0", "0,-2", "1", "a,b", "1,2,3", ""] {
+        bench.refuses(&["--window", bad], &["--window"]);
+    }
+    bench.refuses(&["--scale", "big"], &["--scale", "big"]);
+}
+
+#[test]
+fn options() {
+    let bench = Bench::new(&small());
+    bench.refuses(&["--frobnicate"], &["--frobnicate"]);
+    bench.refuses(&["--algorithm", "four-pass"], &["four-pass", "--algorithm"]);
+    bench.refuses(&["--arch", "sm_1"], &["sm_1", "--arch"]);
+    bench.refuses(&["--causal", "sideways"], &["sideways", "--causal"]);
+    bench.refuses(&["--out-dtype", "f64"], &["f64", "--out-dtype"]);
+    bench.refuses(&["--device", "tpu"], &["tpu", "--device"]);
+    bench.refuses(&["--sanitize"], &["--sanitize", "not supported yet"]);
+    bench.refuses(&["--check", "--check"], &["--check"]);
+    bench.refuses(&["surplus"], &["surplus"]);
+    for (args, word) in [
+        (&["frobnicate"][..], "frobnicate"),
+        (&["attend"], "IN.safetensors"),
+        (&["verify", "--filter", "no such case"], "no such case"),
+        (&["kernels", "--filter", "no such kernel"], "no such kernel"),
+        (&["doctor", "now"], "now"),
+        (&[], "attend"),
+    ] {
+        fails(&run(args), 2, &[word]);
+    }
+}
+
+#[test]
+fn help_does_not_list_what_there_is_not() {
+    let help = succeeds(&run(&["attend", "--help"]));
+    assert!(
+        help.contains("--softcap") && !help.contains("sanitize"),
+        "{help}"
+    );
+    let help = succeeds(&run(&["--help"]));
+    assert!(help.contains("attend") && !help.contains("bench"), "{help}");
+    assert!(succeeds(&run(&["--version"])).starts_with("flashtile "));
+}
+
+#[test]
+fn ptx_that_is_none() {
+    let bench = Bench::new(&small());
+    let folder = tempfile::tempdir().unwrap();
+    let file = |content: &[u8]| {
+        let path = folder.path().join("k.ptx");
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let emulated = |path: &str, words: &[&str]| {
+        bench.refuses(&["--device", "emulator", "--ptx", path], words);
+    };
+    emulated(
+        &file(b"int main() { return 0; }"),
+        &["k.ptx", "expected PTX", ".version"],
+    );
+    emulated(&file(b""), &["k.ptx", "expected PTX"]);
+    emulated(&file(&[0xff, 0xfe, 0x00]), &["k.ptx", "UTF-8"]);
+    let head = ".version 7.8\n.target sm_80\n.address_size 64\n";
+    emulated(
+        &file(head.as_bytes()),
+        &["entry point fused_f16_d32_sm80", "no entry point"],
+    );
+    let other = format!("{head}.visible .entry other() {{ ret; }}\n");
+    emulated(
+        &file(other.as_bytes()),
+        &["entry point fused_f16_d32_sm80", "found other"],
+    );
+    let broken = format!("{head}.visible .entry fused_f16_d32_sm80( {{ ret\n");
+    emulated(
+        &file(broken.as_bytes()),
+        &["k.ptx", "expected PTX that emulator can load"],
+    );
+    emulated("/no/such.ptx", &["/no/such.ptx", "No such file"]);
+    emulated(folder.path().to_str().unwrap(), &["expected a PTX file"]);
+    // The reference is no device for PTX.
+    bench.refuses(
+        &["--ptx", &file(head.as_bytes())],
+        &["--ptx", "--device cpu"],
+    );
+}
+
+#[test]
+fn devices_and_variants_that_do_not_exist() {
+    let bench = Bench::new(&small());
+    let absent = bench.attend(&["--device", "cuda:4096"]);
+    fails(&absent, 3, &["no device"]);
+    let absent = bench.attend(&["--device", "emulator", "--arch", "sm_90a"]);
+    if absent.status.code() != Some(0) {
+        fails(&absent, 3, &["sm_90a"]);
+    }
+}

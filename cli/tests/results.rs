@@ -1,0 +1,215 @@
+//! What the command computes and prints.
+
+mod common;
+
+use common::*;
+use half::f16;
+use safetensors::Dtype;
+use serde_json::Value;
+
+fn json(text: &str) -> Value {
+    assert_eq!(text.trim_end().lines().count(), 1, "{text}");
+    serde_json::from_str(text).unwrap()
+}
+
+fn f32s(bytes: &[u8]) -> Vec<f32> {
+    let (words, _) = bytes.as_chunks::<4>();
+    words.iter().map(|&word| f32::from_le_bytes(word)).collect()
+}
+
+#[test]
+fn equal_scores_average_the_values() {
+    for device in ["cpu", "emulator"] {
+        let mut tensors = qkv(Dtype::F16, &[1, 2, 2, 8], &[1, 4, 1, 8], &[1, 4, 1, 3]);
+        tensors[0].data.fill(0);
+        let values: Vec<f32> = (0..12).map(|x| (x / 3) as f32).collect();
+        tensors[2].data = values
+            .iter()
+            .flat_map(|&x| f16::from_f32(x).to_le_bytes())
+            .collect();
+        let bench = Bench::new(&encode(&tensors));
+        succeeds(&bench.attend(&["--device", device]));
+        let (dtype, shape, bytes) = bench.out("out");
+        assert_eq!((dtype, shape), (Dtype::F16, vec![1, 2, 2, 3]));
+        assert_eq!(bytes, f16::from_f32(1.5).to_le_bytes().repeat(12));
+        let (dtype, shape, bytes) = bench.out("lse");
+        assert_eq!((dtype, shape), (Dtype::F32, vec![1, 2, 2]));
+        assert!(
+            f32s(&bytes)
+                .iter()
+                .all(|lse| (lse - 4f32.ln()).abs() < 1e-6)
+        );
+        // The first query sees one key only, from the top left; the last two, from the bottom right.
+        succeeds(&bench.attend(&["--device", device, "--causal", "top-left"]));
+        let lse = f32s(&bench.out("lse").2);
+        assert!(
+            lse[0].abs() < 1e-6 && (lse[1] - 2f32.ln()).abs() < 1e-6,
+            "{lse:?}"
+        );
+        succeeds(&bench.attend(&["--device", device, "--window", "0,-1", "--out-dtype", "f32"]));
+        let (dtype, _, bytes) = bench.out("out");
+        assert_eq!(dtype, Dtype::F32);
+        assert_eq!(f32s(&bytes)[..3], [2.5; 3], "{device}");
+    }
+}
+
+#[test]
+fn every_option_passes_the_check() {
+    let shapes = ([2, 19, 4, 24], [2, 35, 2, 24], [2, 35, 2, 40]);
+    for dtype in [Dtype::F16, Dtype::BF16, Dtype::F32] {
+        let bench = Bench::new(&encode(&qkv(dtype, &shapes.0, &shapes.1, &shapes.2)));
+        for device in ["cpu", "emulator"] {
+            for options in [
+                &["--algorithm", "fused"][..],
+                &["--algorithm", "two-pass", "--causal"],
+                &[
+                    "--algorithm",
+                    "three-pass",
+                    "--causal",
+                    "top-left",
+                    "--window",
+                    "5,0",
+                ],
+                &["--window", "3,-1", "--scale", "-0.5", "--arch", "sm_80"],
+                &["--softcap", "2.5", "--out-dtype", "f32"],
+            ] {
+                let all = [&["--device", device, "--check", "--json"], options].concat();
+                let found = json(&succeeds(&bench.attend(&all)));
+                assert_eq!(found["ok"], true, "{options:?}: {found}");
+                assert_eq!(found["device"], device);
+            }
+        }
+    }
+}
+
+#[test]
+fn one_json_object_with_the_keys_of_the_contract() {
+    let bench = Bench::new(&small());
+    let found = json(&succeeds(
+        &bench.attend(&["--device", "emulator", "--json"]),
+    ));
+    let keys =
+        |found: &Value| -> Vec<String> { found.as_object().unwrap().keys().cloned().collect() };
+    assert_eq!(keys(&found), ["arch", "device", "seconds", "variant"]);
+    assert_eq!(found["variant"], "fused_f16_d32_sm80");
+    assert_eq!(found["arch"], "sm_80");
+    let found = json(&succeeds(&bench.attend(&["--json", "--check"])));
+    let expected = [
+        "arch",
+        "bound",
+        "device",
+        "max_abs_error",
+        "ok",
+        "rms_error",
+        "seconds",
+        "variant",
+    ];
+    assert_eq!(keys(&found), expected);
+    for number in ["bound", "max_abs_error", "rms_error", "seconds"] {
+        assert!(found[number].is_f64(), "{found}");
+    }
+}
+
+#[test]
+fn a_summary_in_one_line() {
+    let bench = Bench::new(&small());
+    let input = bench.input.to_str().unwrap();
+    let text = succeeds(&run(&["attend", input, "--device", "cpu"]));
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(
+        text.contains("cpu") && text.contains("head_dim 16/8"),
+        "{text}"
+    );
+    assert!(bench.others().is_empty());
+    // The alignment may be left out before the file.
+    succeeds(&run(&["attend", "--device", "cpu", "--causal", input]));
+}
+
+#[test]
+fn nothing_to_compute() {
+    for (q, k) in [(0, 7), (5, 0), (0, 0)] {
+        let tensors = qkv(Dtype::F16, &[1, q, 2, 16], &[1, k, 1, 16], &[1, k, 1, 8]);
+        let bench = Bench::new(&encode(&tensors));
+        for device in ["cpu", "emulator"] {
+            succeeds(&bench.attend(&["--device", device, "--check"]));
+            let (_, shape, bytes) = bench.out("out");
+            assert_eq!(shape, [1, q, 2, 8]);
+            assert!(bytes.iter().all(|&byte| byte == 0));
+            let lse = f32s(&bench.out("lse").2);
+            assert!(lse.len() == 2 * q && lse.iter().all(|&x| x == f32::NEG_INFINITY));
+        }
+    }
+    // No elements, but astronomical dimensions.
+    let huge = 1 << 60;
+    let tensors = qkv(
+        Dtype::F16,
+        &[huge, 0, 1, 8],
+        &[huge, 0, 1, 8],
+        &[huge, 0, 1, 8],
+    );
+    let bench = Bench::new(&encode(&tensors));
+    succeeds(&bench.attend(&["--check"]));
+    assert_eq!(bench.out("out").1, [huge, 0, 1, 8]);
+}
+
+#[test]
+fn other_tensors_are_ignored() {
+    let mut tensors = qkv(Dtype::F16, &[1, 2, 1, 8], &[1, 2, 1, 8], &[1, 2, 1, 8]);
+    tensors.push(tensor("out_causal", Dtype::I64, &[3]));
+    succeeds(&Bench::new(&encode(&tensors)).attend(&[]));
+}
+
+#[test]
+fn kernels_are_listed() {
+    let found = json(&succeeds(&run(&["kernels", "--json"])));
+    let kernels = found["kernels"].as_array().unwrap();
+    let table = succeeds(&run(&["kernels"]));
+    assert_eq!(table.lines().count(), kernels.len() + 1);
+    for kernel in kernels {
+        assert!(table.contains(kernel["name"].as_str().unwrap()));
+        assert!(
+            kernel["threads"].as_u64().is_some_and(|n| n >= 32),
+            "{kernel}"
+        );
+        assert!(kernel["shared_bytes"].as_u64().is_some(), "{kernel}");
+    }
+}
+
+#[test]
+fn the_doctor_is_always_in() {
+    let text = succeeds(&run(&["doctor"]));
+    for word in [
+        "emulator",
+        "driver",
+        "archive",
+        "toolchain",
+        "ptxas",
+        "works",
+    ] {
+        assert!(text.contains(word), "{text}");
+    }
+    let found = json(&succeeds(&run(&["doctor", "--json"])));
+    assert!(found["kernels"].as_u64().is_some_and(|n| n > 0), "{found}");
+    assert_eq!(
+        found["gpus"].as_array().unwrap().is_empty(),
+        found["no_gpu_because"].is_string()
+    );
+}
+
+#[test]
+fn a_sweep_passes_on_the_cpu_and_runs_kernels_on_the_emulator() {
+    let found = json(&succeeds(&run(&[
+        "verify", "--quick", "--device", "cpu", "--json",
+    ])));
+    assert_eq!(found["failed"], 0);
+    assert!(found["passed"].as_u64().is_some_and(|n| n > 100), "{found}");
+    let text = succeeds(&run(&[
+        "verify",
+        "--quick",
+        "--device",
+        "emulator",
+        "--filter",
+        "d32:32-causal",
+    ]));
+    assert!(text.contains(" passed, 0 failed"), "{text}");
+}
