@@ -25,6 +25,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run attention on tensors from a file
+    ///
+    /// IN holds q [batch, seqlen_q, heads_q, head_dim_qk], k [batch, seqlen_k, heads_kv, head_dim_qk] and
+    /// v [batch, seqlen_k, heads_kv, head_dim_v], all F16, BF16 or F32. OUT gets
+    /// out [batch, seqlen_q, heads_q, head_dim_v] in that dtype, and lse [batch, heads_q, seqlen_q] in F32
+    /// (natural logarithm). Tensors of other names are ignored.
     Attend(Box<AttendArgs>),
     /// Compare the kernels with the reference on this machine's device
     Verify(VerifyArgs),
@@ -35,10 +40,6 @@ pub enum Command {
 }
 
 /// Options of `attend`.
-///
-/// IN holds q [batch, seqlen_q, heads_q, head_dim_qk], k [batch, seqlen_k, heads_kv, head_dim_qk] and
-/// v [batch, seqlen_k, heads_kv, head_dim_v], all F16, BF16 or F32. OUT gets
-/// out [batch, seqlen_q, heads_q, head_dim_v] in that dtype and lse [batch, heads_q, seqlen_q] in F32.
 #[derive(Args, Debug)]
 pub struct AttendArgs {
     /// File with the tensors q, k and v

@@ -44,6 +44,14 @@ pub fn run(args: &DoctorArgs) -> Result<Outcome> {
     Ok(Outcome::Right)
 }
 
+/// Why there is no device, without saying again that there is none.
+fn why(error: flashtile::Error) -> String {
+    match error {
+        flashtile::Error::NoDevice { reason } => reason,
+        other => other.to_string(),
+    }
+}
+
 impl Findings {
     fn gather() -> Self {
         let folder = workspace().map_or_else(|| ".".into(), |w| w.kernels());
@@ -53,10 +61,10 @@ impl Findings {
             Err(error) => Err(error.to_string()),
         };
         Self {
-            gpus: cuda::devices().map_err(|error| error.to_string()),
+            gpus: cuda::devices().map_err(why),
             driver: cuda::driver_version()
                 .map(|(major, minor)| format!("CUDA {major}.{minor}"))
-                .map_err(|error| error.to_string()),
+                .map_err(why),
             kernels: flashtile::kernels().count(),
             archive: archive(),
             toolchain: Toolchain::find(&folder).map_err(|error| error.to_string()),

@@ -213,3 +213,19 @@ fn a_sweep_passes_on_the_cpu_and_runs_kernels_on_the_emulator() {
     ]));
     assert!(text.contains(" passed, 0 failed"), "{text}");
 }
+
+#[test]
+fn auto_takes_the_gpu_or_else_the_emulator() {
+    let bench = Bench::new(&small());
+    let auto = json(&succeeds(
+        &bench.attend(&["--device", "auto", "--check", "--json"]),
+    ));
+    let cuda = bench.attend(&["--device", "cuda", "--check", "--json"]);
+    match cuda.status.code() {
+        Some(0) => assert_eq!(auto["device"], "cuda:0"),
+        _ => {
+            fails(&cuda, 3, &["no device"]);
+            assert_eq!(auto["device"], "emulator");
+        }
+    }
+}
