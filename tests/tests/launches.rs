@@ -6,7 +6,7 @@ use flashtile::{
 };
 use flashtile_emulator::AsyncTiming;
 use flashtile_tests::{
-    Case, Tensors, assert_same_bits, check, devices,
+    Case, Distribution, Tensors, assert_same_bits, check, devices,
     generate::{Axes, case, for_all},
     run, sizes,
 };
@@ -78,15 +78,19 @@ fn attention_is_a_launch() {
     });
 }
 
-/// Two buffers whose addresses are more than 4 GiB apart, each of these bytes.
-fn far_apart(device: &dyn Device, bytes: &[u8]) -> [DeviceBuffer<'_>; 2] {
-    let first = DeviceBuffer::from_bytes(device, bytes).unwrap();
+/// Two sets of four buffers of 64 bytes each, more than 4 GiB from one set to the other.
+fn far_apart(device: &dyn Device) -> [Vec<DeviceBuffer<'_>>; 2] {
+    let set = || -> Vec<_> {
+        let buffers = (0..4).map(|_| DeviceBuffer::from_bytes(device, &[0xff; 64]));
+        buffers.collect::<Result<_, _>>().unwrap()
+    };
+    let first = set();
     // The emulator hands out no address twice, so what is freed at once still takes up addresses.
     for _ in 0..17 {
         drop(DeviceBuffer::uninitialized(device, 256 << 20).unwrap());
     }
-    let second = DeviceBuffer::from_bytes(device, bytes).unwrap();
-    assert!(second.address() - first.address() > 1 << 32);
+    let second = set();
+    assert!(second[0].address() - first[3].address() > 1 << 32);
     [first, second]
 }
 
@@ -94,6 +98,7 @@ fn far_apart(device: &dyn Device, bytes: &[u8]) -> [DeviceBuffer<'_>; 2] {
 #[test]
 fn strides_beyond_four_gigabytes() {
     let device = EmulatorDevice::new();
+    let [mut first, mut second] = far_apart(&device);
     let near = TensorLayout::contiguous([1, 1, 1, 32]);
     for dim in [0, 1, 2] {
         let mut shape = sizes(1, 1, [1, 1], 32);
@@ -102,27 +107,25 @@ fn strides_beyond_four_gigabytes() {
             1 => (shape.seqlen_q, shape.seqlen_k) = (2, 2),
             _ => (shape.heads_q, shape.heads_kv) = (2, 2),
         }
-        let case = Case::new(DType::F16, shape);
+        let case = Case::new(DType::F16, shape).data(Distribution::Normal, dim as u64);
         let tensors = Tensors::of(&case);
         let values = [&tensors.q, &tensors.k, &tensors.v].map(|x| element::encode(DType::F16, x));
-        let buffers = [64, 64, 64, 64].map(|bytes| far_apart(&device, &vec![0xff; bytes]));
-        let mut problem = case.contiguous_problem();
-        let layouts = [
+        for (at, bytes) in values.iter().enumerate() {
+            first[at].write(&bytes[..64]).unwrap();
+            second[at].write(&bytes[64..]).unwrap();
+        }
+        let mut problem = case.contiguous_problem().lse(false);
+        let [q, k, v, out] = [
             &mut problem.q,
             &mut problem.k,
             &mut problem.v,
             &mut problem.out,
         ];
-        for (layout, [first, second]) in layouts.into_iter().zip(&buffers) {
+        for (at, layout) in [q, k, v, out].into_iter().enumerate() {
             layout.strides = near.strides;
-            layout.strides[dim] = ((second.address() - first.address()) / 2) as i64;
+            layout.strides[dim] = ((second[at].address() - first[at].address()) / 2) as i64;
         }
-        let mut buffers = buffers;
-        for (halves, bytes) in buffers.iter_mut().zip(&values) {
-            halves[0].write(&bytes[..64]).unwrap();
-            halves[1].write(&bytes[64..]).unwrap();
-        }
-        let out = launch(&device, &problem.lse(false), &buffers);
+        let out = launch(&device, &problem, &first, &second);
         let outputs = Outputs { out, lse: None };
         let contiguous = case.contiguous_problem().lse(false);
         let inputs = Inputs {
@@ -135,21 +138,24 @@ fn strides_beyond_four_gigabytes() {
     }
 }
 
-/// Launches on buffers whose first halves begin the tensors, and returns out's halves together.
-fn launch(device: &dyn Device, problem: &Problem, buffers: &[[DeviceBuffer<'_>; 2]; 4]) -> Vec<u8> {
+/// Launches on tensors that begin in `first` and end in `second`, and returns both halves of out.
+fn launch(
+    device: &dyn Device,
+    problem: &Problem,
+    first: &[DeviceBuffer<'_>],
+    second: &[DeviceBuffer<'_>],
+) -> Vec<u8> {
     let plan = problem.plan(device.info()).unwrap();
-    let [q, k, v, out] = [0, 1, 2, 3].map(|at| buffers[at][0].address());
     let pointers = Pointers {
-        q,
-        k,
-        v,
-        out,
+        q: first[0].address(),
+        k: first[1].address(),
+        v: first[2].address(),
+        out: first[3].address(),
         ..Pointers::default()
     };
-    // SAFETY: the strides lead from each tensor's first buffer to its second, and from row to row in
-    // them; the device is idle when they are read.
+    // SAFETY: the strides lead from each tensor's first buffer to its second, which hold a row each;
+    // the device is idle when they are read.
     unsafe { plan.launch(device, Stream::DEFAULT, &pointers) }.unwrap();
     device.synchronize().unwrap();
-    let [first, second] = &buffers[3];
-    [first.to_vec().unwrap(), second.to_vec().unwrap()].concat()
+    [first[3].to_vec().unwrap(), second[3].to_vec().unwrap()].concat()
 }

@@ -1,5 +1,7 @@
 //! Generated problems of all kinds against the oracle.
 
+use std::collections::BTreeMap;
+
 use flashtile::{Algorithm, CausalAlignment, DType};
 use flashtile_tests::{
     Case, Distribution, Placement, Tensors, check, devices,
@@ -131,4 +133,82 @@ fn cases_survive_printing() {
             false => Err(format!("{text} reads as {read}")),
         }
     });
+}
+
+/// An axis that the generator never moves along tests nothing.
+#[test]
+fn generated_cases_reach_everything() {
+    let seen = std::cell::RefCell::new(BTreeMap::<String, bool>::new());
+    for_all(1500, case(Axes::ALL), |case| {
+        let s = &case.shape;
+        let tile = case.variant().tile;
+        let mut seen = seen.borrow_mut();
+        let mut note = |what: &str, is: bool| *seen.entry(what.to_owned()).or_default() |= is;
+        for variant in flashtile_abi::variants() {
+            note(variant.name, variant.name == case.variant().name);
+        }
+        for data in Distribution::ALL {
+            note(data.as_str(), data == case.data);
+        }
+        let window = (case.window.left.is_some(), case.window.right.is_some());
+        note("no mask", case.causal.is_none() && window == (false, false));
+        note(
+            "bottom-right",
+            case.causal == Some(CausalAlignment::BottomRight),
+        );
+        note("top-left", case.causal == Some(CausalAlignment::TopLeft));
+        note("causal window", case.causal.is_some() && window.0);
+        note(
+            "left window",
+            case.causal.is_none() && window == (true, false),
+        );
+        note(
+            "right window",
+            case.causal.is_none() && window == (false, true),
+        );
+        note(
+            "two-sided window",
+            case.causal.is_none() && window == (true, true),
+        );
+        note(
+            "window of one",
+            case.window.left == Some(0) && case.window.right == Some(0),
+        );
+        note("negative scale", case.scale.is_some_and(|x| x < 0.0));
+        note("scale 0", case.scale == Some(0.0));
+        note("softcap", case.softcap.is_some());
+        note(
+            "f32 out of 16 bits",
+            case.dtype != DType::F32 && case.out_element() == DType::F32,
+        );
+        note(
+            "odd ratio of heads",
+            s.heads_q / s.heads_kv > 1 && !(s.heads_q / s.heads_kv).is_multiple_of(2),
+        );
+        note("odd head_dim", !s.head_dim_qk.is_multiple_of(2));
+        note("wider values", s.head_dim_v > s.head_dim_qk);
+        note("narrower values", s.head_dim_v < s.head_dim_qk);
+        note("no keys", s.seqlen_k == 0);
+        note("more queries", s.seqlen_q > s.seqlen_k);
+        for (name, length, block) in [
+            ("q", s.seqlen_q, tile.block_m),
+            ("k", s.seqlen_k, tile.block_n),
+        ] {
+            let rest = length % block as usize;
+            note(&format!("{name} whole tiles"), rest == 0 && length > 0);
+            note(&format!("{name} one more"), rest == 1 && length > 1);
+            note(&format!("{name} one less"), rest + 1 == block as usize);
+        }
+        for placement in &case.placements {
+            note("heads first", placement.heads_first);
+            note("padded", placement.pad > 0);
+            note("off", !placement.offset.is_multiple_of(8));
+            note("backwards", placement.backwards);
+            note("broadcast", placement.broadcast);
+        }
+        Ok(())
+    });
+    let seen = seen.into_inner();
+    let missed: Vec<_> = seen.iter().filter(|(_, reached)| !**reached).collect();
+    assert!(missed.is_empty(), "{missed:?}");
 }
