@@ -127,7 +127,7 @@ impl Length {
 
 fn length() -> impl Strategy<Value = Length> {
     prop_oneof![
-        2 => select(vec![1, 2, 3, 5, 7, 13, 17, 31, 61, 83, 131]).prop_map(Length::Plain),
+        2 => select(vec![0, 1, 2, 3, 5, 7, 13, 17, 31, 61, 83, 131]).prop_map(Length::Plain),
         3 => (1usize..=3, -1i32..=1).prop_map(|(tiles, delta)| Length::Tiles { tiles, delta }),
         1 => (0usize..200).prop_map(Length::Plain),
     ]

@@ -139,7 +139,7 @@ fn cases_survive_printing() {
 #[test]
 fn generated_cases_reach_everything() {
     let seen = std::cell::RefCell::new(BTreeMap::<String, bool>::new());
-    for_all(1500, case(Axes::ALL), |case| {
+    for_all(4000, case(Axes::ALL), |case| {
         let s = &case.shape;
         let tile = case.variant().tile;
         let mut seen = seen.borrow_mut();
