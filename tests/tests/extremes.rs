@@ -163,6 +163,35 @@ fn finite_scores_give_finite_results() {
     });
 }
 
+/// Scores past f32's range count as the largest there are: what remains is an average of values, finite
+/// and no larger than they are. (f16 cannot overflow f32.)
+#[test]
+fn scores_that_overflow_give_no_nan() {
+    everywhere(|algorithm, dtype| {
+        if dtype == DType::F16 {
+            return Ok(());
+        }
+        let case = Case::new(dtype, sizes(20, 100, [1, 1], 32)).algorithm(algorithm);
+        for case in [
+            case,
+            case.causal(CausalAlignment::BottomRight),
+            case.softcap(5.0),
+        ] {
+            for size in [1e20, 1e30, 3e38] {
+                let tensors = large(&case, size, 1.0);
+                for device in devices() {
+                    let results = run(&**device, &case, &tensors)?;
+                    let wrong = results.out.iter().find(|x| x.is_nan() || x.abs() > 1.01);
+                    if wrong.is_some() || results.lse.iter().any(|x| x.is_nan()) {
+                        return Err(format!("{case}, q and k of +-{size:e}: {wrong:?}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn one_key_takes_all() {
     everywhere(|algorithm, dtype| {
