@@ -5,7 +5,7 @@ use super::score_mod::ScoreMod;
 use crate::element::Element;
 use crate::tile::load::LoadShape;
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS};
-use flashtile_abi::TileShape;
+use flashtile_abi::{DType, TileShape};
 
 /// One instance: types and shapes, all known at compile time.
 pub trait Config {
@@ -31,8 +31,17 @@ pub trait ConfigExt: Config {
     const V_ROW_BYTES: u32 = Self::TILE.head_dim_v * Self::TILE.dtype.bytes();
     /// Query rows that one warp owns.
     const WARP_ROWS: u32 = 16 * Self::TILE.m_frags();
-    /// Steps of 32 bytes in Q * K^T.
-    const QK_STEPS: usize = (Self::QK_ROW_BYTES / 32) as usize;
+    /// Steps of 32 bytes in one of the sums that make up Q * K^T.
+    const QK_STEPS: usize = {
+        let steps = (Self::QK_ROW_BYTES / 32) as usize;
+        if steps < Self::Element::STEPS_PER_SUM {
+            steps
+        } else {
+            Self::Element::STEPS_PER_SUM
+        }
+    };
+    /// Sums that make up Q * K^T.
+    const QK_SUMS: u32 = Self::QK_ROW_BYTES / 32 / Self::QK_STEPS as u32;
     /// Steps of keys in P * V.
     const PV_STEPS: usize = Self::TILE.block_n as usize / Self::Element::KEYS_PER_STEP;
     /// Copy of the Q tile.
@@ -41,6 +50,9 @@ pub trait ConfigExt: Config {
     const K_LOAD: LoadShape = load_shape(Self::TILE, Self::TILE.block_n, Self::QK_ROW_BYTES);
     /// Copy of a V tile.
     const V_LOAD: LoadShape = load_shape(Self::TILE, Self::TILE.block_n, Self::V_ROW_BYTES);
+    /// Whether a warp looks first if its output needs rescaling. (f32's kernel at head_dim 256 spills if it
+    /// does; its time goes into products anyway.)
+    const SKIP_RESCALE: bool = !matches!(Self::TILE.dtype, DType::F32);
     /// The types agree with the tile shape; forced by every instance.
     const CONSISTENT: () = {
         assert!(Self::TILE.m_frags() as usize <= MAX_M_FRAGS);
@@ -48,6 +60,7 @@ pub trait ConfigExt: Config {
         assert!(Self::Scores::N_FRAGS == Self::TILE.block_n as usize / 8);
         assert!(Self::Output::M_FRAGS == Self::TILE.m_frags() as usize);
         assert!(Self::Output::N_FRAGS == Self::TILE.head_dim_v as usize / 8);
+        assert!(Self::QK_SUMS * Self::QK_STEPS as u32 * 32 == Self::QK_ROW_BYTES);
         assert!(Self::PV_STEPS * Self::Element::KEYS_PER_STEP == Self::TILE.block_n as usize);
     };
 }

@@ -24,7 +24,7 @@ pub fn store_lse<C: Config>(block: &Block, stats: &RowStats) {
     );
     for m in 0..C::Output::M_FRAGS {
         for half in 0..2 {
-            let q_idx = block.lane_row(m, half);
+            let q_idx = block.lane_row(C::Output::M_FRAGS, m, half);
             let sum = stats.sum[m][half];
             let log2 = math::fma(stats.max[m][half], params.exponent_scale, math::lg2(sum));
             let lse = if sum == 0.0 {
@@ -65,7 +65,7 @@ fn store_out_f32<C: Config>(block: &Block, out: &C::Output) {
     let base = out_base(block, &params.out);
     for m in 0..C::Output::M_FRAGS {
         for half in 0..2 {
-            let q_idx = block.lane_row(m, half);
+            let q_idx = block.lane_row(C::Output::M_FRAGS, m, half);
             let row = base.wrapping_add((q_idx as i64 * params.out.row_stride) as u64);
             for n in 0..C::Output::N_FRAGS {
                 for i in 0..2 {
@@ -109,12 +109,15 @@ fn store_out_staged<C: Config>(block: &Block, out: &C::Output) {
     sync::warp_sync();
 
     let base = out_base(block, &params.out);
-    let rows = (params.seqlen_q - block.warp_q_begin).min(C::WARP_ROWS as i32);
+    let rows = (params.seqlen_q - block.warp_q_begin(C::Output::M_FRAGS)).min(C::WARP_ROWS as i32);
     if rows <= 0 {
         return;
     }
     let row_ptr = |row: u32| {
-        base.wrapping_add(((block.warp_q_begin as i64 + row as i64) * params.out.row_stride) as u64)
+        base.wrapping_add(
+            ((block.warp_q_begin(C::Output::M_FRAGS) as i64 + row as i64) * params.out.row_stride)
+                as u64,
+        )
     };
     let (rows, columns) = (rows as u32, params.head_dim_v);
     if params.flags & flags::OUT_ALIGNED != 0 && (columns * element).is_multiple_of(CHUNK) {

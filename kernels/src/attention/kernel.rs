@@ -34,22 +34,30 @@ const QUERY_BARRIERS: u32 = 1;
 
 impl Kernel for FusedKernel {
     const ALGORITHM: Algorithm = Algorithm::Fused;
-    const BARRIERS: u32 = QUERY_BARRIERS + Stream::BARRIERS;
+    const BARRIERS: u32 = QUERY_BARRIERS + Stream::BARRIERS + 1;
 
     #[inline(always)]
     fn run<C: Config>(params: &AttentionParams) {
         let () = C::CONSISTENT;
-        let block = Block::new::<C>(params);
+        let mut block = Block::new::<C>(params);
         let stream = Stream::new::<C>(&block);
-        let mut pass = Fused::<C> {
-            stats: RowStats::EMPTY,
-            out: C::Output::ZERO,
-        };
+        let mut pass = Fused::<C>::START;
 
         load_query::<C>(&block);
         stream.start::<C, Fused<C>>(&block);
         let q = receive_query::<C>(&block);
-        stream.run(&block, &q, &mut pass);
+        loop {
+            stream.run(&block, &q, &mut pass);
+            // Scores that are not finite or very large spoil the fast exponents. They are rare (f16
+            // inputs can hardly make them), so the block is computed twice then.
+            let spoilt = pass.stats.needs_care::<C::Output>(params.exponent_scale);
+            if block.is_careful() || !sync::cta_any(spoilt) {
+                break;
+            }
+            block.take_care();
+            pass = Fused::<C>::START;
+            stream.start::<C, Fused<C>>(&block);
+        }
 
         let inverse_sum = softmax::normalise::<C::Output>(&mut pass.stats.sum);
         softmax::scale_rows(&mut pass.out, &inverse_sum);

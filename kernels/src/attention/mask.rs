@@ -6,12 +6,15 @@
 //! `Band::block_range`; any other goes into [`Masked::apply`].
 
 use super::pipeline::Block;
+use super::softmax::{Exponents, Fast, Guarded};
 use crate::tile::reg::AccumTile;
 
 /// How a tile is masked, decided for the whole tile.
 pub trait Masking {
-    /// Whether a row may have no visible key so far, and scores may be -inf.
-    const MASKED: bool;
+    /// How exponents of such a tile are computed.
+    type Exponents: Exponents;
+    /// How exponents of such a tile are computed in this block.
+    fn exponents(block: &Block) -> Self::Exponents;
     /// Sets the scores of keys that a row does not see to -inf. `n_begin` is the tile's first key.
     fn apply<S: AccumTile>(scores: &mut S, block: &Block, n_begin: i32);
 }
@@ -19,18 +22,30 @@ pub trait Masking {
 /// Every row sees every key of the tile.
 pub struct Unmasked;
 
-/// Rows see some keys of the tile.
+/// Rows see some keys of the tile, or none.
 pub struct Masked;
 
 impl Masking for Unmasked {
-    const MASKED: bool = false;
+    type Exponents = Fast;
+
+    #[inline(always)]
+    fn exponents(_: &Block) -> Fast {
+        Fast
+    }
 
     #[inline(always)]
     fn apply<S: AccumTile>(_: &mut S, _: &Block, _: i32) {}
 }
 
 impl Masking for Masked {
-    const MASKED: bool = true;
+    type Exponents = Guarded;
+
+    #[inline(always)]
+    fn exponents(block: &Block) -> Guarded {
+        Guarded {
+            careful: block.is_careful(),
+        }
+    }
 
     #[inline(always)]
     fn apply<S: AccumTile>(scores: &mut S, block: &Block, n_begin: i32) {
@@ -38,7 +53,7 @@ impl Masking for Masked {
         let first = n_begin + 2 * (block.lane as i32 % 4);
         for m in 0..S::M_FRAGS {
             for half in 0..2 {
-                let keys = block.params.band.row(block.lane_row(m, half));
+                let keys = block.params.band.row(block.lane_row(S::M_FRAGS, m, half));
                 let (begin, end) = (keys.begin - first, keys.end - first);
                 for n in 0..S::N_FRAGS {
                     for i in 0..2 {

@@ -2,14 +2,14 @@
 
 use super::config::{Config, ConfigExt};
 use super::mask::Masking;
-use super::pipeline::{Block, KvTiles};
+use super::pipeline::{Block, KvTiles, query_view};
 use super::query::QueryFrags;
 use super::score_mod::ScoreMod;
-use super::softmax;
+use super::softmax::{self, Exponents, Guarded};
 use crate::element::Element;
-use crate::ptx::math;
+use crate::ptx::{special, sync};
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS, RowVec};
-use crate::tile::smem::SmemTile;
+use crate::tile::smem::{FragmentView, SmemTile};
 
 /// One walk over the keys.
 pub trait Pass<C: Config> {
@@ -27,48 +27,57 @@ fn scores<C: Config, M: Masking>(
     n_block: i32,
     k: SmemTile,
 ) -> C::Scores {
-    let mut scores = mma_qk::<C>(q, k, block.lane);
+    let mut scores = mma_qk::<C>(block, q, k);
     C::ScoreMod::apply(&mut scores, block.params);
     M::apply(&mut scores, block, n_block * C::TILE.block_n as i32);
     scores
 }
 
 /// Q * K^T.
+///
+/// Where the element type limits the steps that the tensor core may sum, the sums form a loop that stays
+/// one: unrolled, it would be most of the kernel's code.
 #[inline(always)]
-fn mma_qk<C: Config>(q: &C::Query, k: SmemTile, lane: u32) -> C::Scores {
-    let q = q.in_tile();
-    let view = k.chunks_then_rows(lane);
+fn mma_qk<C: Config>(block: &Block, q: &C::Query, k: SmemTile) -> C::Scores {
+    let q = q.in_tile(query_view::<C>(block));
+    let view = k.chunks_then_rows(block.lane);
+    if C::QK_SUMS == 1 {
+        return mma_qk_steps::<C>(&q, &view);
+    }
     let mut scores = C::Scores::ZERO;
-    let mut partial = C::Scores::ZERO;
+    for sum in 0..special::opaque(C::QK_SUMS) {
+        let skipped = sum * C::QK_STEPS as u32 * 32;
+        let partial = mma_qk_steps::<C>(&q.skip(skipped), &view.skip(skipped));
+        for m in 0..C::Scores::M_FRAGS {
+            for n in 0..C::Scores::N_FRAGS {
+                add(scores.frag_mut(m, n), partial.frag(m, n));
+            }
+        }
+    }
+    scores
+}
+
+/// The first `QK_STEPS` steps of Q * K^T.
+#[inline(always)]
+fn mma_qk_steps<C: Config>(q: &C::Query, k: &FragmentView) -> C::Scores {
+    let mut scores = C::Scores::ZERO;
     for step in 0..C::QK_STEPS {
         let mut a = [q.frag(0, step); MAX_M_FRAGS];
         for m in 1..C::Scores::M_FRAGS {
             a[m] = q.frag(m, step);
         }
         for n in 0..C::Scores::N_FRAGS / 2 {
-            let raw = view.ldmatrix(16 * n as u32, 2 * step as u32);
+            let raw = k.ldmatrix(16 * n as u32, 2 * step as u32);
             let b = [
                 C::Element::frag_b([raw[0], raw[1]]),
                 C::Element::frag_b([raw[2], raw[3]]),
             ];
             for m in 0..C::Scores::M_FRAGS {
                 for i in 0..2 {
-                    let frag = partial.frag_mut(m, 2 * n + i);
+                    let frag = scores.frag_mut(m, 2 * n + i);
                     *frag = C::Element::mma(a[m], b[i], *frag);
                 }
             }
-        }
-        if (step + 1).is_multiple_of(C::Element::STEPS_PER_SUM) || step + 1 == C::QK_STEPS {
-            if step < C::Element::STEPS_PER_SUM {
-                scores = partial;
-            } else {
-                for m in 0..C::Scores::M_FRAGS {
-                    for n in 0..C::Scores::N_FRAGS {
-                        add(scores.frag_mut(m, n), partial.frag(m, n));
-                    }
-                }
-            }
-            partial = C::Scores::ZERO;
         }
     }
     scores
@@ -139,22 +148,42 @@ impl RowStats {
         sum: NOTHING,
     };
 
+    /// Whether a row of this lane's needs [`Guarded`]'s careful exponents: its sum is NaN (an unmasked
+    /// tile had a score that was not finite), or its maximum is large.
+    #[inline(always)]
+    pub fn needs_care<S: AccumTile>(&self, exponent_scale: f32) -> bool {
+        let mut needs = false;
+        for m in 0..S::M_FRAGS {
+            for half in 0..2 {
+                let (max, sum) = (self.max[m][half], self.sum[m][half]);
+                let magnitude = f32::from_bits(max.to_bits() & 0x7fff_ffff) * exponent_scale;
+                let large = magnitude > softmax::CAREFUL_ABOVE && max != f32::NEG_INFINITY;
+                needs |= sum != sum || large;
+            }
+        }
+        needs
+    }
+
     /// Takes in a tile: new maxima, sums rescaled and added to, scores turned into probabilities
     /// (relative to the new maxima). Returns the factors that bring older values to the new maxima.
     #[inline(always)]
-    fn absorb<S: AccumTile, M: Masking>(&mut self, scores: &mut S, exponent_scale: f32) -> RowVec {
+    fn absorb<S: AccumTile, E: Exponents>(
+        &mut self,
+        scores: &mut S,
+        exponent_scale: f32,
+        exponents: E,
+    ) -> RowVec {
         let old = self.max;
         softmax::update_max(&mut self.max, scores);
         let mut correction = NOTHING;
         for m in 0..S::M_FRAGS {
             for half in 0..2 {
-                let old = old[m][half] * exponent_scale;
-                let new = softmax::scaled_max::<M>(self.max[m][half], exponent_scale);
-                correction[m][half] = math::ex2(old - new);
+                correction[m][half] =
+                    exponents.correction(old[m][half], self.max[m][half], exponent_scale);
                 self.sum[m][half] *= correction[m][half];
             }
         }
-        softmax::exponentiate::<S, M>(scores, &self.max, exponent_scale);
+        softmax::exponentiate(scores, &self.max, exponent_scale, exponents);
         softmax::add_sum(&mut self.sum, scores);
         correction
     }
@@ -174,13 +203,37 @@ impl<C: Config> Pass<C> for Fused<C> {
     #[inline(always)]
     fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
         let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
-        let correction = self
-            .stats
-            .absorb::<_, M>(&mut scores, block.params.exponent_scale);
-        softmax::scale_rows(&mut self.out, &correction);
+        let correction = self.stats.absorb(
+            &mut scores,
+            block.params.exponent_scale,
+            M::exponents(block),
+        );
+        if C::SKIP_RESCALE {
+            // After the first tiles most maxima stay: no row of the warp needs the multiplication by 1.
+            let mut grew = false;
+            for m in 0..C::Output::M_FRAGS {
+                grew |= correction[m][0] != 1.0 || correction[m][1] != 1.0;
+            }
+            if sync::warp_any(grew) {
+                softmax::scale_rows(&mut self.out, &correction);
+            }
+        } else {
+            softmax::scale_rows(&mut self.out, &correction);
+        }
         mma_pv::<C>(&mut self.out, &scores, tiles.v, block.lane);
     }
 }
+
+impl<C: Config> Fused<C> {
+    /// Before the first tile.
+    pub const START: Self = Self {
+        stats: RowStats::EMPTY,
+        out: C::Output::ZERO,
+    };
+}
+
+/// The ladder's passes take care in every tile: their speed is not the point.
+const CAREFUL: Guarded = Guarded { careful: true };
 
 /// Maxima alone: the first pass of three.
 pub struct Max {
@@ -209,7 +262,12 @@ impl<C: Config> Pass<C> for Sum {
     #[inline(always)]
     fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
         let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
-        softmax::exponentiate::<_, M>(&mut scores, &self.stats.max, block.params.exponent_scale);
+        softmax::exponentiate(
+            &mut scores,
+            &self.stats.max,
+            block.params.exponent_scale,
+            CAREFUL,
+        );
         softmax::add_sum(&mut self.stats.sum, &scores);
     }
 }
@@ -226,8 +284,11 @@ impl<C: Config> Pass<C> for MaxSum {
     #[inline(always)]
     fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
         let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
-        self.stats
-            .absorb::<_, M>(&mut scores, block.params.exponent_scale);
+        self.stats.absorb(
+            &mut scores,
+            block.params.exponent_scale,
+            M::exponents(block),
+        );
     }
 }
 
@@ -248,7 +309,7 @@ impl<C: Config> Pass<C> for WeightedSum<C> {
     #[inline(always)]
     fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
         let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
-        softmax::exponentiate::<_, M>(&mut scores, &self.max, block.params.exponent_scale);
+        softmax::exponentiate(&mut scores, &self.max, block.params.exponent_scale, CAREFUL);
         softmax::scale_rows(&mut scores, &self.inverse_sum);
         mma_pv::<C>(&mut self.out, &scores, tiles.v, block.lane);
     }

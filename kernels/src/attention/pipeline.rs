@@ -7,7 +7,7 @@ use super::query::QueryFrags;
 use crate::ptx::math::div_rem;
 use crate::ptx::{special, sync};
 use crate::tile::load::TileLoader;
-use crate::tile::smem::SmemTile;
+use crate::tile::smem::{FragmentView, SmemTile};
 use flashtile_abi::params::flags;
 use flashtile_abi::{AttentionParams, BlockRange};
 
@@ -30,8 +30,6 @@ pub struct Block<'a> {
     pub head: u32,
     /// First query row of the block.
     pub q_begin: i32,
-    /// First query row of the warp.
-    pub warp_q_begin: i32,
     /// Key tiles the block visits.
     pub range: BlockRange,
 }
@@ -57,17 +55,36 @@ impl<'a> Block<'a> {
             batch,
             head,
             q_begin,
-            warp_q_begin: q_begin + (warp * C::WARP_ROWS) as i32,
             range: params
                 .band
                 .block_range(q_begin, rows, C::TILE.block_n as i32),
         }
     }
 
-    /// Query row of accumulator fragment `m`, rows g (`half` 0) or g + 8 (`half` 1).
+    /// First query row of the warp, where each warp owns `m_frags` fragments of 16 rows.
     #[inline(always)]
-    pub fn lane_row(&self, m: usize, half: usize) -> i32 {
-        self.warp_q_begin + (16 * m + 8 * half) as i32 + (self.lane / 4) as i32
+    pub fn warp_q_begin(&self, m_frags: usize) -> i32 {
+        self.q_begin + (self.warp * 16 * m_frags as u32) as i32
+    }
+
+    /// Query row of accumulator fragment `m` of `m_frags`, rows g (`half` 0) or g + 8 (`half` 1).
+    #[inline(always)]
+    pub fn lane_row(&self, m_frags: usize, m: usize, half: usize) -> i32 {
+        self.warp_q_begin(m_frags) + (16 * m + 8 * half) as i32 + (self.lane / 4) as i32
+    }
+
+    /// Whether exponents are computed with care: in every tile or in none, and not where some tiles take
+    /// the fast way.
+    #[inline(always)]
+    pub fn is_careful(&self) -> bool {
+        self.range.full_begin >= self.range.full_end
+    }
+
+    /// Sends every tile through the loop body with masks.
+    #[inline(always)]
+    pub fn take_care(&mut self) {
+        // Opaque, or the compiler makes a copy of the loop for the second attempt.
+        self.range.full_end = special::opaque(self.range.full_begin as u32) as i32;
     }
 
     /// The same place, from which the compiler can't derive addresses and bounds ahead of the loop over
@@ -78,6 +95,7 @@ impl<'a> Block<'a> {
         Self {
             thread,
             lane: thread % 32,
+            warp: thread / 32,
             ..*self
         }
     }
@@ -117,14 +135,18 @@ pub fn load_query<C: Config>(block: &Block) {
 pub fn receive_query<C: Config>(block: &Block) -> C::Query {
     sync::cp_async_wait::<1>();
     sync::cta_sync();
+    C::Query::load(query_view::<C>(block))
+}
+
+/// The lane's view of its warp's rows of the Q tile.
+#[inline(always)]
+pub fn query_view<C: Config>(block: &Block) -> FragmentView {
     let base = block.smem + C::TILE.shared().q + block.warp * C::WARP_ROWS * C::QK_ROW_BYTES;
-    C::Query::load(
-        SmemTile {
-            base,
-            row_bytes: C::QK_ROW_BYTES,
-        }
-        .rows_then_chunks(block.lane),
-    )
+    SmemTile {
+        base,
+        row_bytes: C::QK_ROW_BYTES,
+    }
+    .rows_then_chunks(block.lane)
 }
 
 /// The stream of a block's K and V tiles, last to first.
@@ -175,6 +197,7 @@ impl Stream {
     /// Starts the copy of the first tile, if there is any: always one group.
     #[inline(always)]
     pub fn start<C: Config, P: Pass<C>>(&self, block: &Block) {
+        let block = &block.in_tile();
         let BlockRange { begin, end, .. } = block.range;
         if end > begin {
             self.load::<C, P>(block, end - 1, 0);

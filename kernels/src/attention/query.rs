@@ -7,8 +7,10 @@ use crate::tile::smem::FragmentView;
 pub trait QueryFrags<E: Element>: Copy {
     /// From the warp's view of the Q tile, once it has landed.
     fn load(view: FragmentView) -> Self;
-    /// The same queries, for the products of one tile.
-    fn in_tile(&self) -> Self;
+    /// The same queries for the products of one tile, from the view made anew.
+    fn in_tile(&self, view: FragmentView) -> Self;
+    /// The same queries from byte `bytes` of their rows on, which shared memory only is asked for.
+    fn skip(&self, bytes: u32) -> Self;
     /// The operand of 16-row fragment `m` and 32-byte step `step`.
     fn frag(&self, m: usize, step: usize) -> E::FragA;
 }
@@ -30,7 +32,12 @@ impl<E: Element, const M: usize, const STEPS: usize> QueryFrags<E> for InRegiste
     }
 
     #[inline(always)]
-    fn in_tile(&self) -> Self {
+    fn in_tile(&self, _: FragmentView) -> Self {
+        *self
+    }
+
+    #[inline(always)]
+    fn skip(&self, _: u32) -> Self {
         *self
     }
 
@@ -50,10 +57,14 @@ impl<E: Element> QueryFrags<E> for InSharedMemory {
         Self(view)
     }
 
-    // The addresses are cheaper to compute anew than to keep in registers from tile to tile.
     #[inline(always)]
-    fn in_tile(&self) -> Self {
-        Self(self.0.opaque())
+    fn in_tile(&self, view: FragmentView) -> Self {
+        Self(view)
+    }
+
+    #[inline(always)]
+    fn skip(&self, bytes: u32) -> Self {
+        Self(self.0.skip(bytes))
     }
 
     #[inline(always)]

@@ -15,6 +15,8 @@ unsafe extern "unadjusted" {
     fn nvvm_fma(a: f32, b: f32, c: f32) -> f32;
     #[link_name = "llvm.nvvm.fmax.f"]
     fn nvvm_max(a: f32, b: f32) -> f32;
+    #[link_name = "llvm.nvvm.fmin.f"]
+    fn nvvm_min(a: f32, b: f32) -> f32;
 }
 
 /// `ex2.approx.ftz.f32`: 2^x, at most 2 ulp; 2^-inf = 0.
@@ -57,6 +59,13 @@ pub fn fma(a: f32, b: f32, c: f32) -> f32 {
 pub fn max(a: f32, b: f32) -> f32 {
     // SAFETY: arithmetic.
     unsafe { nvvm_max(a, b) }
+}
+
+/// `min.f32`: the operand that is not NaN, if only one is.
+#[inline(always)]
+pub fn min(a: f32, b: f32) -> f32 {
+    // SAFETY: arithmetic.
+    unsafe { nvvm_min(a, b) }
 }
 
 /// `cvt.rn.f16x2.f32`: `lo` in the low half.

@@ -5,8 +5,12 @@ use core::arch::asm;
 unsafe extern "unadjusted" {
     #[link_name = "llvm.nvvm.barrier.cta.sync.aligned.all"]
     fn barrier_cta_sync_aligned_all(id: u32);
+    #[link_name = "llvm.nvvm.barrier.cta.red.or.aligned.all"]
+    fn barrier_cta_red_or_aligned_all(id: u32, predicate: bool) -> bool;
     #[link_name = "llvm.nvvm.bar.warp.sync"]
     fn bar_warp_sync(mask: u32);
+    #[link_name = "llvm.nvvm.vote.any.sync"]
+    fn vote_any_sync(mask: u32, predicate: bool) -> bool;
     #[link_name = "llvm.nvvm.shfl.sync.bfly.f32"]
     fn shfl_sync_bfly_f32(mask: u32, value: f32, lane_mask: u32, clamp: u32) -> f32;
     #[link_name = "llvm.nvvm.shfl.sync.idx.i32"]
@@ -22,11 +26,25 @@ pub fn cta_sync() {
     unsafe { barrier_cta_sync_aligned_all(0) }
 }
 
+/// `barrier.cta.red.or.pred.aligned.all 0`: [`cta_sync`], and whether any thread brought `true`.
+#[inline(always)]
+pub fn cta_any(predicate: bool) -> bool {
+    // SAFETY: as for `cta_sync`.
+    unsafe { barrier_cta_red_or_aligned_all(0, predicate) }
+}
+
 /// `bar.warp.sync`: every lane, and their memory accesses.
 #[inline(always)]
 pub fn warp_sync() {
     // SAFETY: the callers are on control flow that is uniform over the warp.
     unsafe { bar_warp_sync(FULL_WARP) }
+}
+
+/// `vote.sync.any.pred`: whether any lane brought `true`.
+#[inline(always)]
+pub fn warp_any(predicate: bool) -> bool {
+    // SAFETY: as for `warp_sync`.
+    unsafe { vote_any_sync(FULL_WARP, predicate) }
 }
 
 /// `shfl.sync.bfly.b32`: the value of lane `lane ^ LANE_MASK`.

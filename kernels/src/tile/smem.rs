@@ -4,7 +4,7 @@
 //! row `r` lies where chunk `c ^ swizzle(r)` would: eight consecutive rows then put the same chunk into
 //! eight different groups of four banks, so `ldmatrix` and row-wise copies are free of bank conflicts.
 
-use crate::ptx::{mma, special};
+use crate::ptx::mma;
 
 /// A tile of rows in shared memory.
 #[derive(Clone, Copy)]
@@ -94,11 +94,11 @@ impl FragmentView {
             + chunk / span * span * CHUNK
     }
 
-    /// The same view, from which the compiler can't derive addresses ahead of time.
+    /// The view of the columns from byte `bytes` of each row on, a multiple of 128.
     #[inline(always)]
-    pub fn opaque(self) -> Self {
+    pub fn skip(self, bytes: u32) -> Self {
         Self {
-            lane_base: special::opaque(self.lane_base),
+            lane_base: self.lane_base + bytes,
             ..self
         }
     }
