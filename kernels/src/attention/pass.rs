@@ -284,11 +284,8 @@ impl<C: Config> Pass<C> for MaxSum {
     #[inline(always)]
     fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
         let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
-        self.stats.absorb(
-            &mut scores,
-            block.params.exponent_scale,
-            M::exponents(block),
-        );
+        self.stats
+            .absorb(&mut scores, block.params.exponent_scale, CAREFUL);
     }
 }
 
