@@ -81,6 +81,40 @@ fn two_keys_by_hand() {
 }
 
 #[test]
+fn a_single_output_is_judged_by_the_roundings_it_can_suffer() {
+    let one = |seqlen_k| Shape {
+        batch: 1,
+        seqlen_q: 1,
+        seqlen_k,
+        heads_q: 1,
+        heads_kv: 1,
+        head_dim_qk: 1,
+        head_dim_v: 1,
+    };
+    // Scores of 0: the textbook is exact by luck.
+    let bound = |seqlen_k| {
+        let problem = Problem::contiguous(DType::F16, one(seqlen_k));
+        let (zeros, ones) = (vec![0.0; seqlen_k], vec![1.0; seqlen_k]);
+        let [q, k, v] = [&[1.0][..], &zeros, &ones].map(|x| encode(DType::F16, x));
+        let inputs = Inputs {
+            q: &q,
+            k: &k,
+            v: &v,
+        };
+        let reference = attention_f64(&problem, &inputs).unwrap();
+        let low = attention_low_precision(&problem, &inputs).unwrap();
+        assert_eq!(low.out, [1.0]);
+        let bound = error_bound(&problem, &inputs, &reference, &low).unwrap();
+        // Less the rounding of the reference: 1 + 0.3 - 0.3 in f16.
+        let round = |x: f32| element::round(DType::F16, x);
+        bound.max_abs - 2.0 * f64::from(round(round(1.3) - 0.3) - 1.0).abs()
+    };
+    // Two probabilities of 1/2, each rounded to 11 bits; a single one of 1, which no rounding changes.
+    assert!((bound(2) - 2f64.powi(-11)).abs() < 1e-9);
+    assert_eq!(bound(1), 0.0);
+}
+
+#[test]
 fn rows_without_keys() {
     let problem = Problem::contiguous(DType::F16, shape(5, 3))
         .causal(CausalAlignment::BottomRight)
