@@ -15,7 +15,7 @@ use crate::parse::tree::{Init, VarSpace};
 /// When an asynchronous copy reads its source and writes its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AsyncTiming {
-    /// At the wait that covers it; without a wait, never.
+    /// At the wait that covers it; without a wait, never, unless a warp has thousands of copies in flight.
     #[default]
     Late,
     /// When it is issued.

@@ -339,3 +339,20 @@ fn mbarriers() {
     );
     assert!(matches!(found.kind, FaultKind::Mbarrier { .. }), "{found}");
 }
+
+#[test]
+fn copies_that_nobody_waits_for_take_bounded_memory() {
+    // The copies of a warp happen when there are too many of them, and not before.
+    let body = |copies: u32| {
+        format!(
+            "mov.u32 %r2, buf; mov.u32 %r3, 0; st.shared.u32 [%r2], 1; L: cp.async.ca.shared.global [%r2], [%d1], 4;
+            add.u32 %r3, %r3, 1; setp.lt.u32 %p1, %r3, {copies}; @%p1 bra L; ld.shared.u32 %r9, [%r2];{STORE}"
+        )
+    };
+    let run = Run::new(Options::default());
+    run.put(1, &[77]);
+    for (copies, value) in [(4000, 1), (5000, 77)] {
+        run.launch(&kernel(BUF, &body(copies)), 1, 1, 0).unwrap();
+        assert_eq!(run.get(0, 1), [value]);
+    }
+}

@@ -22,6 +22,9 @@ struct Copy {
     group: [u32; WARP],
 }
 
+/// Most copies of a warp that wait to happen. A kernel that never waits for its copies must not fill the host's memory.
+const MOST_PENDING: usize = 4096;
+
 /// The copies of a warp that have not happened, oldest first.
 #[derive(Default)]
 pub(super) struct PendingCopies {
@@ -81,6 +84,9 @@ impl Warp {
                     lane,
                 )?;
             }
+        }
+        if self.copies.pending.len() >= MOST_PENDING {
+            self.land(cta, |_, copy| copy.mask)?;
         }
         let (bytes, dst_space, src_space) = (op.bytes, op.dst_space, op.src_space);
         let group = self.copies.committed;
