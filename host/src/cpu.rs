@@ -10,7 +10,8 @@ use crate::{
 };
 
 /// Attention in f32 on all cores: three-pass safe softmax, sums in f32. Every mask, layout and
-/// dtype that [`Problem::plan`] accepts; algorithm and tier are ignored.
+/// dtype that [`Problem::plan`] accepts; algorithm and tier are ignored. Rows with a score past
+/// f32's range have their weights computed in f64, so that finite inputs never give NaN.
 ///
 /// # Errors
 /// [`Error::BadInput`](crate::Error::BadInput) as [`Problem::plan`], and for slices that are too short.
@@ -29,21 +30,30 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
         let (begin, end) = (sight.begin as usize, sight.end as usize);
         let query = heads.query(b, h, i);
         let keys = &heads.keys(b, h)[begin * dim_qk..end * dim_qk];
+        let mut overflow = false;
         let mut weights: Vec<f32> = keys
             .chunks_exact(dim_qk)
             .map(|key| {
                 let scaled = dot(query, key) * scale;
+                overflow |= !scaled.is_finite();
                 softcap.map_or(scaled, |cap| cap * (scaled / cap).tanh())
             })
             .collect();
-        let max = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        if max == f32::NEG_INFINITY && !weights.iter().any(|w| w.is_nan()) {
-            return max;
-        }
-        let mut sum = 0.0;
-        for weight in &mut weights {
-            *weight = (*weight - max).exp();
-            sum += *weight;
+        let lse = match overflow {
+            false => softmax(&mut weights),
+            true => {
+                let scores = keys.chunks_exact(dim_qk).map(|key| {
+                    let scaled = dot_f64(query, key) * f64::from(scale);
+                    softcap.map_or(scaled, |cap| {
+                        f64::from(cap) * (scaled / f64::from(cap)).tanh()
+                    })
+                });
+                softmax_f64(scores.collect(), &mut weights)
+            }
+        };
+        let sum: f32 = weights.iter().sum();
+        if sum == 0.0 {
+            return lse;
         }
         let values = &heads.values(b, h)[begin * dim_v..end * dim_v];
         for (value, weight) in values.chunks_exact(dim_v).zip(&weights) {
@@ -54,7 +64,7 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
         for o in out_row {
             *o /= sum;
         }
-        max + sum.ln()
+        lse
     })?;
 
     let dtype = problem.out_element();
@@ -77,6 +87,40 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
     })
 }
 
+/// Turns scores into weights (not yet divided by their sum) and returns their log-sum-exp.
+fn softmax(scores: &mut [f32]) -> f32 {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for score in scores {
+        *score = (*score - max).exp();
+        sum += *score;
+    }
+    max + sum.ln()
+}
+
+/// As [`softmax`], of scores that may be past f32's range, infinite or NaN. The weights are zero if
+/// all scores are -inf.
+fn softmax_f64(scores: Vec<f64>, weights: &mut [f32]) -> f32 {
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if max == f64::NEG_INFINITY && !scores.iter().any(|score| score.is_nan()) {
+        weights.fill(0.0);
+        return f32::NEG_INFINITY;
+    }
+    let mut sum = 0.0;
+    for (weight, score) in weights.iter_mut().zip(scores) {
+        let exact = (score - max).exp();
+        *weight = exact as f32;
+        sum += exact;
+    }
+    (max + sum.ln()) as f32
+}
+
+/// Sum of products, which cannot overflow.
+fn dot_f64(a: &[f32], b: &[f32]) -> f64 {
+    let products = a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y));
+    products.sum()
+}
+
 /// Sum of products in eight lanes, so that it vectorises.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a_lanes, a_rest) = a.as_chunks::<8>();
@@ -89,4 +133,64 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     }
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(x, y)| x * y).sum();
     lanes.iter().sum::<f32>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DType, Shape};
+
+    /// One query with two keys of these elements; values 1 and 3.
+    fn two_keys(q: [f32; 2], keys: [[f32; 2]; 2], change: impl Fn(Problem) -> Problem) -> [f32; 2] {
+        let shape = Shape {
+            batch: 1,
+            seqlen_q: 1,
+            seqlen_k: 2,
+            heads_q: 1,
+            heads_kv: 1,
+            head_dim_qk: 2,
+            head_dim_v: 1,
+        };
+        let problem = change(Problem::contiguous(DType::F32, shape).lse(true));
+        let encode = |values: &[f32]| element::encode(DType::F32, values);
+        let (q, k, v) = (encode(&q), encode(keys.as_flattened()), encode(&[1.0, 3.0]));
+        let inputs = Inputs {
+            q: &q,
+            k: &k,
+            v: &v,
+        };
+        let outputs = attention(&problem, &inputs).unwrap();
+        let out = element::gather(DType::F32, &outputs.out, &problem.out).unwrap();
+        [out[0], outputs.lse.unwrap()[0]]
+    }
+
+    #[test]
+    fn scores_past_the_range_of_f32() {
+        let inf = f32::INFINITY;
+        let same = |problem| problem;
+        let big = [1e30, 0.0];
+        assert_eq!(two_keys(big, [big, big], same), [2.0, inf]);
+        assert_eq!(two_keys(big, [[-1e30, 0.0]; 2], same), [2.0, -inf]);
+        assert_eq!(two_keys(big, [big, [2e30, 0.0]], same), [3.0, inf]);
+        let scaled = |problem: Problem| problem.scale(1e38);
+        assert_eq!(
+            two_keys([9.0, 0.0], [[9.0, 0.0], [8.0, 0.0]], scaled),
+            [1.0, inf]
+        );
+        // Infinite partial sums that cancel: both scores are 0.
+        let cancels = [[1e30, -1e30]; 2];
+        assert_eq!(two_keys([1e30, 1e30], cancels, same), [2.0, 2f32.ln()]);
+        let capped = |problem: Problem| problem.softcap(1.0);
+        assert_eq!(two_keys([1e30, 1e30], cancels, capped), [2.0, 2f32.ln()]);
+    }
+
+    #[test]
+    fn infinite_inputs() {
+        let inf = f32::INFINITY;
+        let found = two_keys([1.0, 0.0], [[-inf, 0.0]; 2], |problem| problem);
+        assert_eq!(found[1].to_bits(), (-inf).to_bits());
+        assert_eq!(found[0], 0.0);
+        let [out, _] = two_keys([1.0, 0.0], [[-inf, 0.0], [5.0, 0.0]], |problem| problem);
+        assert_eq!(out, 3.0);
+    }
 }
