@@ -31,7 +31,8 @@ pub struct Comparison {
     pub max_abs_error: f64,
     /// Root mean square of the differences in out.
     pub rms_error: f64,
-    /// Largest difference in the log-sum-exp, if there is one. -inf must meet -inf.
+    /// Largest difference in the log-sum-exp, if there is one. -inf must meet -inf, and a number past
+    /// f32's range the infinity of its sign.
     pub lse_max_abs_error: Option<f64>,
     /// What is acceptable.
     pub bound: ErrorBound,
@@ -167,7 +168,7 @@ pub fn compare(problem: &Problem, inputs: &Inputs<'_>, outputs: &Outputs) -> Res
     let lse = match &outputs.lse {
         Some(lse) if lse.len() == reference.lse.len() => {
             let pairs = lse.iter().zip(&reference.lse);
-            Some(Errors::of(pairs.map(|(&x, &r)| difference(x, r))).max_abs)
+            Some(Errors::of(pairs.map(|(&x, &r)| difference(x, in_range(r)))).max_abs)
         }
         Some(lse) => {
             return Err(Error::bad(
@@ -207,6 +208,14 @@ fn difference(result: f32, reference: f64) -> f64 {
         result - reference
     } else {
         f64::INFINITY
+    }
+}
+
+/// The oracle's log-sum-exp, infinite where it is past f32's range: there f32 has no nearer number.
+fn in_range(lse: f64) -> f64 {
+    match lse as f32 {
+        rounded if rounded.is_infinite() => f64::from(rounded),
+        _ => lse,
     }
 }
 

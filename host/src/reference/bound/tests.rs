@@ -254,3 +254,34 @@ proptest! {
         prop_assert!(found.ok, "{found:?}");
     }
 }
+
+#[test]
+fn a_log_sum_exp_past_the_range_of_f32_is_infinite() {
+    let one = Shape {
+        batch: 1,
+        seqlen_q: 2,
+        seqlen_k: 2,
+        heads_q: 1,
+        heads_kv: 1,
+        head_dim_qk: 1,
+        head_dim_v: 1,
+    };
+    let problem = Problem::contiguous(DType::F16, one).scale(1e38).lse(true);
+    let [q, k, v] = [[9.0, -9.0], [9.0, 9.0], [1.0, 1.0]].map(|x| encode(DType::F16, &x));
+    let inputs = Inputs {
+        q: &q,
+        k: &k,
+        v: &v,
+    };
+    let outputs = cpu::attention(&problem, &inputs).unwrap();
+    let lse = outputs.lse.clone().unwrap();
+    assert_eq!(lse, [f32::INFINITY, f32::NEG_INFINITY]);
+    let found = compare(&problem, &inputs, &outputs).unwrap();
+    assert!(found.ok, "{found:?}");
+    assert_eq!(found.lse_max_abs_error, Some(0.0));
+    let swapped = Outputs {
+        lse: Some(vec![lse[1], lse[0]]),
+        ..outputs
+    };
+    assert!(!compare(&problem, &inputs, &swapped).unwrap().ok);
+}
