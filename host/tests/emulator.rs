@@ -167,3 +167,16 @@ fn overridden_ptx_runs_instead_of_the_archives() {
     assert!(matches!(error, Error::Fault { .. }), "{error}");
     assert!(error.to_string().contains("no such entry point"), "{error}");
 }
+
+#[test]
+fn an_unknown_instruction_is_found_when_the_kernel_is_loaded() {
+    let device = EmulatorDevice::new();
+    let variant = kernel("fused_f16_d32_sm80").unwrap();
+    let ptx = flashtile::ptx(variant).unwrap();
+    let at = ptx.rfind("ret;").unwrap();
+    let ptx = format!("{}frobnicate.b32 1;\n{}", &ptx[..at], &ptx[at..]);
+    // SAFETY: the emulator checks every access.
+    unsafe { device.override_ptx(variant, &ptx) }.unwrap();
+    let error = device.load(variant).unwrap_err();
+    assert!(error.to_string().contains("frobnicate"), "{error}");
+}

@@ -93,6 +93,10 @@ impl EmulatorDevice {
                 "no such entry point in the PTX, which has {known:?}"
             )));
         }
+        // An instruction that the emulator does not know is found here rather than at the first launch.
+        module
+            .decode(variant.name)
+            .map_err(|error| fault(error.to_string()))?;
         let module = Arc::new(module);
         state.modules.insert(variant.name, Arc::clone(&module));
         Ok(module)
