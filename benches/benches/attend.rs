@@ -1,7 +1,9 @@
 //! The whole path on the small real input: 128 tokens, 12 heads, head_dim 32, from a language model.
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use flashtile::{Algorithm, DType, EmulatorDevice, Inputs, Problem, Shape, attention, cpu, reference};
+use flashtile::{
+    Algorithm, DType, EmulatorDevice, Inputs, Problem, Shape, attention, cpu, reference,
+};
 use flashtile_benches::values;
 
 fn attend(c: &mut Criterion) {
@@ -16,12 +18,18 @@ fn attend(c: &mut Criterion) {
     };
     let count = 128 * 12 * 32;
     let [q, k, v] = [1, 2, 3].map(|seed| values(DType::F16, count, seed));
-    let inputs = Inputs { q: &q, k: &k, v: &v };
+    let inputs = Inputs {
+        q: &q,
+        k: &k,
+        v: &v,
+    };
     let device = EmulatorDevice::new();
     let mut group = c.benchmark_group("attend");
     group.sample_size(10);
     for algorithm in Algorithm::ALL {
-        let problem = Problem::contiguous(DType::F16, shape).algorithm(algorithm).lse(true);
+        let problem = Problem::contiguous(DType::F16, shape)
+            .algorithm(algorithm)
+            .lse(true);
         let outputs = attention(&device, &problem, &inputs).expect("the kernel runs");
         let comparison = reference::compare(&problem, &inputs, &outputs).expect("comparable");
         assert!(comparison.ok, "{algorithm:?}: {comparison:?}");

@@ -35,7 +35,10 @@ fn forward(c: &mut Criterion) {
         let started = Instant::now();
         run();
         let seconds = started.elapsed().as_secs_f64();
-        let lanes = device.last_stats().expect("a kernel has run").lane_instructions;
+        let lanes = device
+            .last_stats()
+            .expect("a kernel has run")
+            .lane_instructions;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mask = if causal { "causal" } else { "full" };
         println!(

@@ -85,8 +85,9 @@ fn cell(
     // Warm up, then enough launches for about 50 ms.
     timed(3)?;
     let launches = (0.05 / timed(3)?).ceil().clamp(3.0, 2000.0) as usize;
-    let mut seconds =
-        (0..options.repetitions.max(1)).map(|_| timed(launches)).collect::<Result<Vec<_>, _>>()?;
+    let mut seconds = (0..options.repetitions.max(1))
+        .map(|_| timed(launches))
+        .collect::<Result<Vec<_>, _>>()?;
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
     let spread = seconds[seconds.len() - 1] / seconds[0] - 1.0;

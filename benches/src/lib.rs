@@ -32,8 +32,15 @@ impl<'d> Workload<'d> {
     /// What planning or the device says.
     pub fn new(device: &'d dyn Device, problem: &Problem) -> Result<Self> {
         let plan = problem.plan(device.info())?;
-        let Shape { batch, seqlen_q, seqlen_k, heads_q, heads_kv, head_dim_qk, head_dim_v } =
-            problem.shape();
+        let Shape {
+            batch,
+            seqlen_q,
+            seqlen_k,
+            heads_q,
+            heads_kv,
+            head_dim_qk,
+            head_dim_v,
+        } = problem.shape();
         let upload = |count: usize, seed: u64| {
             DeviceBuffer::from_bytes(device, &values(problem.dtype, count, seed))
         };
@@ -43,7 +50,11 @@ impl<'d> Workload<'d> {
             upload(batch * seqlen_k * heads_kv * head_dim_v, 3)?,
             upload(batch * seqlen_q * heads_q * head_dim_v, 4)?,
         ];
-        Ok(Self { device, plan, buffers })
+        Ok(Self {
+            device,
+            plan,
+            buffers,
+        })
     }
 
     /// Enqueues one launch.
@@ -61,7 +72,10 @@ impl<'d> Workload<'d> {
         };
         // SAFETY: the buffers have the sizes of the problem's contiguous tensors and live in self,
         // whose users synchronise the device before they drop it.
-        unsafe { self.plan.launch(self.device, flashtile::Stream::DEFAULT, &pointers) }
+        unsafe {
+            self.plan
+                .launch(self.device, flashtile::Stream::DEFAULT, &pointers)
+        }
     }
 
     /// The plan.
@@ -73,10 +87,8 @@ impl<'d> Workload<'d> {
 /// Floating-point operations of a forward pass as FlashAttention counts them: 2 for each
 /// multiplication and addition of both products, half of it under a causal mask.
 pub fn forward_flops(shape: &Shape, causal: bool) -> f64 {
-    let pairs = shape.batch as f64
-        * shape.heads_q as f64
-        * shape.seqlen_q as f64
-        * shape.seqlen_k as f64;
+    let pairs =
+        shape.batch as f64 * shape.heads_q as f64 * shape.seqlen_q as f64 * shape.seqlen_k as f64;
     let flops = 2.0 * pairs * (shape.head_dim_qk + shape.head_dim_v) as f64;
     if causal { flops / 2.0 } else { flops }
 }
