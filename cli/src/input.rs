@@ -1,6 +1,8 @@
 //! q, k and v from a safetensors file that may be anything.
 
 use std::{
+    collections::HashSet,
+    fmt,
     fs::File,
     io::{Read, Seek, SeekFrom},
     path::Path,
@@ -11,6 +13,7 @@ use safetensors::{
     Dtype,
     tensor::{Metadata, TensorInfo},
 };
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -95,6 +98,9 @@ impl Source {
         let metadata: Metadata = serde_json::from_slice(&text).map_err(|error| {
             explain(&text).unwrap_or_else(|| bad("a safetensors header", error.to_string()))
         })?;
+        if let Some(name) = repeated_name(&text) {
+            return Err(Failure::bad(name, "one tensor of this name", "several"));
+        }
         let data = length - data_begin;
         if metadata.data_len() as u64 != data {
             return Err(bad(
@@ -215,6 +221,35 @@ fn dtype(name: &str, dtype: Dtype) -> Result<DType> {
         )),
         other => Err(Failure::bad(name, "F16, BF16 or F32", format!("{other:?}"))),
     }
+}
+
+/// A name that a header has more than once. The format forbids it, and parsers differ in which one they take.
+fn repeated_name(header: &[u8]) -> Option<String> {
+    struct Names;
+
+    impl<'de> Visitor<'de> for Names {
+        type Value = Option<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut seen = HashSet::new();
+            let mut repeated = None;
+            while let Some((name, IgnoredAny)) = map.next_entry::<String, _>()? {
+                if !seen.contains(&name) {
+                    seen.insert(name);
+                } else {
+                    repeated.get_or_insert(name);
+                }
+            }
+            Ok(repeated)
+        }
+    }
+
+    let mut json = serde_json::Deserializer::from_slice(header);
+    json.deserialize_map(Names).ok().flatten()
 }
 
 /// The first tensor of a header that is not what a safetensors header may say of a tensor.

@@ -99,6 +99,21 @@ fn headers_that_lie() {
         ),
         &["q: expected"],
     );
+    // Two tensors of a name over the same bytes: nothing else is wrong with the offsets.
+    let entry = |name: &str, dtype: &str, begin: usize| {
+        let end = begin + 16;
+        format!(
+            r#""{name}":{{"dtype":"{dtype}","shape":[1,1,1,8],"data_offsets":[{begin},{end}]}}"#
+        )
+    };
+    let entries = [
+        entry("q", "F16", 0),
+        entry("q", "BF16", 0),
+        entry("k", "F16", 16),
+        entry("v", "F16", 32),
+    ];
+    let repeated = raw(&format!("{{{}}}", entries.join(",")), 48);
+    refuses(&repeated, &["q: expected one tensor of this name"]);
     // A line break in a name stays inside the one line.
     refuses(
         &raw(
