@@ -18,6 +18,10 @@ pub trait Element: Copy {
     /// f32 addition. Tensor cores truncate when they accumulate; f32 inputs can't afford that over
     /// long sums (Ootomo and Yokota, arXiv:2203.03341).
     const STEPS_PER_SUM: usize;
+    /// What probabilities are multiplied by in a block that takes care, so that the sum of 2^30 values of
+    /// any size stays finite: a power of two. 1 where values are too small to overflow f32 (f16; its
+    /// probabilities have no room for the factor either).
+    const CAREFUL_FACTOR: f32;
     /// Left operand of a step, in registers.
     type FragA: Copy;
     /// Right operand of a step for 8 columns, in registers.
@@ -42,7 +46,7 @@ pub trait Element: Copy {
 }
 
 macro_rules! half_element {
-    ($(#[$doc:meta])* $name:ident, $mma:path, $pack:path) => {
+    ($(#[$doc:meta])* $name:ident, $careful_factor:expr, $mma:path, $pack:path) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
         pub struct $name;
@@ -51,6 +55,7 @@ macro_rules! half_element {
             const DTYPE: DType = DType::$name;
             const KEYS_PER_STEP: usize = 16;
             const STEPS_PER_SUM: usize = usize::MAX;
+            const CAREFUL_FACTOR: f32 = $careful_factor;
             type FragA = [u32; 4];
             type FragB = [u32; 2];
             type VView = FragmentView;
@@ -105,12 +110,14 @@ macro_rules! half_element {
 half_element!(
     /// IEEE half precision.
     F16,
+    1.0,
     mma::m16n8k16_f16,
     math::pack_f16x2
 );
 half_element!(
     /// bfloat16.
     Bf16,
+    1.0 / (1u32 << 30) as f32,
     mma::m16n8k16_bf16,
     math::pack_bf16x2
 );
@@ -121,11 +128,13 @@ half_element!(
 #[derive(Clone, Copy)]
 pub struct F32;
 
-/// x = hi + lo, both tf32, up to a relative 2^-22. The last 0.05% of f32's range rounds to infinity.
+/// x = hi + lo, both tf32, up to a relative 2^-22.
 #[inline(always)]
 fn split(x: u32) -> (u32, u32) {
+    /// tf32's largest finite number: what lies above must not round to infinity.
+    const MAX: f32 = f32::from_bits(0x7f7f_e000);
     let x = f32::from_bits(x);
-    let hi = math::round_tf32(x);
+    let hi = math::round_tf32(math::max(math::min(x, MAX), -MAX));
     let lo = math::round_tf32(x - hi);
     (hi.to_bits(), lo.to_bits())
 }
@@ -152,6 +161,7 @@ impl Element for F32 {
     const DTYPE: DType = DType::F32;
     const KEYS_PER_STEP: usize = 8;
     const STEPS_PER_SUM: usize = 4;
+    const CAREFUL_FACTOR: f32 = 1.0 / (1u32 << 30) as f32;
     type FragA = Split<4>;
     type FragB = Split<2>;
     type VView = [FragmentView; 2];

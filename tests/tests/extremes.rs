@@ -10,8 +10,8 @@
 
 use flashtile::{Algorithm, CausalAlignment, DType, OutDType};
 use flashtile_tests::{
-    Case, Distribution, Results, Tensors, assert_same_bits, check, data::row, devices, judge, run,
-    sizes,
+    Case, Distribution, Results, Tensors, assert_same_bits, check, data::row, devices, judge,
+    oracle, run, sizes,
 };
 
 const DTYPES: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
@@ -184,6 +184,37 @@ fn scores_that_overflow_give_no_nan() {
                     let wrong = results.out.iter().find(|x| x.is_nan() || x.abs() > 1.01);
                     if wrong.is_some() || results.lse.iter().any(|x| x.is_nan()) {
                         return Err(format!("{case}, q and k of +-{size:e}: {wrong:?}"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn sums_of_values_stay_finite() {
+    everywhere(|algorithm, dtype| {
+        let largest = match dtype {
+            DType::F16 => 65504.0,
+            // bfloat16's largest number, and one that two tf32 numbers hold.
+            DType::Bf16 => f32::from_bits(0x7f7f_0000),
+            DType::F32 => f32::from_bits(0x7f7f_ff00),
+        };
+        let case = Case::new(dtype, sizes(20, 200, [1, 1], 32)).algorithm(algorithm);
+        for case in [case, case.causal(CausalAlignment::BottomRight)] {
+            // Every key weighs the same; the first half of the values is large, the rest as large and negative.
+            let mut tensors = large(&case, 0.0, largest);
+            let half = tensors.v.len() / 2;
+            tensors.v[..half].fill(largest);
+            tensors.v[half..].fill(-largest);
+            for device in devices() {
+                let results = run(&**device, &case, &tensors)?;
+                let reference = oracle(&case, &tensors);
+                for (x, r) in results.out.iter().zip(&reference.out) {
+                    // Rounding of 1/n in the textbook's P: far below a hundredth.
+                    if (f64::from(*x) - r).abs() > 0.01 * f64::from(largest) || x.is_nan() {
+                        return Err(format!("{case}, values of +-{largest:e}: {x} for {r}"));
                     }
                 }
             }

@@ -11,9 +11,10 @@ use crate::tile::smem::{CHUNK, SmemTile};
 use flashtile_abi::TensorView;
 use flashtile_abi::params::flags;
 
-/// Writes lse = ln(sum) + max in natural units; -inf for a row that saw no key. The sums are reduced.
+/// Writes lse = ln(sum) + max in natural units; -inf for a row that saw no key. The sums are reduced, and
+/// `factor` (a power of two) times what they should be.
 #[inline(always)]
-pub fn store_lse<C: Config>(block: &Block, stats: &RowStats) {
+pub fn store_lse<C: Config>(block: &Block, stats: &RowStats, factor: f32) {
     let params = block.params;
     if params.lse.ptr == 0 {
         return;
@@ -25,7 +26,7 @@ pub fn store_lse<C: Config>(block: &Block, stats: &RowStats) {
     for m in 0..C::Output::M_FRAGS {
         for half in 0..2 {
             let q_idx = block.lane_row(C::Output::M_FRAGS, m, half);
-            let sum = stats.sum[m][half];
+            let sum = stats.sum[m][half] * math::rcp(factor);
             let log2 = math::fma(stats.max[m][half], params.exponent_scale, math::lg2(sum));
             let lse = if sum == 0.0 {
                 f32::NEG_INFINITY

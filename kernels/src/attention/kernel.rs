@@ -5,6 +5,7 @@ use super::epilogue::{store_lse, store_out};
 use super::pass::{Fused, Max, MaxSum, Pass, RowStats, Sum, WeightedSum};
 use super::pipeline::{Block, Stream, load_query, receive_query};
 use super::softmax;
+use crate::element::Element;
 use crate::ptx::sync;
 use crate::tile::reg::AccumTile;
 use flashtile_abi::{Algorithm, AttentionParams};
@@ -48,10 +49,9 @@ impl Kernel for FusedKernel {
         let q = receive_query::<C>(&block);
         loop {
             stream.run(&block, &q, &mut pass);
-            // Scores that are not finite or very large spoil the fast exponents. They are rare (f16
-            // inputs can hardly make them), so the block is computed twice then.
-            let spoilt = pass.stats.needs_care::<C::Output>(params.exponent_scale);
-            if block.is_careful() || !sync::cta_any(spoilt) {
+            // Scores that are not finite or very large spoil the fast exponents, and sums of values can
+            // overflow. Both are rare (f16 inputs can hardly do it): the block is computed twice then.
+            if block.is_careful() || !sync::cta_any(pass.is_spoilt(params.exponent_scale)) {
                 break;
             }
             block.take_care();
@@ -61,7 +61,12 @@ impl Kernel for FusedKernel {
 
         let inverse_sum = softmax::normalise::<C::Output>(&mut pass.stats.sum);
         softmax::scale_rows(&mut pass.out, &inverse_sum);
-        store_lse::<C>(&block, &pass.stats);
+        let factor = if block.is_careful() {
+            C::Element::CAREFUL_FACTOR
+        } else {
+            1.0
+        };
+        store_lse::<C>(&block, &pass.stats, factor);
         store_out::<C>(&block, &pass.out);
     }
 }
@@ -87,7 +92,7 @@ fn finish<C: Config>(block: &Block, stream: &Stream, q: &C::Query, mut stats: Ro
         out: C::Output::ZERO,
     };
     next_pass::<C, _>(block, stream, q, &mut pass);
-    store_lse::<C>(block, &stats);
+    store_lse::<C>(block, &stats, 1.0);
     store_out::<C>(block, &pass.out);
 }
 

@@ -7,6 +7,7 @@
 
 use super::pipeline::Block;
 use super::softmax::{Exponents, Fast, Guarded};
+use crate::element::Element;
 use crate::tile::reg::AccumTile;
 
 /// How a tile is masked, decided for the whole tile.
@@ -14,7 +15,7 @@ pub trait Masking {
     /// How exponents of such a tile are computed.
     type Exponents: Exponents;
     /// How exponents of such a tile are computed in this block.
-    fn exponents(block: &Block) -> Self::Exponents;
+    fn exponents<E: Element>(block: &Block) -> Self::Exponents;
     /// Sets the scores of keys that a row does not see to -inf. `n_begin` is the tile's first key.
     fn apply<S: AccumTile>(scores: &mut S, block: &Block, n_begin: i32);
 }
@@ -29,7 +30,7 @@ impl Masking for Unmasked {
     type Exponents = Fast;
 
     #[inline(always)]
-    fn exponents(_: &Block) -> Fast {
+    fn exponents<E: Element>(_: &Block) -> Fast {
         Fast
     }
 
@@ -41,9 +42,10 @@ impl Masking for Masked {
     type Exponents = Guarded;
 
     #[inline(always)]
-    fn exponents(block: &Block) -> Guarded {
+    fn exponents<E: Element>(block: &Block) -> Guarded {
         Guarded {
             careful: block.is_careful(),
+            factor: E::CAREFUL_FACTOR,
         }
     }
 

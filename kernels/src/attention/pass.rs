@@ -7,7 +7,7 @@ use super::query::QueryFrags;
 use super::score_mod::ScoreMod;
 use super::softmax::{self, Exponents, Guarded};
 use crate::element::Element;
-use crate::ptx::{special, sync};
+use crate::ptx::{math, special, sync};
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS, RowVec};
 use crate::tile::smem::{FragmentView, SmemTile};
 
@@ -148,20 +148,20 @@ impl RowStats {
         sum: NOTHING,
     };
 
-    /// Whether a row of this lane's needs [`Guarded`]'s careful exponents: its sum is NaN (an unmasked
-    /// tile had a score that was not finite), or its maximum is large.
+    /// Whether a row of this lane's is spoilt: its sum is NaN (an unmasked tile had a score that was not
+    /// finite), or its maximum is large.
     #[inline(always)]
-    pub fn needs_care<S: AccumTile>(&self, exponent_scale: f32) -> bool {
-        let mut needs = false;
+    fn is_spoilt<S: AccumTile>(&self, exponent_scale: f32) -> bool {
+        let mut spoilt = false;
         for m in 0..S::M_FRAGS {
             for half in 0..2 {
                 let (max, sum) = (self.max[m][half], self.sum[m][half]);
                 let magnitude = f32::from_bits(max.to_bits() & 0x7fff_ffff) * exponent_scale;
                 let large = magnitude > softmax::CAREFUL_ABOVE && max != f32::NEG_INFINITY;
-                needs |= sum != sum || large;
+                spoilt |= sum != sum || large;
             }
         }
-        needs
+        spoilt
     }
 
     /// Takes in a tile: new maxima, sums rescaled and added to, scores turned into probabilities
@@ -206,7 +206,7 @@ impl<C: Config> Pass<C> for Fused<C> {
         let correction = self.stats.absorb(
             &mut scores,
             block.params.exponent_scale,
-            M::exponents(block),
+            M::exponents::<C::Element>(block),
         );
         if C::SKIP_RESCALE {
             // After the first tiles most maxima stay: no row of the warp needs the multiplication by 1.
@@ -225,6 +225,21 @@ impl<C: Config> Pass<C> for Fused<C> {
 }
 
 impl<C: Config> Fused<C> {
+    /// Whether what this lane holds must be computed again, with care.
+    #[inline(always)]
+    pub fn is_spoilt(&self, exponent_scale: f32) -> bool {
+        // 0 as long as every sum of values is finite, else NaN.
+        let mut zero = 0.0;
+        for m in 0..C::Output::M_FRAGS {
+            for n in 0..C::Output::N_FRAGS {
+                for i in 0..4 {
+                    zero = math::fma(self.out.frag(m, n)[i], 0.0, zero);
+                }
+            }
+        }
+        zero != zero || self.stats.is_spoilt::<C::Output>(exponent_scale)
+    }
+
     /// Before the first tile.
     pub const START: Self = Self {
         stats: RowStats::EMPTY,
@@ -233,7 +248,10 @@ impl<C: Config> Fused<C> {
 }
 
 /// The ladder's passes take care in every tile: their speed is not the point.
-const CAREFUL: Guarded = Guarded { careful: true };
+const CAREFUL: Guarded = Guarded {
+    careful: true,
+    factor: 1.0,
+};
 
 /// Maxima alone: the first pass of three.
 pub struct Max {

@@ -7,6 +7,7 @@
 //! That rounding is at most half a unit in the last place of max * c. Where max * c is so large that this
 //! counts ([`CAREFUL_ABOVE`]), or a score is not finite, the block is computed again with the exponent
 //! (score - max) * c, which costs an instruction a score and is exact at the maximum: [`Exponents`].
+//! So is a block whose sums of values overflowed; its probabilities are then made smaller.
 
 use crate::ptx::{math, sync};
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS, RowVec};
@@ -38,6 +39,8 @@ pub trait Exponents: Copy {
     type Row: RowExponents;
     /// For one row.
     fn row(self, row_max: f32, exponent_scale: f32) -> Self::Row;
+    /// Makes probabilities smaller, where sums over them could overflow.
+    fn shrink<S: AccumTile>(self, probabilities: &mut S);
     /// 2^(old - new): what values relative to the old maximum are multiplied by. 0 if there was none.
     fn correction(self, old_max: f32, new_max: f32, exponent_scale: f32) -> f32;
 }
@@ -59,6 +62,8 @@ pub struct Fast;
 pub struct Guarded {
     /// (score - max) * c; else score * c - max * c, to agree with tiles computed by [`Fast`].
     pub careful: bool,
+    /// What careful probabilities are multiplied by, a power of two.
+    pub factor: f32,
 }
 
 /// [`Fast`]'s, of one row.
@@ -91,6 +96,9 @@ impl Exponents for Fast {
     fn correction(self, old_max: f32, new_max: f32, scale: f32) -> f32 {
         math::ex2(old_max * scale - new_max * scale)
     }
+
+    #[inline(always)]
+    fn shrink<S: AccumTile>(self, _: &mut S) {}
 }
 
 impl RowExponents for FastRow {
@@ -126,6 +134,13 @@ impl Exponents for Guarded {
             shift,
             scale,
             scaled_max,
+        }
+    }
+
+    #[inline(always)]
+    fn shrink<S: AccumTile>(self, probabilities: &mut S) {
+        if self.factor != 1.0 && self.careful {
+            scale_rows(probabilities, &[[self.factor; 2]; MAX_M_FRAGS]);
         }
     }
 
@@ -170,6 +185,7 @@ pub fn exponentiate<S: AccumTile, E: Exponents>(
             }
         }
     }
+    exponents.shrink(scores);
 }
 
 /// Adds each row's probabilities to the lane's partial sum.
