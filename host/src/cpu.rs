@@ -56,13 +56,12 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
             return lse;
         }
         let values = &heads.values(b, h)[begin * dim_v..end * dim_v];
+        // Divided first: the sum of large values would overflow before it is divided.
         for (value, weight) in values.chunks_exact(dim_v).zip(&weights) {
+            let weight = weight / sum;
             for (o, x) in out_row.iter_mut().zip(value) {
                 *o += weight * x;
             }
-        }
-        for o in out_row {
-            *o /= sum;
         }
         lse
     })?;
@@ -142,6 +141,15 @@ mod tests {
 
     /// One query with two keys of these elements; values 1 and 3.
     fn two_keys(q: [f32; 2], keys: [[f32; 2]; 2], change: impl Fn(Problem) -> Problem) -> [f32; 2] {
+        two_values(q, keys, [1.0, 3.0], change)
+    }
+
+    fn two_values(
+        q: [f32; 2],
+        keys: [[f32; 2]; 2],
+        values: [f32; 2],
+        change: impl Fn(Problem) -> Problem,
+    ) -> [f32; 2] {
         let shape = Shape {
             batch: 1,
             seqlen_q: 1,
@@ -153,7 +161,7 @@ mod tests {
         };
         let problem = change(Problem::contiguous(DType::F32, shape).lse(true));
         let encode = |values: &[f32]| element::encode(DType::F32, values);
-        let (q, k, v) = (encode(&q), encode(keys.as_flattened()), encode(&[1.0, 3.0]));
+        let (q, k, v) = (encode(&q), encode(keys.as_flattened()), encode(&values));
         let inputs = Inputs {
             q: &q,
             k: &k,
@@ -182,6 +190,13 @@ mod tests {
         assert_eq!(two_keys([1e30, 1e30], cancels, same), [2.0, 2f32.ln()]);
         let capped = |problem: Problem| problem.softcap(1.0);
         assert_eq!(two_keys([1e30, 1e30], cancels, capped), [2.0, 2f32.ln()]);
+    }
+
+    #[test]
+    fn values_whose_sum_overflows() {
+        let keys = [[0.0; 2]; 2];
+        assert_eq!(two_values([0.0; 2], keys, [3e38; 2], |p| p)[0], 3e38);
+        assert_eq!(two_values([0.0; 2], keys, [3e38, -3e38], |p| p)[0], 0.0);
     }
 
     #[test]
