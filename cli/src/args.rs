@@ -48,7 +48,7 @@ pub struct AttendArgs {
     /// File to write the tensors out and lse to; without it only a summary is printed
     #[arg(short, long, value_name = "OUT.safetensors")]
     pub output: Option<PathBuf>,
-    /// Where to run: auto, cuda[:N], emulator or cpu (f32 reference in plain Rust)
+    /// Where to run: auto, cuda, cuda:N, emulator or cpu (f32 reference in plain Rust)
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
     /// Which kernel; cpu has one for all
@@ -95,7 +95,7 @@ pub struct VerifyArgs {
     /// Only cases whose name contains this (or is exactly this)
     #[arg(long, value_name = "TEXT")]
     pub filter: Option<String>,
-    /// Where to run: auto, cuda[:N], emulator or cpu
+    /// Where to run: auto, cuda, cuda:N, emulator or cpu
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
     /// Print one JSON object on standard output
