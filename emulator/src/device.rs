@@ -35,6 +35,8 @@ pub struct Options {
     pub memory_limit: u64,
     /// Most warp instructions that one block may execute.
     pub max_instructions: Option<u64>,
+    /// Whether to count [`Stats::shared_wavefronts`]; off by default, since it takes time.
+    pub count_bank_conflicts: bool,
 }
 
 impl Default for Options {
@@ -44,6 +46,7 @@ impl Default for Options {
             async_copies: AsyncTiming::Late,
             memory_limit: 1 << 30,
             max_instructions: None,
+            count_bank_conflicts: false,
         }
     }
 }
@@ -71,6 +74,24 @@ pub struct Stats {
     pub lane_instructions: u64,
     /// Blocks that ran.
     pub blocks: u64,
+    /// Wavefronts of shared memory: how often its banks are accessed, if [`Options::count_bank_conflicts`] asks for it,
+    /// else 0.
+    ///
+    /// The model: shared memory has 32 banks, and successive words of four bytes lie in successive banks. One wavefront
+    /// moves at most one word of each bank; any number of lanes may have a part in that word. (CUDA C++ programming
+    /// guide, shared memory of compute capability 5.0 and later.) What a warp accesses is taken 128 bytes at a time:
+    /// accesses of up to 4 bytes by all 32 lanes at once, of 8 bytes by half warps, of 16 bytes by quarter warps, and
+    /// `ldmatrix` and `stmatrix` by matrices, that is by 8 rows of 16 bytes. (The guide does not say this of recent
+    /// hardware; it is what is commonly observed.) Each such part takes as many wavefronts as the bank with the most
+    /// different words has words.
+    ///
+    /// `cp.async` is counted when it is issued, as a store of its whole size, zeros included. How hardware groups the
+    /// writes of asynchronous copies is not documented. Generic accesses count where they are to shared memory; atomics
+    /// and mbarriers do not count.
+    pub shared_wavefronts: u64,
+    /// What [`shared_wavefronts`](Self::shared_wavefronts) would be without bank conflicts: one wavefront for each part
+    /// of a warp with an active lane.
+    pub shared_wavefronts_least: u64,
 }
 
 impl Stats {
@@ -79,6 +100,8 @@ impl Stats {
             warp_instructions: self.warp_instructions + other.warp_instructions,
             lane_instructions: self.lane_instructions + other.lane_instructions,
             blocks: self.blocks + other.blocks,
+            shared_wavefronts: self.shared_wavefronts + other.shared_wavefronts,
+            shared_wavefronts_least: self.shared_wavefronts_least + other.shared_wavefronts_least,
         }
     }
 }

@@ -85,6 +85,7 @@ impl Warp {
                 )?;
             }
         }
+        cta.count_banks(op.dst_space, &dst, active, op.bytes as usize);
         if self.copies.pending.len() >= MOST_PENDING {
             self.land(cta, |_, copy| copy.mask)?;
         }

@@ -29,6 +29,9 @@ impl Warp {
                 self.regs.put_narrow(slot, ALL, &value);
             }
         }
+        // Lanes 8 j to 8 j + 7 have the rows of matrix j.
+        let rows = u32::MAX >> (WARP - 8 * op.regs.len());
+        cta.count_banks(op.space, &addresses, rows, 16);
         Ok(())
     }
 

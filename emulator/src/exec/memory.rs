@@ -268,6 +268,7 @@ impl Warp {
                 self.regs.set_lane(dst, lane, value);
             }
         }
+        cta.count_banks(load.space, &addresses, active, total as usize);
         Ok(())
     }
 
@@ -309,6 +310,7 @@ impl Warp {
                 self.put::<N>(cta, place, n * N, value);
             }
         }
+        cta.count_banks(store.space, &addresses, active, total as usize);
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 //! `warp` says how groups part and meet.
 
 mod alu;
+mod banks;
 mod collective;
 mod copy;
 mod matrix;
@@ -44,6 +45,7 @@ pub(crate) struct Machine<'a> {
     block: [u32; 3],
     timing: AsyncTiming,
     max_instructions: u64,
+    count_bank_conflicts: bool,
     shared_bytes: usize,
     dynamic_shared: u32,
     /// Values of the program's constants.
@@ -80,6 +82,7 @@ impl<'a> Machine<'a> {
             block: launch.block,
             timing: options.async_copies,
             max_instructions: options.max_instructions.unwrap_or(u64::MAX),
+            count_bank_conflicts: options.count_bank_conflicts,
             shared_bytes: (static_shared + u64::from(launch.dynamic_shared)) as usize,
             dynamic_shared: launch.dynamic_shared,
             constants: constants.collect(),
