@@ -21,6 +21,7 @@ pub mod device;
 pub mod generate;
 pub mod golden;
 pub mod memory;
+pub mod mutation;
 pub mod text;
 
 pub use case::{Case, Placement, sizes};

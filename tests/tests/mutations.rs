@@ -4,23 +4,11 @@
 //! one computes with what was in shared memory before.
 
 use flashtile::{Algorithm, CausalAlignment, DType, Device, EmulatorDevice};
-use flashtile_tests::{Case, Distribution, Tensors, judge, run, sizes};
-
-/// Lines of PTX that hold this instruction.
-fn lines_with(ptx: &str, instruction: &str) -> Vec<usize> {
-    let lines = ptx.lines().enumerate();
-    lines
-        .filter(|(_, line)| line.trim_start().starts_with(instruction))
-        .map(|(at, _)| at)
-        .collect()
-}
-
-/// The text without one of its lines.
-fn without_line(ptx: &str, removed: usize) -> String {
-    let lines = ptx.lines().enumerate();
-    let kept = lines.filter(|(at, _)| *at != removed);
-    kept.flat_map(|(_, line)| [line, "\n"]).collect()
-}
+use flashtile_tests::{
+    Case, Distribution, Tensors, judge,
+    mutation::{lines_with, without_line},
+    run, sizes,
+};
 
 /// Masked and unmasked tiles, even and odd numbers of them, and a negated query: everything that a wait
 /// or a barrier is for. Scores are far apart, so that even a maximum must be right: the exponentials of

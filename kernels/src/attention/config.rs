@@ -53,6 +53,8 @@ pub trait ConfigExt: Config {
     /// Whether a warp looks first if its output needs rescaling. (f32's kernel at head_dim 256 spills if it
     /// does; its time goes into products anyway.)
     const SKIP_RESCALE: bool = !matches!(Self::TILE.dtype, DType::F32);
+    /// Barriers of [`receive_query`](super::pipeline::receive_query).
+    const QUERY_BARRIERS: u32 = Self::Query::IN_REGISTERS as u32;
     /// The types agree with the tile shape; forced by every instance.
     const CONSISTENT: () = {
         assert!(Self::TILE.m_frags() as usize <= MAX_M_FRAGS);

@@ -51,13 +51,13 @@ macro_rules! instances {
                 let () = Instance::CONSISTENT;
                 assert!(matches!(<element::$dtype as Element>::DTYPE, DType::$dtype));
                 assert!(matches!(<score_mod::$score_mod as ScoreMod>::KIND, ScoreModKind::$score_mod));
-                assert!(matches!(<kernel!($algorithm) as Kernel>::ALGORITHM, Algorithm::$algorithm));
+                assert!(matches!(<kernel!($algorithm) as Kernel<Instance>>::ALGORITHM, Algorithm::$algorithm));
             };
 
             /// CTA barriers in the kernel's source, for the builder to compare with the PTX.
             #[used]
             #[unsafe(export_name = concat!(stringify!($name), "__barriers"))]
-            pub static BARRIERS: u32 = <kernel!($algorithm) as Kernel>::BARRIERS;
+            pub static BARRIERS: u32 = <kernel!($algorithm) as Kernel<Instance>>::BARRIERS;
 
             /// The kernel.
             ///
@@ -65,7 +65,7 @@ macro_rules! instances {
             /// The parameters describe memory of the device, as [`AttentionParams`] says.
             #[unsafe(no_mangle)]
             pub unsafe extern "ptx-kernel" fn $name(params: AttentionParams) {
-                <kernel!($algorithm)>::run::<Instance>(&params);
+                <kernel!($algorithm) as Kernel<Instance>>::run(&params);
             }
         }
     )* };

@@ -10,15 +10,15 @@ use crate::ptx::sync;
 use crate::tile::reg::AccumTile;
 use flashtile_abi::{Algorithm, AttentionParams};
 
-/// A kernel: one block's work.
-pub trait Kernel {
+/// A kernel: one block's work, in the shape of one instance.
+pub trait Kernel<C: Config> {
     /// Its name on both sides of a launch.
     const ALGORITHM: Algorithm;
     /// CTA barriers in its code. The builder counts those in the PTX: the compiler must neither
     /// duplicate nor drop any.
     const BARRIERS: u32;
     /// Runs the block.
-    fn run<C: Config>(params: &AttentionParams);
+    fn run(params: &AttentionParams);
 }
 
 /// FlashAttention-2's forward pass.
@@ -30,15 +30,13 @@ pub struct TwoPassKernel;
 /// The 3-pass safe softmax.
 pub struct ThreePassKernel;
 
-/// The barrier of `receive_query`.
-const QUERY_BARRIERS: u32 = 1;
-
-impl Kernel for FusedKernel {
+impl<C: Config> Kernel<C> for FusedKernel {
     const ALGORITHM: Algorithm = Algorithm::Fused;
-    const BARRIERS: u32 = QUERY_BARRIERS + Stream::BARRIERS + 1;
+    // The last is the vote.
+    const BARRIERS: u32 = C::QUERY_BARRIERS + Stream::BARRIERS + 1;
 
     #[inline(always)]
-    fn run<C: Config>(params: &AttentionParams) {
+    fn run(params: &AttentionParams) {
         let () = C::CONSISTENT;
         let mut block = Block::new::<C>(params);
         let stream = Stream::new::<C>(&block);
@@ -96,12 +94,12 @@ fn finish<C: Config>(block: &Block, stream: &Stream, q: &C::Query, mut stats: Ro
     store_out::<C>(block, &pass.out);
 }
 
-impl Kernel for TwoPassKernel {
+impl<C: Config> Kernel<C> for TwoPassKernel {
     const ALGORITHM: Algorithm = Algorithm::TwoPass;
-    const BARRIERS: u32 = QUERY_BARRIERS + Stream::BARRIERS + NEXT_PASS_BARRIERS;
+    const BARRIERS: u32 = C::QUERY_BARRIERS + Stream::BARRIERS + NEXT_PASS_BARRIERS;
 
     #[inline(always)]
-    fn run<C: Config>(params: &AttentionParams) {
+    fn run(params: &AttentionParams) {
         let () = C::CONSISTENT;
         let block = Block::new::<C>(params);
         let stream = Stream::new::<C>(&block);
@@ -117,12 +115,12 @@ impl Kernel for TwoPassKernel {
     }
 }
 
-impl Kernel for ThreePassKernel {
+impl<C: Config> Kernel<C> for ThreePassKernel {
     const ALGORITHM: Algorithm = Algorithm::ThreePass;
-    const BARRIERS: u32 = QUERY_BARRIERS + Stream::BARRIERS + 2 * NEXT_PASS_BARRIERS;
+    const BARRIERS: u32 = C::QUERY_BARRIERS + Stream::BARRIERS + 2 * NEXT_PASS_BARRIERS;
 
     #[inline(always)]
-    fn run<C: Config>(params: &AttentionParams) {
+    fn run(params: &AttentionParams) {
         let () = C::CONSISTENT;
         let block = Block::new::<C>(params);
         let stream = Stream::new::<C>(&block);

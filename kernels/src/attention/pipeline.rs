@@ -109,6 +109,11 @@ impl<'a> Block<'a> {
 /// Starts the copy of the block's queries, as a group of its own.
 #[inline(always)]
 pub fn load_query<C: Config>(block: &Block) {
+    // Queries that stay in shared memory are waited for with the first K tile. Where there is none, no copy
+    // may be under way when the epilogue writes over them.
+    if !C::Query::IN_REGISTERS && block.range.begin >= block.range.end {
+        return;
+    }
     let loader = TileLoader::new(
         C::Q_LOAD,
         &block.params.q,
@@ -129,12 +134,14 @@ pub fn load_query<C: Config>(block: &Block) {
     }
 }
 
-/// Waits until the queries have landed for every thread, with one later group still under way, and
-/// hands each warp its own.
+/// Hands each warp its queries. Those that go to registers must have landed for every thread, with one
+/// later group still under way; those that stay in shared memory land with the first K tile.
 #[inline(always)]
 pub fn receive_query<C: Config>(block: &Block) -> C::Query {
-    sync::cp_async_wait::<1>();
-    sync::cta_sync();
+    if C::Query::IN_REGISTERS {
+        sync::cp_async_wait::<1>();
+        sync::cta_sync();
+    }
     C::Query::load(query_view::<C>(block))
 }
 

@@ -5,7 +5,9 @@ use crate::tile::smem::FragmentView;
 
 /// One warp's queries as left operands.
 pub trait QueryFrags<E: Element>: Copy {
-    /// From the warp's view of the Q tile, once it has landed.
+    /// Whether [`load`](Self::load) reads the queries, which must have landed then.
+    const IN_REGISTERS: bool;
+    /// From the warp's view of the Q tile.
     fn load(view: FragmentView) -> Self;
     /// The same queries for the products of one tile, from the view made anew.
     fn in_tile(&self, view: FragmentView) -> Self;
@@ -20,6 +22,8 @@ pub trait QueryFrags<E: Element>: Copy {
 pub struct InRegisters<E: Element, const M: usize, const STEPS: usize>([[E::FragA; STEPS]; M]);
 
 impl<E: Element, const M: usize, const STEPS: usize> QueryFrags<E> for InRegisters<E, M, STEPS> {
+    const IN_REGISTERS: bool = true;
+
     #[inline(always)]
     fn load(view: FragmentView) -> Self {
         let mut frags = [[E::frag_a([0; 4]); STEPS]; M];
@@ -52,6 +56,8 @@ impl<E: Element, const M: usize, const STEPS: usize> QueryFrags<E> for InRegiste
 pub struct InSharedMemory(FragmentView);
 
 impl<E: Element> QueryFrags<E> for InSharedMemory {
+    const IN_REGISTERS: bool = false;
+
     #[inline(always)]
     fn load(view: FragmentView) -> Self {
         Self(view)
