@@ -109,11 +109,6 @@ impl<'a> Block<'a> {
 /// Starts the copy of the block's queries, as a group of its own.
 #[inline(always)]
 pub fn load_query<C: Config>(block: &Block) {
-    // Queries that stay in shared memory are waited for with the first K tile. Where there is none, no copy
-    // may be under way when the epilogue writes over them.
-    if !C::Query::IN_REGISTERS && block.range.begin >= block.range.end {
-        return;
-    }
     let loader = TileLoader::new(
         C::Q_LOAD,
         &block.params.q,
@@ -126,9 +121,13 @@ pub fn load_query<C: Config>(block: &Block) {
         base: block.smem + C::TILE.shared().q,
         row_bytes: C::QK_ROW_BYTES,
     };
-    loader.load(tile, block.thread, block.q_begin, block.params.seqlen_q);
+    // Queries that stay in shared memory are waited for with the first K tile. Where there is none, no copy
+    // may be under way when the epilogue writes over them.
+    if C::Query::IN_REGISTERS || block.range.begin < block.range.end {
+        loader.load(tile, block.thread, block.q_begin, block.params.seqlen_q);
+    }
     sync::cp_async_commit();
-    if block.has(flags::NEGATE_Q) {
+    if block.has(flags::NEGATE_Q) && block.range.begin < block.range.end {
         sync::cp_async_wait::<0>();
         loader.negate(tile, block.thread);
     }
