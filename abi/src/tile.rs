@@ -116,6 +116,8 @@ impl TileShape {
         assert!(tile.shared().bytes <= SM80_SHARED_CAPACITY);
         assert!(tile.block_m.is_multiple_of(16 * tile.warps));
         assert!(tile.block_n.is_multiple_of(16));
+        // Each warp's epilogue stages its rows of the output in the room of its own queries.
+        assert!(tile.head_dim_v <= tile.head_dim_qk);
         tile
     }
 
@@ -132,13 +134,7 @@ impl TileShape {
     /// Where things lie in shared memory.
     pub const fn shared(&self) -> SharedPlan {
         let es = self.dtype.bytes();
-        // The epilogue stages [block_m, head_dim_v] over Q, row for row.
-        let q_dim = if self.head_dim_qk > self.head_dim_v {
-            self.head_dim_qk
-        } else {
-            self.head_dim_v
-        };
-        let q_bytes = self.block_m * q_dim * es;
+        let q_bytes = self.block_m * self.head_dim_qk * es;
         let k_stage = self.block_n * self.head_dim_qk * es;
         let v_stage = self.block_n * self.head_dim_v * es;
         let k = q_bytes;
