@@ -38,7 +38,12 @@ pub enum Error {
         tried: String,
     },
     /// The compiler named by the environment is unfit.
-    #[error("FLASHTILE_RUSTC={}: {why}", path.display())]
+    #[error(
+        "FLASHTILE_RUSTC={}: {why}\n\
+         name another, or unset it and install one of:\n{}",
+        path.display(),
+        crate::toolchain::INSTALL
+    )]
     BadToolchain {
         /// The value of the variable.
         path: PathBuf,
