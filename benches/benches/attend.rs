@@ -1,4 +1,4 @@
-//! The whole path on the small real input: 128 tokens, 12 heads, head_dim 32, from a language model.
+//! The whole path in the sizes of the small real input (128 tokens, 12 heads, head_dim 32), on random values.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use flashtile::{

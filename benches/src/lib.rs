@@ -1,6 +1,8 @@
 //! What the benchmarks share: inputs, and one run's bookkeeping.
 
-use flashtile::{DType, Device, DeviceBuffer, Plan, Pointers, Problem, Result, Shape};
+use flashtile::{
+    DType, Device, DeviceBuffer, Plan, Pointers, Problem, Result, Shape, TensorLayout,
+};
 
 /// Reproducible 16-bit or f32 values in [-1, 1).
 pub fn values(dtype: DType, count: usize, seed: u64) -> Vec<u8> {
@@ -32,23 +34,15 @@ impl<'d> Workload<'d> {
     /// What planning or the device says.
     pub fn new(device: &'d dyn Device, problem: &Problem) -> Result<Self> {
         let plan = problem.plan(device.info())?;
-        let Shape {
-            batch,
-            seqlen_q,
-            seqlen_k,
-            heads_q,
-            heads_kv,
-            head_dim_qk,
-            head_dim_v,
-        } = problem.shape();
-        let upload = |count: usize, seed: u64| {
+        let upload = |layout: &TensorLayout, seed: u64| {
+            let count = layout.elements().unwrap_or(0);
             DeviceBuffer::from_bytes(device, &values(problem.dtype, count, seed))
         };
         let buffers = [
-            upload(batch * seqlen_q * heads_q * head_dim_qk, 1)?,
-            upload(batch * seqlen_k * heads_kv * head_dim_qk, 2)?,
-            upload(batch * seqlen_k * heads_kv * head_dim_v, 3)?,
-            upload(batch * seqlen_q * heads_q * head_dim_v, 4)?,
+            upload(&problem.q, 1)?,
+            upload(&problem.k, 2)?,
+            upload(&problem.v, 3)?,
+            upload(&problem.out, 4)?,
         ];
         Ok(Self {
             device,
