@@ -10,6 +10,7 @@ use crate::error::{Fault, LaunchError, MemoryError};
 use crate::exec;
 use crate::memory::DeviceMemory;
 use crate::module::Module;
+use crate::numerics::Numerics;
 use crate::parse::tree::{Init, VarSpace};
 
 /// When an asynchronous copy reads its source and writes its destination.
@@ -37,6 +38,8 @@ pub struct Options {
     pub max_instructions: Option<u64>,
     /// Whether to count [`Stats::shared_wavefronts`]; off by default, since it takes time.
     pub count_bank_conflicts: bool,
+    /// The arithmetic of tensor cores and of approximate functions.
+    pub numerics: Numerics,
 }
 
 impl Default for Options {
@@ -47,6 +50,7 @@ impl Default for Options {
             memory_limit: 1 << 30,
             max_instructions: None,
             count_bank_conflicts: false,
+            numerics: Numerics::default(),
         }
     }
 }
@@ -248,7 +252,7 @@ impl Emulator {
         if gx == 0 || gy == 0 || gz == 0 || gx > i32::MAX as u64 || gy > 65535 || gz > 65535 {
             return bad(format!("a grid of {gx} x {gy} x {gz} blocks"));
         }
-        let program = module.program(at)?;
+        let program = module.program(at, self.options.numerics)?;
         let shared = program
             .static_shared
             .next_multiple_of(program.dynamic_align)

@@ -7,7 +7,7 @@ use std::{
 
 use flashtile_abi::Variant;
 use flashtile_emulator::{Emulator, Launch, LaunchError, MemoryError, Module};
-pub use flashtile_emulator::{Options, Stats};
+pub use flashtile_emulator::{Numerics, Options, Stats, TensorCores};
 
 use super::{Device, DeviceInfo, LaunchConfig, Stream};
 use crate::error::{Error, Result};
@@ -50,6 +50,9 @@ impl EmulatorDevice {
     pub fn with_options(options: Options) -> Self {
         let mut info = DeviceInfo::emulator();
         info.total_memory = options.memory_limit;
+        if options.numerics != Numerics::default() {
+            info.name = format!("{} ({})", info.name, options.numerics);
+        }
         Self {
             info,
             emulator: Emulator::new(options),
