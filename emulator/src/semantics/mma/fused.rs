@@ -13,7 +13,7 @@
 //!
 //! [`multiply`] computes a row of eight elements at a time in f32: a product scaled by 2^(fraction_bits - top) and
 //! converted to an integer, which cuts it. That is exact while `top` is in the middle of f32's range
-//! ([`MIDDLE`]); other rows are computed one element at a time in integers.
+//! (`MIDDLE`); other rows are computed one element at a time in integers.
 
 use super::{TileA, TileB, TileC};
 use crate::numerics::TensorCores;

@@ -4,7 +4,7 @@
 //! Here a result lies anywhere in that range: at a place that seed, function and operand alone decide, so that an
 //! operand has one result in every lane and every run. Other seeds are other GPUs, so to say.
 
-use super::{Special, approx_f32, ftz_f32, value};
+use super::{Special, approx_f32, canonical_f32, ftz_f32, value};
 use crate::semantics::Lanes;
 
 /// How far a result may be from the value; `None` for functions that are not perturbed.
@@ -48,29 +48,33 @@ fn draw(seed: u64, op: Special, x: u32) -> f64 {
 /// A result that is zero, infinite or NaN stays so, and no other becomes so; none but `lg2`'s changes its sign.
 #[inline]
 pub fn perturbed_f32(op: Special, seed: u64, ftz: bool, x: u32) -> u32 {
-    let near = approx_f32(op, ftz, x);
-    let result = f32::from_bits(near);
     let operand = f32::from_bits(x);
-    if !operand.is_normal() || !result.is_finite() || result == 0.0 {
-        return near;
+    if !operand.is_normal() {
+        return approx_f32(op, ftz, x);
     }
     let value = value(op, f64::from(operand));
     let Some(bound) = bound(op, operand, value) else {
-        return near;
+        return approx_f32(op, ftz, x);
     };
-    let moved = (value + bound * draw(seed, op, x)) as f32;
-    let moved = f32::from_bits(if ftz {
-        ftz_f32(moved.to_bits())
-    } else {
-        moved.to_bits()
-    });
-    let same_sign = op == Special::Lg2 || moved.is_sign_negative() == result.is_sign_negative();
+    let flush = |x: f32| {
+        f32::from_bits(if ftz {
+            ftz_f32(x.to_bits())
+        } else {
+            x.to_bits()
+        })
+    };
+    let near = flush(value as f32);
+    if !near.is_finite() || near == 0.0 {
+        return canonical_f32(near.to_bits());
+    }
+    let moved = flush((value + bound * draw(seed, op, x)) as f32);
+    let same_sign = op == Special::Lg2 || moved.is_sign_negative() == near.is_sign_negative();
     // Rounding to f32 may have left the range.
-    let allowed = moved.is_finite() && moved != 0.0 && same_sign;
-    if allowed && (f64::from(moved) - value).abs() <= bound {
+    let within = (f64::from(moved) - value).abs() <= bound;
+    if within && moved.is_finite() && moved != 0.0 && same_sign {
         moved.to_bits()
     } else {
-        near
+        near.to_bits()
     }
 }
 
