@@ -33,15 +33,15 @@ pub enum Rounding {
     F16,
 }
 
-/// The parameters of the rule.
+/// The parameters of the rule. Only those of hardware can be had: [`multiply`] relies on sums that fit an `i32`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FusedSum {
     /// Fraction bits that terms keep, relative to the largest exponent.
-    pub fraction_bits: u32,
+    pub(super) fraction_bits: u32,
     /// Most products of one sum. A longer dot product is several sums, the first k first.
-    pub products: usize,
+    pub(super) products: usize,
     /// The result of each sum.
-    pub rounding: Rounding,
+    pub(super) rounding: Rounding,
 }
 
 /// `wgmma` with 8-bit operands and f32 results on Hopper.
