@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use arbitrary::{Result, Unstructured};
 use flashtile::{
     Algorithm, ArchChoice, CausalAlignment, DType, Device, EmulatorDevice, Inputs, OutDType,
-    Outputs, Problem, Shape, TensorLayout, Window, element,
+    Outputs, Pointers, Problem, Shape, TensorLayout, Window, element,
     reference::{attention_f64, attention_low_precision, compare, error_bound},
 };
 
@@ -42,6 +42,8 @@ pub fn plan(data: &[u8]) {
         }
     };
     assert_eq!(plan.workspace_bytes(), 0);
+    // Any addresses: an error or parameters.
+    let _ = plan.params(&case.pointers);
     if !is_small(problem) || plan.config().grid[0] > MOST_BLOCKS {
         return;
     }
@@ -85,6 +87,8 @@ struct Described {
     problem: Problem,
     /// Unused elements before each tensor.
     offsets: [usize; 4],
+    /// Addresses that were never allocated.
+    pointers: Pointers,
     seed: u64,
 }
 
@@ -148,10 +152,23 @@ impl Described {
         for offset in &mut offsets {
             *offset = u.int_in_range(0..=9)?;
         }
+        let seed = u.arbitrary()?;
+        let pointers = Pointers {
+            q: hostile(u)? as u64,
+            k: hostile(u)? as u64,
+            v: hostile(u)? as u64,
+            out: hostile(u)? as u64,
+            lse: match problem.lse {
+                true => Some(hostile(u)? as u64),
+                false => None,
+            },
+            workspace: 0,
+        };
         Ok(Self {
             problem,
             offsets,
-            seed: u.arbitrary()?,
+            pointers,
+            seed,
         })
     }
 
