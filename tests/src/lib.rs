@@ -18,10 +18,12 @@ pub mod case;
 pub mod check;
 pub mod data;
 pub mod device;
+pub mod fuzzing;
 pub mod generate;
 pub mod golden;
 pub mod memory;
 pub mod mutation;
+pub mod program;
 pub mod text;
 
 pub use case::{Case, Placement, sizes};

@@ -1,13 +1,10 @@
-//! Tensors in a device's memory, as a case places them.
+//! Tensors in a device's memory, as a case or a problem places them.
 
 use flashtile::{
-    DType, Device, DeviceBuffer, Error, Pointers, Result, Stream, TensorLayout, element,
+    DType, Device, DeviceBuffer, Error, Pointers, Problem, Result, Stream, TensorLayout, element,
 };
 
-use crate::{
-    case::{Case, Placement},
-    data::Tensors,
-};
+use crate::{case::Case, data::Tensors};
 
 /// Byte of everything that belongs to no tensor. As an element it is a NaN in every type, so a kernel
 /// that reads one where it counts cannot hide it.
@@ -18,7 +15,7 @@ const GAP: u8 = 0xff;
 pub struct Results {
     /// Output [batch, seqlen_q, heads_q, head_dim_v], without gaps; exact.
     pub out: Vec<f32>,
-    /// Log-sum-exp [batch, heads_q, seqlen_q].
+    /// Log-sum-exp [batch, heads_q, seqlen_q]; empty if the problem does not want it.
     pub lse: Vec<f32>,
 }
 
@@ -32,19 +29,14 @@ struct Image {
 }
 
 impl Image {
-    fn new(placement: &Placement, shape: [usize; 4], dtype: DType) -> Self {
-        let layout = placement.layout(shape);
+    fn new(layout: TensorLayout, offset: usize, dtype: DType) -> Self {
         let span = layout.span().expect("a test's layout is small");
         // The buffer ends with the last element: beyond it the emulator sees every access.
-        let elements = if span == 0 {
-            0
-        } else {
-            placement.offset + span
-        };
+        let elements = if span == 0 { 0 } else { offset + span };
         Self {
             layout,
             dtype,
-            offset: placement.offset,
+            offset,
             bytes: vec![GAP; elements * dtype.bytes() as usize],
         }
     }
@@ -84,21 +76,38 @@ impl Image {
 /// # Errors
 /// Whatever the library says, and [`Error::Fault`] if the kernel wrote outside of the output.
 pub fn run(device: &dyn Device, case: &Case, tensors: &Tensors) -> Result<Results> {
-    let shapes = case.shapes();
-    let dtypes = [case.dtype, case.dtype, case.dtype, case.out_element()];
+    let offsets = case.placements.map(|placement| placement.offset);
+    run_problem(device, &case.problem(), offsets, tensors)
+}
+
+/// Runs a problem on a device, on these tensors, each behind so many unused elements.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_problem(
+    device: &dyn Device,
+    problem: &Problem,
+    offsets: [usize; 4],
+    tensors: &Tensors,
+) -> Result<Results> {
+    let plan = problem.plan(device.info())?;
+    let layouts = [problem.q, problem.k, problem.v, problem.out];
+    let out = problem.out_element();
+    let dtypes = [problem.dtype, problem.dtype, problem.dtype, out];
     let mut images: [Image; 4] =
-        std::array::from_fn(|i| Image::new(&case.placements[i], shapes[i], dtypes[i]));
+        std::array::from_fn(|i| Image::new(layouts[i], offsets[i], dtypes[i]));
     for (image, values) in images.iter_mut().zip([&tensors.q, &tensors.k, &tensors.v]) {
         image.fill(values);
     }
 
-    let problem = case.problem();
-    let plan = problem.plan(device.info())?;
     let mut buffers = Vec::new();
     for image in &images {
         buffers.push(DeviceBuffer::from_bytes(device, &image.bytes)?);
     }
-    let lse_count: usize = problem.lse_shape().iter().product();
+    let lse_count: usize = match problem.lse {
+        true => problem.lse_shape().iter().product(),
+        false => 0,
+    };
     let lse = DeviceBuffer::from_bytes(device, &vec![GAP; lse_count * 4])?;
     let workspace = DeviceBuffer::uninitialized(device, plan.workspace_bytes())?;
     let [q, k, v, out] = std::array::from_fn(|i| images[i].origin(&buffers[i]));
@@ -107,7 +116,7 @@ pub fn run(device: &dyn Device, case: &Case, tensors: &Tensors) -> Result<Result
         k,
         v,
         out,
-        lse: Some(lse.address()),
+        lse: problem.lse.then_some(lse.address()),
         workspace: workspace.address(),
     };
     // SAFETY: each buffer is allocated on this device and sized for its tensor by its layout, nothing
