@@ -4,6 +4,7 @@
 //! runs its whole way: the driver table, contexts, modules, launches, the suite, the benches (whose times then mean
 //! nothing). It is written from `cuda.h`, not from the code that calls it, and strict where a driver may be lenient:
 //! calls without a context fail, as do pops without a push, and after a fault every call gives that fault's code again.
+//! `FLASHTILE_STAND_IN_FAULT` plants one: launches from modules whose text contains it fault.
 
 use std::{
     cell::RefCell,
@@ -57,8 +58,14 @@ struct State {
     initialised: bool,
     retained: u32,
     next: usize,
-    modules: HashMap<usize, std::sync::Arc<Module>>,
+    modules: HashMap<usize, Loaded>,
     functions: HashMap<usize, Function>,
+}
+
+#[derive(Clone)]
+struct Loaded {
+    module: std::sync::Arc<Module>,
+    faulty: bool,
 }
 
 #[derive(Clone)]
@@ -282,7 +289,9 @@ api! {
             match parsed {
                 Ok(parsed) => {
                     state.next += 16;
-                    state.modules.insert(state.next, parsed.into());
+                    let planted = std::env::var("FLASHTILE_STAND_IN_FAULT");
+                    let faulty = planted.is_ok_and(|planted| text.contains(&planted));
+                    state.modules.insert(state.next, Loaded { module: parsed.into(), faulty });
                     // SAFETY: see cuDriverGetVersion.
                     unsafe { put(module, state.next as *mut c_void) }
                 }
@@ -307,7 +316,7 @@ api! {
             let found = state.modules.get(&(module as usize)).ok_or(INVALID_HANDLE)?;
             // SAFETY: the name is a string that ends with 0.
             let entry = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
-            found.entry(&entry).ok_or(NOT_FOUND)?;
+            found.module.entry(&entry).ok_or(NOT_FOUND)?;
             state.next += 16;
             let most_shared = SHARED_DEFAULT;
             state.functions.insert(state.next, Function { module: module as usize, entry, most_shared });
@@ -370,13 +379,17 @@ api! {
         let mut launched = None;
         let status = current(|state| {
             let function = state.functions.get(&(function as usize)).ok_or(INVALID_HANDLE)?.clone();
-            let module = state.modules.get(&function.module).ok_or(INVALID_HANDLE)?.clone();
+            let Loaded { module, faulty } = state.modules.get(&function.module).ok_or(INVALID_HANDLE)?.clone();
             if shared_bytes > function.most_shared {
                 return Err(INVALID_VALUE);
             }
             // SAFETY: the caller passes parameters in one of the two ways that the API has.
             let params = unsafe { parameters(&module, &function.entry, params, extra) }?;
-            launched = Some((module, function, params));
+            if faulty {
+                STICKY.store(ILLEGAL_ADDRESS, Relaxed);
+            } else {
+                launched = Some((module, function, params));
+            }
             Ok(())
         });
         // The state is free while the kernel runs.

@@ -3,7 +3,10 @@
 use flashtile::{CudaDevice, Device, DeviceBuffer, LaunchConfig, Stream};
 use flashtile_emulator::{Emulator, Launch, Module, Options};
 
-use crate::micro::Test;
+use crate::{
+    compare::Format,
+    micro::{Target, Test},
+};
 
 /// Something that runs PTX of our own.
 pub trait Machine {
@@ -18,6 +21,18 @@ pub trait Machine {
     /// # Errors
     /// What the machine says: text that it refuses, a fault.
     fn run(&self, test: &Test) -> Result<Vec<u32>, String>;
+}
+
+/// A test that any machine passes that works at all.
+pub fn probe() -> Test {
+    let outs = vec![Format::Bits];
+    Test::new(
+        "probe",
+        Target::Sm80,
+        "mov.u32 %o0, %a0;",
+        (1, outs),
+        vec![0; 128],
+    )
 }
 
 /// Byte that outputs hold before.

@@ -53,7 +53,11 @@ enum Command {
         dir: Option<PathBuf>,
     },
     /// Name the GPU
-    Gpu,
+    Gpu {
+        /// cuda or cuda:N
+        #[arg(long, default_value = "cuda")]
+        device: Choice,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -64,9 +68,15 @@ struct Micro {
     /// Only tests whose name contains this
     #[arg(long, default_value = "")]
     filter: String,
-    /// File for all results, JSON
+    /// File for all results: a line of JSON for the device, one for each test
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Go on from this test, and append to the file
+    #[arg(long, hide = true, default_value_t = 0)]
+    resume: usize,
+    /// How the tests before ended
+    #[arg(long, hide = true, value_delimiter = ',')]
+    counts: Vec<usize>,
 }
 
 #[derive(Args, Debug)]
@@ -124,6 +134,15 @@ impl FromStr for Choice {
     }
 }
 
+impl std::fmt::Display for Choice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+            Self::Emulator => f.write_str("emulator"),
+        }
+    }
+}
+
 impl Choice {
     fn machine(self) -> Result<Box<dyn Machine>, Failure> {
         Ok(match self {
@@ -174,7 +193,7 @@ fn main() -> ExitCode {
         Command::Dense(options) => compare_dense(&options),
         Command::Repeat(options) => compare_repeats(&options),
         Command::Ptx { dir } => write_ptx(dir.as_deref()).map(|()| true),
-        Command::Gpu => name_gpu().map(|()| true),
+        Command::Gpu { device } => name_gpu(device).map(|()| true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -186,58 +205,94 @@ fn main() -> ExitCode {
     }
 }
 
+/// How tests end, in the order of the summary.
+const VERDICTS: [(Verdict, &str); 6] = [
+    (Verdict::Identical, "identical"),
+    (Verdict::NanBitsDiffer, "differ in bits of NaN"),
+    (Verdict::Allowed, "differ as allowed"),
+    (Verdict::Different, "DIFFERENT"),
+    (Verdict::Failed, "failed"),
+    (Verdict::Skipped, "skipped"),
+];
+
 fn compare_micro(options: &Micro) -> Result<bool, Failure> {
     let device = options.device.machine()?;
     let models = machine::models();
-    println!(
-        "{} against {}",
-        device.name(),
-        models
-            .iter()
-            .map(Machine::name)
-            .collect::<Vec<_>>()
-            .join(", ")
-    );
-    let tests = micro::all()
+    let names: Vec<_> = models.iter().map(Machine::name).collect();
+    let mut file = match &options.out {
+        Some(path) => Some(
+            fs::OpenOptions::new()
+                .create(true)
+                .write(true)
+                .append(options.resume > 0)
+                .truncate(options.resume == 0)
+                .open(path)?,
+        ),
+        None => None,
+    };
+    if options.resume == 0 {
+        println!("{} against {}", device.name(), names.join(", "));
+        let (major, minor) = device.capability();
+        let head = json!({
+            "device": device.name(),
+            "compute_capability": format!("{major}.{minor}"),
+            "models": names,
+        });
+        file.iter_mut()
+            .try_for_each(|file| writeln!(file, "{head}"))?;
+    }
+    let mut counts = [0; VERDICTS.len()];
+    for (count, before) in counts.iter_mut().zip(&options.counts) {
+        *count = *before;
+    }
+    let tests: Vec<_> = micro::all()
         .into_iter()
-        .filter(|test| test.name.contains(&options.filter));
-    let mut outcomes = Vec::new();
-    for test in tests {
-        let outcome = report::judge(device.as_ref(), &models, &test);
+        .filter(|test| test.name.contains(&options.filter))
+        .collect();
+    for (number, test) in tests.iter().enumerate().skip(options.resume) {
+        let outcome = report::judge(device.as_ref(), &models, test);
         if let Some(line) = outcome.line() {
             println!("{line}");
         }
-        outcomes.push(outcome);
+        // Written at once: whoever stops this program keeps what there is.
+        let line = json!(outcome);
+        file.iter_mut()
+            .try_for_each(|file| writeln!(file, "{line}"))?;
+        for (count, (verdict, _)) in counts.iter_mut().zip(&VERDICTS) {
+            *count += usize::from(outcome.verdict == *verdict);
+        }
+        // After a fault a process has lost its GPU: the others go on in a new one.
+        let lost = outcome.verdict == Verdict::Failed && device.run(&machine::probe()).is_err();
+        if lost && number + 1 < tests.len() {
+            println!("the device is lost; a new process goes on");
+            return resume(options, number + 1, &counts);
+        }
     }
-    let count = |verdict| {
-        outcomes
-            .iter()
-            .filter(|outcome| outcome.verdict == verdict)
-            .count()
-    };
-    let summary = format!(
-        "{} tests: {} identical, {} differ in bits of NaN, {} differ as allowed, {} DIFFERENT, {} failed, {} skipped",
-        outcomes.len(),
-        count(Verdict::Identical),
-        count(Verdict::NanBitsDiffer),
-        count(Verdict::Allowed),
-        count(Verdict::Different),
-        count(Verdict::Failed),
-        count(Verdict::Skipped)
+    let words: Vec<_> = counts
+        .iter()
+        .zip(&VERDICTS)
+        .map(|(count, (_, word))| format!("{count} {word}"))
+        .collect();
+    println!(
+        "{} tests: {}",
+        counts.iter().sum::<usize>(),
+        words.join(", ")
     );
-    println!("{summary}");
+    // Different and failed.
+    Ok(counts[3] + counts[4] == 0 && counts.iter().sum::<usize>() > 0)
+}
+
+/// Runs the rest of the micro-tests in a new process.
+fn resume(options: &Micro, from: usize, counts: &[usize]) -> Result<bool, Failure> {
+    let counts: Vec<_> = counts.iter().map(usize::to_string).collect();
+    let mut command = std::process::Command::new(std::env::current_exe()?);
+    command.args(["micro", "--device", &options.device.to_string()]);
+    command.args(["--filter", &options.filter, "--resume", &from.to_string()]);
+    command.args(["--counts", &counts.join(",")]);
     if let Some(path) = &options.out {
-        let (major, minor) = device.capability();
-        let all = json!({
-            "device": device.name(),
-            "compute_capability": format!("{major}.{minor}"),
-            "models": models.iter().map(Machine::name).collect::<Vec<_>>(),
-            "summary": summary,
-            "tests": outcomes,
-        });
-        written(path, fs::write(path, all.to_string()))?;
+        command.arg("--out").arg(path);
     }
-    Ok(count(Verdict::Different) + count(Verdict::Failed) == 0 && !outcomes.is_empty())
+    Ok(command.status()?.success())
 }
 
 fn compare_dense(options: &Dense) -> Result<bool, Failure> {
@@ -332,11 +387,14 @@ fn write_ptx(dir: Option<&Path>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn name_gpu() -> Result<(), Failure> {
+fn name_gpu(device: Choice) -> Result<(), Failure> {
+    let Choice::Cuda(number) = device else {
+        return Err(Failure(2, "--device: expected cuda or cuda:N".into()));
+    };
     let (major, minor) = flashtile::device::cuda::driver_version()?;
     let gpus = flashtile::device::cuda::devices()?;
-    let Some(gpu) = gpus.first() else {
-        return Err(Failure(3, "the driver knows no GPU".into()));
+    let Some(gpu) = gpus.get(number as usize) else {
+        return Err(Failure(3, format!("the driver knows {} GPUs", gpus.len())));
     };
     let (cc_major, cc_minor) = gpu.compute_capability;
     println!(

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `summary.txt`, `summary.json` | every step and how it ended; rewritten after each |
 //! | `log.txt` | what the steps printed |
-//! | `micro.json`, `dense.bin` | instructions ([`crate::report`], [`crate::dense`]) |
+//! | `micro.jsonl`, `dense.bin` | instructions ([`crate::report`], [`crate::dense`]) |
 //! | `repeat.json` | repeated launches |
 //! | `forward.csv`, `peers.csv` | times |
 //!
