@@ -105,7 +105,7 @@ fn a_planted_difference_is_found() {
     );
     assert!(found.line().unwrap().contains("thread 5"));
 
-    // An approximation: one unit is allowed, 2^20 are not. Thread 8 computes 2^1.
+    // An approximation: one unit is allowed, 2^14 are not. Thread 8 computes 2^1.
     let found = with_bit("ex2.approx.ftz.f32", 8, 0);
     assert_eq!(found.verdict, Verdict::Allowed);
     assert_eq!(found.comparison.unwrap().max_ulp, 1);
@@ -150,11 +150,11 @@ fn experiments_report_what_the_device_gave() {
     assert_eq!(answer("1 + u and 2^-24, tie to even"), 0x3f80_0002);
     assert_eq!(answer("1 and 2 times 2^-24"), 0x3f80_0000);
     assert_eq!(
-        f32::from_bits(answer("2^20, -2^20, and 2^-10 at 9")),
-        2f32.powi(-10)
+        f32::from_bits(answer("2^14, -2^14, and 2^-14 at 9")),
+        2f32.powi(-14)
     );
     assert_eq!(
-        f32::from_bits(answer("2^20 at 0, -2^20 at 9, c = 2^-10")),
+        f32::from_bits(answer("2^14 at 0, -2^14 at 9, c = 2^-14")),
         0.0
     );
     assert_eq!(answer("2^-149 twice"), 2);

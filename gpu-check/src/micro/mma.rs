@@ -463,21 +463,21 @@ fn questions(k: usize) -> Vec<Experiment> {
     // swallows if they meet; and then the pair at other places.
     for at in 2..k {
         list.push((
-            format!("2^20, -2^20, and 2^-10 at {at}"),
-            vec![(0, p(20)), (1, -p(20)), (at, p(-10))],
+            format!("2^14, -2^14, and 2^-14 at {at}"),
+            vec![(0, p(14)), (1, -p(14)), (at, p(-14))],
             0.0,
         ));
         list.push((
-            format!("2^20 at 0, -2^20 at {at}, c = 2^-10"),
-            vec![(0, p(20)), (at, -p(20))],
-            p(-10),
+            format!("2^14 at 0, -2^14 at {at}, c = 2^-14"),
+            vec![(0, p(14)), (at, -p(14))],
+            p(-14),
         ));
     }
     if k >= 8 {
         let half = k / 2;
-        let products = vec![(half, p(20)), (half + 1, -p(20)), (0, p(-10))];
+        let products = vec![(half, p(14)), (half + 1, -p(14)), (0, p(-14))];
         list.push((
-            "2^-10, and 2^20, -2^20 in the second half".into(),
+            "2^-14, and 2^14, -2^14 in the second half".into(),
             products,
             0.0,
         ));
@@ -501,39 +501,50 @@ fn questions(k: usize) -> Vec<Experiment> {
         .collect()
 }
 
+/// Factors of a whole experiment: the first with which all of its numbers are in range is taken.
+const SCALES: [i32; 6] = [0, 2, 4, 8, 12, 16];
+
+impl Shape {
+    /// The matrices of an experiment, times a power of two, if the types hold them: every element of D is its sum.
+    fn matrices(&self, experiment: &Experiment, scale: i32) -> Option<Matrices> {
+        let scale = 2f64.powi(scale);
+        let c = match self.sum {
+            "f16" => F16.encode(experiment.c * scale)?,
+            _ => ((experiment.c * scale) as f32).to_bits(),
+        };
+        let (mut a, mut b) = (vec![0; self.k], vec![0; self.k]);
+        for &(at, product) in &experiment.products {
+            (a[at], b[at]) = match product.abs() {
+                // The one product whose factors are not powers of two.
+                2.25 => {
+                    let factor = self.a.encode(1.5 * scale * product.signum())?;
+                    (factor, self.b.encode(1.5)?)
+                }
+                0.0 => (self.a.encode(product)?, self.b.encode(1.0)?),
+                _ => factors(self.a, self.b, product * scale)?,
+            };
+        }
+        Some(Matrices {
+            a: vec![a; 16],
+            b: b.iter().map(|&element| vec![element; 8]).collect(),
+            c: vec![vec![c; 8]; 16],
+        })
+    }
+}
+
 /// One warp for each question that the types can be asked.
 fn experiments(shape: &Shape) -> Option<Test> {
     let (mut input, mut names) = (Vec::new(), Vec::new());
     for experiment in questions(shape.k) {
-        let c = match shape.sum {
-            "f16" => F16.encode(experiment.c),
-            _ => Some((experiment.c as f32).to_bits()),
-        };
-        let (mut a, mut b) = (vec![0; shape.k], vec![0; shape.k]);
-        let mut possible = c.is_some();
-        for &(at, product) in &experiment.products {
-            let found = match product {
-                // The one product whose factors are not powers of two.
-                2.25 => shape.a.encode(1.5).zip(shape.b.encode(1.5)),
-                -2.25 => shape.a.encode(-1.5).zip(shape.b.encode(1.5)),
-                0.0 => shape.a.encode(product).zip(shape.b.encode(1.0)),
-                _ => factors(shape.a, shape.b, product),
-            };
-            match found {
-                Some(found) => (a[at], b[at]) = found,
-                None => possible = false,
-            }
-        }
-        let (true, Some(c)) = (possible, c) else {
+        let possible = |&scale: &i32| Some((scale, shape.matrices(&experiment, scale)?));
+        let Some((scale, matrices)) = SCALES.iter().find_map(possible) else {
             continue;
         };
-        let matrices = Matrices {
-            a: vec![a; 16],
-            b: b.iter().map(|&element| vec![element; 8]).collect(),
-            c: vec![vec![c; 8]; 16],
-        };
         input.extend(shape.fragments(&matrices));
-        names.push(experiment.name);
+        names.push(match scale {
+            0 => experiment.name,
+            _ => format!("{}; all times 2^{scale}", experiment.name),
+        });
     }
     if names.is_empty() {
         return None;
