@@ -75,6 +75,8 @@ impl Module {
                     scanner.skip_line();
                 }
                 ".loc" => scanner.skip_line(),
+                // Labels between debug sections.
+                label if label.starts_with("$L__") && label.ends_with(':') => scanner.skip_line(),
                 ".section" => {
                     scanner.item(true, line)?;
                 }

@@ -12,6 +12,8 @@
 //! | `FLASHTILE_TEST_CASES` | factor of the number of generated cases | 1 |
 //! | `FLASHTILE_TEST_SEED` | seed of the generated cases | 0 |
 //! | `FLASHTILE_TEST_CASE` | the case that the test `repeat` runs | none |
+//! | `FLASHTILE_TEST_DEVICE` | `emulator` or `cuda` alone | `all` |
+//! | `FLASHTILE_EXAMPLES` | folder of the repository's own sample | that of the checkout |
 //! | `FLASHTILE_DATA` | folder of captured tensors | `../shared/data` beside the repository, if there is one |
 
 pub mod case;
