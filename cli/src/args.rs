@@ -92,9 +92,12 @@ pub struct VerifyArgs {
     /// A short sweep that runs every kernel at least once
     #[arg(long)]
     pub quick: bool,
-    /// Only cases whose name contains this (or is exactly this)
+    /// Only cases whose line or whose kernel's name contains this
     #[arg(long, value_name = "TEXT")]
     pub filter: Option<String>,
+    /// This one case, as a failure prints it
+    #[arg(long, value_name = "LINE", conflicts_with_all = ["quick", "filter"])]
+    pub case: Option<String>,
     /// Where to run: auto, cuda, cuda:N, emulator or cpu
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,

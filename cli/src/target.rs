@@ -7,6 +7,8 @@ use flashtile::{
     Variant,
 };
 
+use flashtile_verify::{Case, Results, Tensors, memory as verify};
+
 use crate::{
     args::DeviceChoice,
     failure::{Failure, Result},
@@ -105,6 +107,14 @@ impl Target {
             });
         }
         Ok(device.load(variant)?)
+    }
+
+    /// Runs a case of `verify`.
+    pub fn run(&self, case: &Case, tensors: &Tensors) -> Result<Results, Error> {
+        match self {
+            Self::Cpu => verify::run_on_cpu(case, tensors),
+            Self::Device { device, .. } => verify::run(device.as_ref(), case, tensors),
+        }
     }
 
     /// Computes attention.

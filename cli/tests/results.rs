@@ -209,7 +209,7 @@ fn a_sweep_passes_on_the_cpu_and_runs_kernels_on_the_emulator() {
         "--device",
         "emulator",
         "--filter",
-        "d32:32-causal",
+        "fused_bf16_d64_softcap",
     ]));
     assert!(text.contains(" passed, 0 failed"), "{text}");
 }

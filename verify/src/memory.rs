@@ -1,7 +1,8 @@
 //! Tensors in a device's memory, as a case places them.
 
 use flashtile::{
-    DType, Device, DeviceBuffer, Error, Pointers, Result, Stream, TensorLayout, element,
+    DType, Device, DeviceBuffer, Error, Inputs, Pointers, Problem, Result, Stream, TensorLayout,
+    element, reference::visible,
 };
 
 use crate::{
@@ -69,6 +70,28 @@ impl Image {
         }
     }
 
+    /// Overwrites whole rows of every batch and head with what is not finite.
+    fn poison(&mut self, rows: &[bool]) {
+        let [batch, _, heads, dim] = self.layout.shape;
+        let mut poison = [f32::INFINITY, f32::NAN, f32::NEG_INFINITY]
+            .into_iter()
+            .cycle();
+        for s in (0..rows.len()).filter(|&s| rows[s]) {
+            for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+                let begin = self.offset + self.layout.index([b, s, h, 0]);
+                for (at, value) in (begin..begin + dim).zip(&mut poison) {
+                    element::write(self.dtype, &mut self.bytes, at, value);
+                }
+            }
+        }
+    }
+
+    /// Bytes from the tensor's lowest element on.
+    fn tensor(&self) -> &[u8] {
+        let skipped = self.offset * self.dtype.bytes() as usize;
+        self.bytes.get(skipped..).unwrap_or_default()
+    }
+
     /// Address of element [0, 0, 0, 0].
     fn origin(&self, buffer: &DeviceBuffer<'_>) -> u64 {
         if self.layout.is_empty() {
@@ -79,11 +102,8 @@ impl Image {
     }
 }
 
-/// Runs a case on a device, on these tensors.
-///
-/// # Errors
-/// Whatever the library says, and [`Error::Fault`] if the kernel wrote outside of the output.
-pub fn run(device: &dyn Device, case: &Case, tensors: &Tensors) -> Result<Results> {
+/// q, k, v and out in memory, as a case places them.
+fn images(case: &Case, tensors: &Tensors) -> Result<[Image; 4]> {
     let shapes = case.shapes();
     let dtypes = [case.dtype, case.dtype, case.dtype, case.out_element()];
     let mut images: [Image; 4] =
@@ -91,7 +111,52 @@ pub fn run(device: &dyn Device, case: &Case, tensors: &Tensors) -> Result<Result
     for (image, values) in images.iter_mut().zip([&tensors.q, &tensors.k, &tensors.v]) {
         image.fill(values);
     }
+    if case.poison {
+        let mut unseen = unseen_keys(&case.problem());
+        images[1].poison(&unseen);
+        // A value meets a probability of 0 wherever its tile is read, and 0 * inf is NaN.
+        let block_n = case.planned()?.tile.block_n as usize;
+        for tile in unseen.chunks_mut(block_n) {
+            let unread = tile.iter().all(|&key| key);
+            tile.fill(unread);
+        }
+        images[2].poison(&unseen);
+    }
+    Ok(images)
+}
 
+/// For each key, whether no query sees it.
+pub fn unseen_keys(problem: &Problem) -> Vec<bool> {
+    let queries = 0..problem.q.shape[1];
+    let seen = |key| queries.clone().any(|query| visible(problem, query, key));
+    (0..problem.k.shape[1]).map(|key| !seen(key)).collect()
+}
+
+/// Runs a case on these tensors by plain Rust on the CPU ([`flashtile::cpu`]).
+///
+/// # Errors
+/// Whatever the library says.
+pub fn run_on_cpu(case: &Case, tensors: &Tensors) -> Result<Results> {
+    let images = images(case, tensors)?;
+    let inputs = Inputs {
+        q: images[0].tensor(),
+        k: images[1].tensor(),
+        v: images[2].tensor(),
+    };
+    let problem = case.problem();
+    let outputs = flashtile::cpu::attention(&problem, &inputs)?;
+    Ok(Results {
+        out: element::gather(case.out_element(), &outputs.out, &problem.out)?,
+        lse: outputs.lse.unwrap_or_default(),
+    })
+}
+
+/// Runs a case on a device, on these tensors.
+///
+/// # Errors
+/// Whatever the library says, and [`Error::Fault`] if the kernel wrote outside of the output.
+pub fn run(device: &dyn Device, case: &Case, tensors: &Tensors) -> Result<Results> {
+    let mut images = images(case, tensors)?;
     let problem = case.problem();
     let plan = problem.plan(device.info())?;
     let mut buffers = Vec::new();
