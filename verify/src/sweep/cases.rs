@@ -61,7 +61,13 @@ fn example(variant: &Variant, class: Class, at: usize) -> Case {
     // A block of queries and a part of one; two tiles of keys and a part of one.
     let ordinary = || plain(block_m + 5, 2 * block_n + 3);
     let mut case = match class {
-        Class::Edges { q, k } => plain(q.of(variant.tile.block_m), k.of(variant.tile.block_n)),
+        Class::Edges { q, k } => {
+            let case = plain(q.of(variant.tile.block_m), k.of(variant.tile.block_n));
+            match at % 2 {
+                0 => case,
+                _ => case.causal(CausalAlignment::BottomRight),
+            }
+        }
         Class::Mask {
             causal,
             sides,
