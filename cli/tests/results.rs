@@ -215,6 +215,18 @@ fn a_sweep_passes_on_the_cpu_and_runs_kernels_on_the_emulator() {
 }
 
 #[test]
+fn one_case_is_what_its_line_says() {
+    let line = "two-pass bf16 b2 q37 k70 h6/2 d40/24 causal=top-left window=5,-1 q=heads-first+3@1 data=1e4 poison seed=7";
+    for device in ["cpu", "emulator"] {
+        let found = json(&succeeds(&run(&[
+            "verify", "--device", device, "--json", "--case", line,
+        ])));
+        assert_eq!((&found["passed"], &found["failed"]), (&1.into(), &0.into()));
+        assert_eq!(found["device"], device);
+    }
+}
+
+#[test]
 fn auto_takes_the_gpu_or_else_the_emulator() {
     let bench = Bench::new(&small());
     let auto = json(&succeeds(

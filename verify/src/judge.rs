@@ -191,3 +191,69 @@ fn whereabouts(
     }
     lines.join("\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Distribution,
+        sweep::{Class, case},
+    };
+
+    fn cases(class: Class) -> impl Iterator<Item = Case> {
+        flashtile::kernels().filter_map(move |kernel| case(kernel.variant, class))
+    }
+
+    /// A bound as large as the values would accept anything.
+    #[test]
+    fn bounds_of_large_elements_and_of_a_dominating_key_say_something() {
+        for data in [Distribution::Large, Distribution::Dominant] {
+            for case in cases(Class::Data(data)) {
+                let tensors = Tensors::of(&case);
+                let largest = tensors.v.iter().fold(0.0, |max: f32, v| max.max(v.abs()));
+                let bound = bound(&case, &tensors);
+                assert!(
+                    bound.max_abs < 0.1 * f64::from(largest),
+                    "{case}: {bound:?}"
+                );
+            }
+        }
+    }
+
+    /// Queries without keys are judged exactly, whatever the bound allows.
+    #[test]
+    fn next_to_nothing_is_not_nothing() {
+        let line = "fused f16 b1 q4 k2 h1/1 d8/8 causal=bottom-right seed=1";
+        let case: Case = line.parse().unwrap();
+        let tensors = Tensors::of(&case);
+        let right = crate::memory::run_on_cpu(&case, &tensors).unwrap();
+        assert_eq!(judge(&case, &tensors, &right), Ok(()));
+        let mut wrong = right.clone();
+        wrong.out[8] = 1e-6;
+        let reason = judge(&case, &tensors, &wrong).unwrap_err();
+        assert!(reason.contains("query [0, 1, 0] sees no key"), "{reason}");
+        let mut wrong = right;
+        wrong.lse[0] = f32::MIN;
+        assert!(judge(&case, &tensors, &wrong).is_err());
+    }
+
+    #[test]
+    fn wrong_numbers_are_rejected_and_located() {
+        let line = "fused bf16 b2 q9 k30 h2/1 d16/8 seed=1";
+        let case: Case = line.parse().unwrap();
+        let tensors = Tensors::of(&case);
+        let right = crate::memory::run_on_cpu(&case, &tensors).unwrap();
+        assert_eq!(judge(&case, &tensors, &right), Ok(()));
+        let mut wrong = right.clone();
+        wrong.out[((9 + 3) * 2 + 1) * 8 + 5] += 0.5;
+        let reason = judge(&case, &tensors, &wrong).unwrap_err();
+        assert!(
+            reason.starts_with(line) && reason.contains("out[1, 3, 1, 5]"),
+            "{reason}"
+        );
+        let mut wrong = right;
+        wrong.lse[9 + 7] = f32::NAN;
+        let reason = judge(&case, &tensors, &wrong).unwrap_err();
+        assert!(reason.contains("lse[0, 1, 7] = NaN"), "{reason}");
+    }
+}

@@ -125,6 +125,9 @@ impl FromStr for Case {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Err("an empty line".into());
+        }
         let mut case = Self::new(DType::F16, sizes(1, 1, [1, 1], 1));
         for word in text.split_whitespace() {
             case.read_word(word)
