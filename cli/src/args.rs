@@ -81,8 +81,9 @@ pub struct AttendArgs {
     /// Print one JSON object on standard output
     #[arg(long)]
     pub json: bool,
-    /// Not supported yet; recognised so that the error can say so.
-    #[arg(long, hide = true)]
+    /// Emulator only: check for races, uninitialised values, copies still under way, outputs not
+    /// written, and wrong synchronisation; exit status 1 if there is a finding
+    #[arg(long)]
     pub sanitize: bool,
 }
 
@@ -98,6 +99,9 @@ pub struct VerifyArgs {
     /// This one case, as a failure prints it
     #[arg(long, value_name = "LINE", conflicts_with_all = ["quick", "filter"])]
     pub case: Option<String>,
+    /// Emulator only: run every case under the sanitizer, whose findings are failures
+    #[arg(long)]
+    pub sanitize: bool,
     /// Where to run: auto, cuda, cuda:N, emulator or cpu
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,

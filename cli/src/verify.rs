@@ -42,6 +42,8 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
     let targets = open(args)?;
     let target = &targets[0];
     let cases = select(args)?;
+    let sanitize = if args.sanitize { " --sanitize" } else { "" };
+    let command = format!("flashtile verify --device {}{sanitize}", target.name());
     let bar = progress::bar(cases.len(), "cases", args.json);
     let start = Instant::now();
     let mut failures: Vec<Failed> = Vec::new();
@@ -61,7 +63,7 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
                 failed.smallest = (smallest != failed.case).then_some(smallest);
             }
             if !args.json {
-                printed = bar.suspend(|| print(&report(target, &failed)));
+                printed = bar.suspend(|| print(&report(&command, &failed)));
             }
             failures.push(failed);
         }
@@ -86,6 +88,7 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
             });
             json!({
                 "device": target.name(),
+                "sanitized": args.sanitize,
                 "passed": passed,
                 "failed": failed,
                 "seconds": seconds,
@@ -94,8 +97,9 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
             .to_string()
         }
         false => format!(
-            "{}: {passed} passed, {failed} failed, {seconds:.1} s",
-            target.title()
+            "{}{}: {passed} passed, {failed} failed, {seconds:.1} s",
+            target.title(),
+            if args.sanitize { ", sanitized" } else { "" }
         ),
     })?;
     Ok(match failed {
@@ -106,24 +110,21 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
 
 /// The device; the emulator as often as there are cores, so that each case has one to itself.
 fn open(args: &VerifyArgs) -> Result<Vec<Target>> {
-    let mut targets = vec![Target::open(args.device)?];
-    if targets[0].name() == "emulator" {
+    let mut targets = vec![Target::open(args.device, args.sanitize)?];
+    if let Target::Emulator(_) = targets[0] {
         while targets.len() < cores() {
-            targets.push(Target::open(DeviceChoice::Emulator)?);
+            targets.push(Target::open(DeviceChoice::Emulator, args.sanitize)?);
         }
     }
     Ok(targets)
 }
 
 /// What is printed of a failure: what is wrong, and how to see it again.
-fn report(target: &Target, failed: &Failed) -> String {
-    let command = |case: &Case| {
-        let device = target.name();
-        format!("flashtile verify --device {device} --case '{case}'")
-    };
-    let mut text = format!("FAILED {}\n  {}", failed.reason, command(&failed.case));
+fn report(command: &str, failed: &Failed) -> String {
+    let Failed { case, reason, .. } = failed;
+    let mut text = format!("FAILED {reason}\n  {command} --case '{case}'");
     if let Some(smallest) = &failed.smallest {
-        text += &format!("\n  smaller, and failing too:\n  {}", command(smallest));
+        text += &format!("\n  smaller, and failing too:\n  {command} --case '{smallest}'");
     }
     text
 }
@@ -172,4 +173,27 @@ fn attempt(target: &Target, case: &Case) -> Result<(), String> {
         .run(case, &tensors)
         .map_err(|error| format!("{case}\n  {error}"))?;
     judge(case, &tensors, &results)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_reported_with_the_commands_that_repeat_it() {
+        let case: Case = "fused f16 b1 q37 k70 h2/1 d32/32 seed=7".parse().unwrap();
+        let mut smaller = case;
+        smaller.shape.seqlen_q = 1;
+        let failed = Failed {
+            case,
+            reason: "out of bounds".into(),
+            smallest: Some(smaller),
+        };
+        let expected = "FAILED out of bounds
+  flashtile verify --device emulator --case 'fused f16 b1 q37 k70 h2/1 d32/32 seed=7'
+  smaller, and failing too:
+  flashtile verify --device emulator --case 'fused f16 b1 q1 k70 h2/1 d32/32 seed=7'";
+        let found = report("flashtile verify --device emulator", &failed);
+        assert_eq!(found, expected);
+    }
 }

@@ -181,7 +181,10 @@ fn options() {
     bench.refuses(&["--causal", "sideways"], &["sideways", "--causal"]);
     bench.refuses(&["--out-dtype", "f64"], &["f64", "--out-dtype"]);
     bench.refuses(&["--device", "tpu"], &["tpu", "--device"]);
-    bench.refuses(&["--sanitize"], &["--sanitize", "not supported yet"]);
+    bench.refuses(
+        &["--sanitize", "--device", "cpu"],
+        &["--sanitize", "--device emulator"],
+    );
     bench.refuses(&["--check", "--check"], &["--check"]);
     bench.refuses(&["surplus"], &["surplus"]);
     for (args, word) in [
@@ -189,6 +192,8 @@ fn options() {
         (&["attend"], "IN.safetensors"),
         (&["verify", "--filter", "no such case"], "no such case"),
         (&["verify", "--quick", "--case", "q1"], "--quick"),
+        (&["verify", "--sanitize", "--device", "cpu"], "--sanitize"),
+        (&["verify", "--sanitize", "--device", "cuda:0"], "emulator"),
         (&["verify", "--case", ""], "empty"),
         (&["verify", "--case", "fused f17"], "f17"),
         (&["verify", "--case", "h3/2"], "heads"),
@@ -219,7 +224,7 @@ fn options() {
 fn help_does_not_list_what_there_is_not() {
     let help = succeeds(&run(&["attend", "--help"]));
     assert!(
-        help.contains("--softcap") && !help.contains("sanitize"),
+        help.contains("--softcap") && help.contains("--sanitize"),
         "{help}"
     );
     let help = succeeds(&run(&["--help"]));

@@ -224,6 +224,11 @@ fn one_case_is_what_its_line_says() {
         assert_eq!((&found["passed"], &found["failed"]), (&1.into(), &0.into()));
         assert_eq!(found["device"], device);
     }
+    let text = succeeds(&run(&["verify", "--sanitize", "--case", line]));
+    assert!(
+        text.starts_with("emulator, sanitized: 1 passed, 0 failed"),
+        "{text}"
+    );
 }
 
 #[test]

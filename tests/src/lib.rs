@@ -13,6 +13,8 @@
 //! | `FLASHTILE_TEST_CASES` | factor of the number of generated cases | 1 |
 //! | `FLASHTILE_TEST_SEED` | seed of the generated cases | 0 |
 //! | `FLASHTILE_TEST_CASE` | generated properties are tried on this case alone | none |
+//! | `FLASHTILE_TEST_SANITIZE` | 1: the emulator has its sanitizer on | off |
+//! | `FLASHTILE_TEST_SCHEDULE` | seed of the order in which the emulator runs warps | in order |
 //! | `FLASHTILE_DATA` | folder of captured tensors | `../shared/data` beside the repository, if there is one |
 
 pub mod check;

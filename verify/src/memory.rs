@@ -1,5 +1,7 @@
 //! Tensors in a device's memory, as a case or a problem places them.
 
+use std::ops::Range;
+
 use flashtile::{
     DType, Device, DeviceBuffer, Error, Inputs, Pointers, Problem, Result, Stream, TensorLayout,
     element, reference::visible,
@@ -84,6 +86,21 @@ impl Image {
     fn tensor(&self) -> &[u8] {
         let skipped = self.offset * self.dtype.bytes() as usize;
         self.bytes.get(skipped..).unwrap_or_default()
+    }
+
+    /// The elements of the buffer that belong to no row.
+    fn gaps(&self) -> Vec<Range<usize>> {
+        let count = self.bytes.len() / self.dtype.bytes() as usize;
+        let mut is_gap = vec![true; count];
+        self.positions().for_each(|at| is_gap[at] = false);
+        let runs = is_gap.chunk_by(|a, b| a == b).scan(0, |end, run| {
+            let begin = *end;
+            *end += run.len();
+            Some((run[0], begin..*end))
+        });
+        runs.filter(|(gap, _)| *gap)
+            .map(|(_, range)| range)
+            .collect()
     }
 
     /// Address of element [0, 0, 0, 0] of a buffer at `address`.
@@ -212,6 +229,17 @@ fn launch(
     for image in &images {
         buffers.push(DeviceBuffer::from_bytes(device, &image.bytes)?);
     }
+    if device.tracks_writes() {
+        // What lies between a tensor's rows is nobody's: using it is a finding.
+        for (image, buffer) in images.iter().zip(&buffers).take(3) {
+            let width = image.dtype.bytes() as usize;
+            for gap in image.gaps() {
+                let address = buffer.address() + (gap.start * width) as u64;
+                // SAFETY: a gap lies inside its buffer, and nothing runs yet.
+                unsafe { device.forget(address, gap.len() * width)? };
+            }
+        }
+    }
     let lse_count: usize = match problem.lse {
         true => problem.lse_shape().iter().product(),
         false => 0,
@@ -264,6 +292,8 @@ mod tests {
             let last = image.positions().max().unwrap_or_default();
             assert_eq!(image.bytes.len(), (last + 1) * 2);
             assert_eq!(image.positions().min(), Some(image.offset));
+            let gaps: usize = image.gaps().iter().map(Range::len).sum();
+            assert_eq!(gaps + image.positions().count(), last + 1);
         }
     }
 
