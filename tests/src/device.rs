@@ -18,6 +18,7 @@ use flashtile::{
     CudaDevice, Device, EmulatorDevice,
     device::emulator::{Numerics, Options, Schedule, TensorCores},
 };
+use flashtile_verify::Case;
 
 /// Most instructions that a warp executes at a time under `FLASHTILE_TEST_SCHEDULE`.
 const SHARE: u32 = 40;
@@ -120,4 +121,18 @@ fn parse<T: FromStr<Err: std::fmt::Display>>(value: &str) -> T {
     value
         .parse()
         .unwrap_or_else(|error| panic!("`{value}` in the environment: {error}"))
+}
+
+/// The command that repeats a case on the device of this number.
+pub fn command(case: &Case, number: usize) -> String {
+    let device = match number.checked_sub(1) {
+        None => "emulator".into(),
+        Some(ordinal) => format!("cuda:{ordinal}"),
+    };
+    let sanitize = if number == 0 && sanitizes() {
+        " --sanitize"
+    } else {
+        ""
+    };
+    format!("flashtile verify --device {device}{sanitize} --case '{case}'")
 }

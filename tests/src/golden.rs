@@ -3,12 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use flashtile::DType;
+use flashtile_verify::{Case, Tensors, sizes};
 use safetensors::SafeTensors;
-
-use crate::{
-    case::{Case, sizes},
-    data::Tensors,
-};
 
 /// The repository's own sample, q, k and v. `FLASHTILE_EXAMPLES` is its folder where there is no checkout.
 pub fn sample() -> PathBuf {
