@@ -23,12 +23,30 @@ pub struct Results {
 }
 
 /// One tensor's buffer on the host.
-struct Image {
+pub(crate) struct Image {
     layout: TensorLayout,
     dtype: DType,
     /// Elements before the lowest one.
     offset: usize,
-    bytes: Vec<u8>,
+    /// The whole buffer.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// The buffers of q, k, v and out, the last one without its elements.
+pub(crate) fn images(case: &Case, tensors: &Tensors) -> [Image; 4] {
+    let shapes = case.shapes();
+    let dtypes = [case.dtype, case.dtype, case.dtype, case.out_element()];
+    let mut images: [Image; 4] =
+        std::array::from_fn(|i| Image::new(&case.placements[i], shapes[i], dtypes[i]));
+    for (image, values) in images.iter_mut().zip([&tensors.q, &tensors.k, &tensors.v]) {
+        image.fill(values);
+    }
+    images
+}
+
+/// An empty buffer for a log-sum-exp of so many numbers.
+pub(crate) fn lse_image(count: usize) -> Vec<u8> {
+    vec![GAP; count * 4]
 }
 
 impl Image {
@@ -69,13 +87,30 @@ impl Image {
         }
     }
 
-    /// Address of element [0, 0, 0, 0].
-    fn origin(&self, buffer: &DeviceBuffer<'_>) -> u64 {
+    /// Address of element [0, 0, 0, 0] of a buffer at `address`.
+    pub(crate) fn origin(&self, address: u64) -> u64 {
         if self.layout.is_empty() {
             return 0;
         }
         let elements = self.offset + self.layout.index([0; 4]);
-        buffer.address() + elements as u64 * u64::from(self.dtype.bytes())
+        address + elements as u64 * u64::from(self.dtype.bytes())
+    }
+
+    /// The elements of a buffer like this one, in the order of the shape; or the first element that is written
+    /// although it belongs to no row.
+    pub(crate) fn values(&self, bytes: &[u8]) -> std::result::Result<Vec<f32>, usize> {
+        let width = self.dtype.bytes() as usize;
+        let mut is_gap = vec![true; bytes.len() / width];
+        let mut values = Vec::with_capacity(is_gap.len());
+        for at in self.positions() {
+            is_gap[at] = false;
+            values.push(element::read(self.dtype, bytes, at));
+        }
+        let mut elements = bytes.chunks(width).zip(is_gap);
+        match elements.position(|(bytes, gap)| gap && bytes.iter().any(|&byte| byte != GAP)) {
+            Some(at) => Err(at),
+            None => Ok(values),
+        }
     }
 }
 
@@ -84,14 +119,7 @@ impl Image {
 /// # Errors
 /// Whatever the library says, and [`Error::Fault`] if the kernel wrote outside of the output.
 pub fn run(device: &dyn Device, case: &Case, tensors: &Tensors) -> Result<Results> {
-    let shapes = case.shapes();
-    let dtypes = [case.dtype, case.dtype, case.dtype, case.out_element()];
-    let mut images: [Image; 4] =
-        std::array::from_fn(|i| Image::new(&case.placements[i], shapes[i], dtypes[i]));
-    for (image, values) in images.iter_mut().zip([&tensors.q, &tensors.k, &tensors.v]) {
-        image.fill(values);
-    }
-
+    let images = images(case, tensors);
     let problem = case.problem();
     let plan = problem.plan(device.info())?;
     let mut buffers = Vec::new();
@@ -99,9 +127,9 @@ pub fn run(device: &dyn Device, case: &Case, tensors: &Tensors) -> Result<Result
         buffers.push(DeviceBuffer::from_bytes(device, &image.bytes)?);
     }
     let lse_count: usize = problem.lse_shape().iter().product();
-    let lse = DeviceBuffer::from_bytes(device, &vec![GAP; lse_count * 4])?;
+    let lse = DeviceBuffer::from_bytes(device, &lse_image(lse_count))?;
     let workspace = DeviceBuffer::uninitialized(device, plan.workspace_bytes())?;
-    let [q, k, v, out] = std::array::from_fn(|i| images[i].origin(&buffers[i]));
+    let [q, k, v, out] = std::array::from_fn(|i| images[i].origin(buffers[i].address()));
     let pointers = Pointers {
         q,
         k,
@@ -115,29 +143,17 @@ pub fn run(device: &dyn Device, case: &Case, tensors: &Tensors) -> Result<Result
     unsafe { plan.launch(device, Stream::DEFAULT, &pointers)? };
     device.synchronize()?;
 
-    images[3].bytes = buffers[3].to_vec()?;
-    let image = &images[3];
-    let mut is_gap = vec![true; image.bytes.len() / image.dtype.bytes() as usize];
-    let mut values = Vec::with_capacity(is_gap.len());
-    for at in image.positions() {
-        is_gap[at] = false;
-        values.push(element::read(image.dtype, &image.bytes, at));
-    }
-    let width = image.dtype.bytes() as usize;
-    for (at, bytes) in image.bytes.chunks(width).enumerate() {
-        if is_gap[at] && bytes.iter().any(|&byte| byte != GAP) {
-            return Err(Error::Fault {
-                context: plan.variant().name.into(),
-                reason: format!("element {at} of out's buffer is no output, but was written"),
-            });
-        }
-    }
+    let values = images[3].values(&buffers[3].to_vec()?);
+    let out = values.map_err(|at| Error::Fault {
+        context: plan.variant().name.into(),
+        reason: format!("element {at} of out's buffer is no output, but was written"),
+    })?;
     let (words, _) = lse.to_vec().map(|bytes| {
         let (words, rest) = bytes.as_chunks::<4>();
         (words.to_vec(), rest.len())
     })?;
     Ok(Results {
-        out: values,
+        out,
         lse: words.into_iter().map(f32::from_le_bytes).collect(),
     })
 }

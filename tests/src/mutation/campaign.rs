@@ -1,0 +1,215 @@
+//! All mutants of some kernels, judged on all of the host's cores.
+
+use std::sync::{
+    Mutex, OnceLock, PoisonError,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use flashtile::{Variant, device::emulator::Options};
+use flashtile_emulator::AsyncTiming;
+
+use super::{
+    judge::{Bench, Death, Subject},
+    mutants::{Mutation, mutations},
+};
+use crate::data::Random;
+
+/// One mutant of one kernel.
+#[derive(Clone, Debug)]
+pub struct Mutant {
+    /// The kernel's position among those of the campaign.
+    pub kernel: usize,
+    /// What is changed.
+    pub mutation: Mutation,
+}
+
+/// What became of a mutant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Something noticed it.
+    Killed(Death),
+    /// Nothing did.
+    Survived {
+        /// Whether any problem executes the instruction at all.
+        executed: bool,
+    },
+}
+
+/// Kernels, their mutants, and how they are run.
+pub struct Campaign {
+    /// The kernels.
+    pub variants: Vec<&'static Variant>,
+    /// The mutants, those of one kernel next to each other.
+    pub mutants: Vec<Mutant>,
+    /// How the emulator is to run them.
+    pub options: Options,
+    subjects: Vec<OnceLock<Result<Subject, String>>>,
+}
+
+/// Mutants that a worker takes at a time.
+const CHUNK: usize = 16;
+
+impl Campaign {
+    /// All mutants of these kernels.
+    ///
+    /// # Errors
+    /// A kernel's text that cannot be read.
+    pub fn new(variants: Vec<&'static Variant>, options: Options) -> Result<Self, String> {
+        let mut mutants = Vec::new();
+        for (kernel, variant) in variants.iter().enumerate() {
+            let ptx = flashtile::ptx(variant).map_err(|error| error.to_string())?;
+            let found = mutations(&ptx).map_err(|error| format!("{}: {error}", variant.name))?;
+            mutants.extend(
+                found
+                    .into_iter()
+                    .map(|mutation| Mutant { kernel, mutation }),
+            );
+        }
+        let subjects = variants.iter().map(|_| OnceLock::new()).collect();
+        Ok(Self {
+            variants,
+            mutants,
+            options,
+            subjects,
+        })
+    }
+
+    /// Keeps the mutants that `keep` picks.
+    #[must_use]
+    pub fn filter(mut self, keep: impl Fn(&Mutant) -> bool) -> Self {
+        self.mutants.retain(keep);
+        self
+    }
+
+    /// Keeps at most so many mutants, drawn from a seed.
+    #[must_use]
+    pub fn sample(mut self, count: usize, seed: u64) -> Self {
+        let mut kept = Random::new(seed).permutation(self.mutants.len());
+        kept.truncate(count);
+        kept.sort_unstable();
+        self.mutants = kept
+            .into_iter()
+            .map(|at| self.mutants[at].clone())
+            .collect();
+        self
+    }
+
+    /// Judges every mutant, on so many threads, and tells `progress` of each.
+    ///
+    /// # Errors
+    /// A kernel that is wrong as it is.
+    pub fn run(
+        &self,
+        threads: usize,
+        progress: impl Fn(&Outcome) + Sync,
+    ) -> Result<Vec<Outcome>, String> {
+        let outcomes = Mutex::new(vec![None; self.mutants.len()]);
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<(), String> {
+            let mut benches = None;
+            loop {
+                let begin = next.fetch_add(CHUNK, Relaxed);
+                let chunk = self.mutants.iter().enumerate().skip(begin).take(CHUNK);
+                if chunk.len() == 0 {
+                    return Ok(());
+                }
+                for (at, mutant) in chunk {
+                    let outcome = self.judge(mutant, &mut benches)?;
+                    progress(&outcome);
+                    let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+                    outcomes[at] = Some(outcome);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
+            workers
+                .into_iter()
+                .try_for_each(|worker| match worker.join() {
+                    Ok(done) => done,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                })
+        })?;
+        let outcomes = outcomes
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        outcomes
+            .into_iter()
+            .map(|outcome| outcome.ok_or_else(|| "a mutant was left out".into()))
+            .collect()
+    }
+
+    /// The unchanged kernel, prepared once.
+    fn subject(&self, kernel: usize) -> Result<&Subject, String> {
+        let subject = self.subjects[kernel]
+            .get_or_init(|| Subject::new(self.variants[kernel], &self.options));
+        subject.as_ref().map_err(Clone::clone)
+    }
+
+    /// The text of a kernel's problem.
+    pub fn problem(&self, kernel: usize, at: usize) -> String {
+        self.subject(kernel)
+            .map_or_else(|error| error, |subject| subject.problem(at))
+    }
+
+    /// Judges one mutant. `benches` are the worker's, of whatever kernel it had before.
+    fn judge<'c>(
+        &'c self,
+        mutant: &Mutant,
+        benches: &mut Option<Benches<'c>>,
+    ) -> Result<Outcome, String> {
+        let benches = match benches {
+            Some(benches) if benches.kernel == mutant.kernel => benches,
+            other => other.insert(Benches::new(self, mutant.kernel)?),
+        };
+        let text = mutant.mutation.apply(&benches.subject.ptx);
+        if let Some(death) = benches.late.notices(&text) {
+            return Ok(Outcome::Killed(death));
+        }
+        if let Some(death) = benches.early()?.notices(&text) {
+            return Ok(Outcome::Killed(death));
+        }
+        let trapped = mutant.mutation.trap(&benches.subject.ptx);
+        Ok(Outcome::Survived {
+            executed: benches.late.notices(&trapped).is_some(),
+        })
+    }
+}
+
+/// A worker's devices, with one kernel's problems in their memory.
+struct Benches<'c> {
+    kernel: usize,
+    subject: &'c Subject,
+    options: &'c Options,
+    /// Asynchronous copies land as late as they may.
+    late: Bench<'c>,
+    /// They land at once. Few mutants need it.
+    early: Option<Bench<'c>>,
+}
+
+impl<'c> Benches<'c> {
+    fn new(campaign: &'c Campaign, kernel: usize) -> Result<Self, String> {
+        let (subject, options) = (campaign.subject(kernel)?, &campaign.options);
+        let late = Bench::new(subject, options)?;
+        Ok(Self {
+            kernel,
+            subject,
+            options,
+            late,
+            early: None,
+        })
+    }
+
+    fn early(&mut self) -> Result<&mut Bench<'c>, String> {
+        Ok(match &mut self.early {
+            Some(bench) => bench,
+            none => {
+                let options = Options {
+                    async_copies: AsyncTiming::Early,
+                    ..self.options.clone()
+                };
+                none.insert(Bench::new(self.subject, &options)?)
+            }
+        })
+    }
+}
