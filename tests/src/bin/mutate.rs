@@ -6,6 +6,7 @@ use clap::Parser;
 use flashtile::device::emulator::Options;
 use flashtile_tests::mutation::{
     campaign::{Campaign, Outcome},
+    explained,
     mutants::Class,
     report::Report,
 };
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether every mutant was noticed.
+/// Whether every mutant was noticed, or is known to be as good as the kernel.
 fn run(arguments: &Arguments) -> Result<bool, String> {
     let variants: Vec<_> = flashtile_abi::variants()
         .iter()
@@ -82,5 +83,11 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
         let file = std::fs::write(path, format!("{:#}\n", report.json()));
         file.map_err(|error| format!("{}: {error}", path.display()))?;
     }
-    Ok(report.survivors().next().is_none())
+    let all =
+        arguments.filter.is_empty() && arguments.class.is_empty() && arguments.sample.is_none();
+    let wrong = explained::wrong(&campaign, &outcomes, all);
+    for explanation in &wrong {
+        println!("wrong explanation: {explanation:?}");
+    }
+    Ok(wrong.is_empty() && report.unexplained().next().is_none())
 }

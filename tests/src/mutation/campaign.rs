@@ -10,7 +10,7 @@ use flashtile_emulator::AsyncTiming;
 
 use super::{
     judge::{Bench, Death, Subject},
-    mutants::{Mutation, mutations},
+    mutants::{Mutation, mutants},
 };
 use crate::data::Random;
 
@@ -41,6 +41,8 @@ pub struct Campaign {
     pub variants: Vec<&'static Variant>,
     /// The mutants, those of one kernel next to each other.
     pub mutants: Vec<Mutant>,
+    /// Instructions of the kernels that are never reached, whatever the problem.
+    pub unreachable: usize,
     /// How the emulator is to run them.
     pub options: Options,
     subjects: Vec<OnceLock<Result<Subject, String>>>,
@@ -55,20 +57,19 @@ impl Campaign {
     /// # Errors
     /// A kernel's text that cannot be read.
     pub fn new(variants: Vec<&'static Variant>, options: Options) -> Result<Self, String> {
-        let mut mutants = Vec::new();
+        let (mut all, mut unreachable) = (Vec::new(), 0);
         for (kernel, variant) in variants.iter().enumerate() {
             let ptx = flashtile::ptx(variant).map_err(|error| error.to_string())?;
-            let found = mutations(&ptx).map_err(|error| format!("{}: {error}", variant.name))?;
-            mutants.extend(
-                found
-                    .into_iter()
-                    .map(|mutation| Mutant { kernel, mutation }),
-            );
+            let found = mutants(&ptx).map_err(|error| format!("{}: {error}", variant.name))?;
+            unreachable += found.unreachable;
+            let mutants = found.mutations.into_iter();
+            all.extend(mutants.map(|mutation| Mutant { kernel, mutation }));
         }
         let subjects = variants.iter().map(|_| OnceLock::new()).collect();
         Ok(Self {
             variants,
-            mutants,
+            mutants: all,
+            unreachable,
             options,
             subjects,
         })

@@ -1,5 +1,7 @@
 //! Where control goes in a listing, and what a branch decides.
 
+use std::collections::{HashMap, HashSet};
+
 use super::listing::Listing;
 
 /// The control flow of a listing: its instructions, in blocks that are entered at the top and left at the bottom.
@@ -72,6 +74,29 @@ impl Flow {
     /// The instructions of a block.
     pub fn instructions(&self, block: usize) -> std::ops::Range<usize> {
         self.begins[block]..self.begins[block + 1]
+    }
+
+    /// The instructions that control can reach if branches with these predicates are decided already.
+    pub fn reachable(&self, listing: &Listing<'_>, decided: &HashMap<&str, u32>) -> HashSet<usize> {
+        let (mut blocks, mut open) = (HashSet::new(), vec![0]);
+        while let Some(block) = open.pop() {
+            if block >= self.successors.len() || !blocks.insert(block) {
+                continue;
+            }
+            let last = &listing.instructions[self.begins[block + 1] - 1];
+            let taken = last.guard.and_then(|guard| {
+                let value = decided.get(guard.predicate)?;
+                Some((*value != 0) != guard.negated)
+            });
+            match (taken, &self.successors[block][..]) {
+                (Some(taken), &[target, next]) => open.push(if taken { target } else { next }),
+                (_, next) => open.extend(next),
+            }
+        }
+        blocks
+            .into_iter()
+            .flat_map(|block| self.instructions(block))
+            .collect()
     }
 
     /// What a conditional branch decides. `None` for any other instruction.
@@ -200,6 +225,18 @@ mod tests {
             })
         );
         assert_eq!(sides(text, 1), None);
+    }
+
+    #[test]
+    fn what_a_decided_branch_leaves_out() {
+        let text = ".entry e() { @%p1 bra L; mov.b32 %r1, 1; L: ret; }";
+        let listing = Listing::read(text).unwrap();
+        let flow = Flow::of(&listing).unwrap();
+        let reachable =
+            |decided: &[_]| flow.reachable(&listing, &decided.iter().copied().collect());
+        assert_eq!(reachable(&[]), [0, 1, 2].into());
+        assert_eq!(reachable(&[("%p1", 0)]), [0, 1, 2].into());
+        assert_eq!(reachable(&[("%p1", 1)]), [0, 2].into());
     }
 
     #[test]

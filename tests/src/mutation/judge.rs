@@ -3,19 +3,18 @@
 use std::sync::OnceLock;
 
 use flashtile::{
-    DeviceInfo, Plan, Pointers, Variant,
+    DeviceInfo, Plan, Variant,
     device::{LaunchConfig, emulator::Options},
     reference::{ErrorBound, Reference},
 };
 use flashtile_abi::AttentionParams;
-use flashtile_emulator::{Emulator, FaultKind, Launch, LaunchError, MemoryError, Module};
+use flashtile_emulator::{Emulator, FaultKind, Launch, LaunchError, Module};
 
-use super::problems::{Problem, problems};
-use crate::{
-    check,
-    data::Tensors,
-    memory::{Image, images, lse_image},
+use super::{
+    place::{Images, Left, Place},
+    problems::{Problem, problems},
 };
+use crate::{check, data::Tensors};
 
 /// What noticed a mutant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,18 +72,11 @@ pub struct Death {
     pub detail: String,
 }
 
-/// What the unchanged kernel left in memory: the whole buffers of out and lse, gaps included.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Left {
-    out: Vec<u8>,
-    lse: Vec<u8>,
-}
-
 /// A problem with its tensors, its plan and what the unchanged kernel makes of it.
 struct Prepared {
     problem: Problem,
     tensors: Tensors,
-    images: [Image; 4],
+    images: Images,
     plan: Plan,
     /// The kernel's geometry, whatever kernel the plan has.
     config: LaunchConfig,
@@ -106,9 +98,6 @@ pub struct Subject {
 
 /// Instructions of a mutant for each of the unchanged kernel's, before it counts as hanging.
 const PATIENCE: u64 = 3;
-
-/// Free bytes on either side of every tensor, so that a stray access is seen.
-const MARGIN: u64 = 256 << 10;
 
 impl Subject {
     /// Runs the unchanged kernel over its problems.
@@ -180,7 +169,7 @@ impl Prepared {
             shared_bytes: variant.shared_bytes,
         };
         let tensors = Tensors::of(case);
-        let images = images(case, &tensors);
+        let images = Images::of(&problem, &tensors);
         Ok(Self {
             problem,
             tensors,
@@ -193,15 +182,9 @@ impl Prepared {
         })
     }
 
-    /// The log-sum-exp's buffer before a launch. There is one even if none is wanted: it must stay as it is.
-    fn lse_image(&self) -> Vec<u8> {
-        let [batch, heads, seqlen] = self.plan.problem().lse_shape();
-        lse_image(batch * heads * seqlen)
-    }
-
     /// What is wrong with a result that has other bits than the kernel's.
     fn judge(&self, left: &Left) -> (Cause, String) {
-        let out = match self.images[3].values(&left.out) {
+        let out = match self.images.tensors[3].values(&left.out) {
             Ok(out) => out,
             Err(at) => {
                 return (
@@ -210,7 +193,7 @@ impl Prepared {
                 );
             }
         };
-        if !self.problem.lse && left.lse != self.lse_image() {
+        if !self.problem.lse && left.lse != self.images.lse {
             return (Cause::Stray, "a log-sum-exp that nobody wanted".into());
         }
         let case = &self.problem.case;
@@ -272,16 +255,6 @@ fn root_mean_square(result: &[f32], reference: &[f64]) -> f64 {
     (squares / result.len().max(1) as f64).sqrt()
 }
 
-/// Where a problem lies in device memory.
-struct Place {
-    /// q, k, v, out.
-    tensors: [u64; 4],
-    lse: u64,
-    pointers: Pointers,
-    /// Whether q, k and v may have been written since they were copied there.
-    spoilt: bool,
-}
-
 /// A device with a subject's problems in its memory, for one mutant after another.
 pub struct Bench<'s> {
     subject: &'s Subject,
@@ -315,9 +288,9 @@ impl<'s> Bench<'s> {
         let places: Result<Vec<_>, _> = subject
             .problems
             .iter()
-            .map(|problem| Place::of(&emulator, problem))
+            .map(|problem| Place::of(&emulator, &problem.images))
             .collect();
-        let places = places.map_err(|error| error.to_string())?;
+        let places = places?;
         Ok(Self {
             subject,
             emulator,
@@ -371,7 +344,7 @@ impl<'s> Bench<'s> {
         };
         let refused = |error: &dyn std::fmt::Display| death(Cause::Refused, error.to_string());
         place
-            .prepare(&self.emulator, problem)
+            .prepare(&self.emulator, &problem.images)
             .map_err(|error| refused(&error))?;
         let params = problem.plan.params(&place.pointers);
         let params = AttentionParams {
@@ -402,69 +375,7 @@ impl<'s> Bench<'s> {
         })?;
         self.longest = self.longest.max(stats.warp_instructions);
         place
-            .collect(&self.emulator, problem)
+            .collect(&self.emulator, &problem.images)
             .map_err(|error| refused(&error))
-    }
-}
-
-impl Place {
-    fn of(emulator: &Emulator, problem: &Prepared) -> Result<Self, MemoryError> {
-        let margin = || emulator.free(emulator.allocate(MARGIN)?);
-        let allocate = |bytes: usize| {
-            margin()?;
-            emulator.allocate((bytes as u64).max(1))
-        };
-        let mut tensors = [0; 4];
-        for (address, image) in tensors.iter_mut().zip(&problem.images) {
-            *address = allocate(image.bytes.len())?;
-        }
-        let lse = allocate(problem.lse_image().len())?;
-        margin()?;
-        let [q, k, v, out] = std::array::from_fn(|i| problem.images[i].origin(tensors[i]));
-        let lse_wanted = problem.problem.lse.then_some(lse);
-        let pointers = Pointers {
-            q,
-            k,
-            v,
-            out,
-            lse: lse_wanted,
-            workspace: 0,
-        };
-        Ok(Self {
-            tensors,
-            lse,
-            pointers,
-            spoilt: true,
-        })
-    }
-
-    /// Puts everything into memory as it is before a launch.
-    fn prepare(&mut self, emulator: &Emulator, problem: &Prepared) -> Result<(), MemoryError> {
-        let first = if self.spoilt { 0 } else { 3 };
-        for (&address, image) in self.tensors.iter().zip(&problem.images).skip(first) {
-            emulator.write(address, &image.bytes)?;
-        }
-        // Until the inputs are seen to be whole.
-        self.spoilt = true;
-        emulator.write(self.lse, &problem.lse_image())
-    }
-
-    fn collect(
-        &mut self,
-        emulator: &Emulator,
-        problem: &Prepared,
-    ) -> Result<(Left, bool), MemoryError> {
-        let read = |address, bytes| -> Result<Vec<u8>, MemoryError> {
-            let mut buffer = vec![0; bytes];
-            emulator.read(address, &mut buffer)?;
-            Ok(buffer)
-        };
-        self.spoilt = false;
-        for (&address, image) in self.tensors.iter().zip(&problem.images).take(3) {
-            self.spoilt |= read(address, image.bytes.len())? != image.bytes;
-        }
-        let out = read(self.tensors[3], problem.images[3].bytes.len())?;
-        let lse = read(self.lse, problem.lse_image().len())?;
-        Ok((Left { out, lse }, self.spoilt))
     }
 }

@@ -4,10 +4,12 @@
 //! [judges](judge) it on [problems](problems) that reach all of the kernel's code.
 
 pub mod campaign;
+pub mod explained;
 mod flow;
 pub mod judge;
 mod listing;
 pub mod mutants;
+mod place;
 pub mod problems;
 pub mod report;
 mod values;

@@ -2,9 +2,14 @@
 //!
 //! Every mutation takes away something that the kernel relies on. What only makes it slower or more careful is not
 //! among them, since nothing could notice it: a wait for fewer groups in flight, another barrier's number where all
-//! threads of the block use it, the slow one of two right ways.
+//! threads of the block use it, the slow one of two right ways. Nor is code that constants make unreachable, such as
+//! the unrolled copy of a loop whose few iterations the compiler was kept from counting.
 
-use std::{collections::HashSet, fmt, ops::Range};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    ops::Range,
+};
 
 use super::{
     flow::Flow,
@@ -152,36 +157,50 @@ impl fmt::Display for Mutation {
     }
 }
 
-/// All mutations of a kernel's text, in its order.
+/// A kernel's mutants.
+#[derive(Clone, Debug)]
+pub struct Mutants {
+    /// The mutations, in the order of the text.
+    pub mutations: Vec<Mutation>,
+    /// Instructions that constants make unreachable, and that are therefore not mutated.
+    pub unreachable: usize,
+}
+
+/// All mutations of a kernel's text.
 ///
 /// # Errors
 /// The text is not PTX.
-pub fn mutations(text: &str) -> Result<Vec<Mutation>, String> {
+pub fn mutants(text: &str) -> Result<Mutants, String> {
     let listing = Listing::read(text)?;
     let threads = listing.threads().ok_or("no .maxntid")?;
     let (values, flow) = (Values::of(&listing), Flow::of(&listing)?);
-    let mut mutants = Mutants {
+    let constants = values.constants();
+    let reachable = flow.reachable(&listing, &constants);
+    let mut search = Search {
         listing: &listing,
-        constants: values.constants(),
+        constants,
         addresses: values.shared_addresses(),
         flow,
         threads,
         found: Vec::new(),
         counts: [0; Class::ALL.len()],
     };
-    for at in 0..listing.instructions.len() {
-        mutants.synchronisation(at);
-        mutants.copies(at);
-        mutants.guards(at);
-        mutants.addresses(at);
+    for at in (0..listing.instructions.len()).filter(|at| reachable.contains(at)) {
+        search.synchronisation(at);
+        search.copies(at);
+        search.guards(at);
+        search.addresses(at);
     }
-    Ok(mutants.found)
+    Ok(Mutants {
+        mutations: search.found,
+        unreachable: listing.instructions.len() - reachable.len(),
+    })
 }
 
-struct Mutants<'l, 't> {
+struct Search<'l, 't> {
     listing: &'l Listing<'t>,
     /// Registers that hold the same whatever the problem.
-    constants: HashSet<&'t str>,
+    constants: HashMap<&'t str, u32>,
     /// Instructions on the way to an address in shared memory.
     addresses: HashSet<usize>,
     flow: Flow,
@@ -190,7 +209,7 @@ struct Mutants<'l, 't> {
     counts: [usize; Class::ALL.len()],
 }
 
-impl<'l, 't> Mutants<'l, 't> {
+impl<'l, 't> Search<'l, 't> {
     fn add(&mut self, class: Class, instruction: &Instruction<'t>, after: impl Into<String>) {
         let before = &self.listing.text[instruction.range.clone()];
         let ordinal = &mut self.counts[class as usize];
@@ -292,7 +311,7 @@ impl<'l, 't> Mutants<'l, 't> {
         let i = &listing.instructions[at];
         let Some(guard) = i.guard else { return };
         // What constants decide is no guard, but a loop's count that the compiler was not let see.
-        if self.constants.contains(guard.predicate) {
+        if self.constants.contains_key(guard.predicate) {
             return;
         }
         let text = &listing.text[i.range.clone()];

@@ -14,6 +14,35 @@ pub struct Problem {
     pub case: Case,
     /// Whether the log-sum-exp is wanted.
     pub lse: bool,
+    /// Whether each row is an allocation of its own, so that nothing beyond it can be read. The case's strides are
+    /// such that its rows are [`Self::ROW_DISTANCE`] bytes apart.
+    pub rows_apart: bool,
+}
+
+impl Problem {
+    /// How far apart the emulator puts two small allocations.
+    pub const ROW_DISTANCE: usize = 256 + 4096;
+
+    fn of(case: Case) -> Self {
+        Self {
+            case,
+            lse: true,
+            rows_apart: false,
+        }
+    }
+
+    fn apart(mut case: Case) -> Self {
+        let dtypes = [case.dtype, case.dtype, case.dtype, case.out_element()];
+        let shapes = case.shapes();
+        for i in 0..4 {
+            let elements = Self::ROW_DISTANCE / dtypes[i].bytes() as usize;
+            case.placements[i].pad = elements - shapes[i][3];
+        }
+        Self {
+            rows_apart: true,
+            ..Self::of(case)
+        }
+    }
 }
 
 /// The problems of a variant. The first is the one that most mutants fail.
@@ -37,7 +66,7 @@ pub fn problems(variant: &Variant) -> Vec<Problem> {
         offset,
         ..Placement::default()
     };
-    let (widest, in_chunk, narrow) = (dims, dims.map(|dim| dim - chunk / 2), [1, 1]);
+    let (widest, in_chunk) = (dims, dims.map(|dim| dim - chunk / 2));
     let many = 2 * n + n - 1;
 
     // Rows that end within a chunk, with gaps that keep them aligned. A second block with a single row, a last tile
@@ -45,16 +74,11 @@ pub fn problems(variant: &Variant) -> Vec<Problem> {
     let ragged = base(m + 1, 3 * n + 1, in_chunk, pad(chunk / 2, 0));
     // Everything exists, but for one key. The output is written in chunks.
     let whole = base(m, many, widest, pad(0, 0));
-    // One element a row, and the first row is the last in memory: what is read past it is past everything.
-    let backwards = |placement| Placement {
-        backwards: true,
-        ..placement
-    };
-    let lonely = base(3, 2 * n + 1, narrow, backwards(pad(chunk - 1, 0)));
-    // The same without alignment: everything is copied element by element.
+    // Rows of an element, of a chunk where values can have it, each by itself.
+    let lonely = base(3, 2 * n + 1, [1, chunk], pad(0, 0));
     let ragged_elements = base(m + 1, 3 * n + 1, in_chunk, pad(1, 1));
     let whole_elements = base(m, many, widest, pad(1, 1));
-    let lonely_elements = base(3, 2 * n + 1, narrow, backwards(pad(1, 1)));
+    let lonely_elements = base(3, 2 * n + 1, [1, 1], pad(0, 1));
     // Several heads and batches. One tile, that needs no mask.
     let mut heads = base(m, n, widest, pad(0, 0));
     (heads.shape.batch, heads.shape.heads_q) = (2, 2);
@@ -70,21 +94,19 @@ pub fn problems(variant: &Variant) -> Vec<Problem> {
         case.shape.seqlen_k -= n;
         case
     };
-    let mut cases = vec![
-        ragged,
-        ragged_elements,
-        whole,
-        lonely,
-        whole_elements,
-        lonely_elements,
-    ];
-    cases.extend([lonely, lonely_elements].map(shorter));
-    cases.extend([heads, negative.scale(-0.3), window.scale(-0.3), no_keys]);
+    let mut problems = [ragged, ragged_elements, whole, whole_elements]
+        .map(Problem::of)
+        .to_vec();
+    let apart = [lonely, lonely_elements];
+    problems.extend(apart.map(Problem::apart));
+    problems.extend(apart.map(shorter).map(Problem::apart));
+    problems.extend([heads, negative.scale(-0.3), window.scale(-0.3), no_keys].map(Problem::of));
     if tile.dtype != DType::F32 {
-        cases.extend([ragged.out_f32(), lonely.out_f32()]);
+        problems.push(Problem::of(ragged.out_f32()));
+        problems.push(Problem::apart(lonely.out_f32()));
     }
     if variant.score_mod == ScoreModKind::OptionalSoftcap {
-        cases.push(whole.softcap(5.0));
+        problems.push(Problem::of(whole.softcap(5.0)));
     }
     if variant.algorithm == Algorithm::Fused {
         // Scores so large that each block is computed a second time.
@@ -92,15 +114,12 @@ pub fn problems(variant: &Variant) -> Vec<Problem> {
             Some(_) => case.softcap(1e5).scale(1e3),
             None => case.scale(1e4),
         };
-        cases.extend([whole, lonely, whole_elements, lonely_elements].map(large));
+        problems.extend([whole, whole_elements].map(large).map(Problem::of));
+        problems.extend(apart.map(large).map(Problem::apart));
     }
-    let mut problems: Vec<_> = cases
-        .into_iter()
-        .map(|case| Problem { case, lse: true })
-        .collect();
     problems.push(Problem {
-        case: heads.data(Distribution::Peaked, 2),
         lse: false,
+        ..Problem::of(heads.data(Distribution::Peaked, 2))
     });
     problems
 }

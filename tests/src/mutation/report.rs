@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use super::{
     campaign::{Campaign, Outcome},
+    explained::{EXPLAINED, Explanation, explanation},
     judge::Cause,
-    mutants::Class,
+    mutants::{Class, Mutation},
 };
 
 /// The counts of one class.
@@ -60,9 +61,7 @@ impl<'c> Report<'c> {
     }
 
     /// The survivors: kernel, mutation, whether it was executed.
-    pub fn survivors(
-        &self,
-    ) -> impl Iterator<Item = (&'static str, &'c super::mutants::Mutation, bool)> {
+    pub fn survivors(&self) -> impl Iterator<Item = (&'static str, &'c Mutation, bool)> {
         let pairs = self.campaign.mutants.iter().zip(self.outcomes);
         pairs.filter_map(|(mutant, outcome)| match outcome {
             Outcome::Survived { executed } => {
@@ -71,6 +70,12 @@ impl<'c> Report<'c> {
             }
             Outcome::Killed(_) => None,
         })
+    }
+
+    /// The survivors without an explanation.
+    pub fn unexplained(&self) -> impl Iterator<Item = (&'static str, &'c Mutation, bool)> {
+        self.survivors()
+            .filter(|(name, mutation, _)| explanation(name, mutation).is_none())
     }
 
     /// Everything, as one JSON object.
@@ -101,7 +106,8 @@ impl<'c> Report<'c> {
                 })
             })
             .collect();
-        json!({ "total": row(&self.total()), "classes": classes, "mutants": mutants })
+        let unreachable = self.campaign.unreachable;
+        json!({ "unreachable": unreachable, "total": row(&self.total()), "classes": classes, "mutants": mutants })
     }
 }
 
@@ -127,7 +133,31 @@ impl fmt::Display for Report<'_> {
         let (mutants, killed) = (total.mutants(), total.mutants() - total.survived);
         let rate = 100.0 * killed as f64 / mutants.max(1) as f64;
         writeln!(f, "killed: {killed} of {mutants}, {rate:.2} %")?;
-        for (name, mutation, executed) in self.survivors() {
+        let unreachable = self.campaign.unreachable;
+        writeln!(
+            f,
+            "not mutated: {unreachable} instructions that constants make unreachable"
+        )?;
+        for explanation in EXPLAINED {
+            let survivors = self.survivors();
+            let count = survivors
+                .filter(|(name, mutation, _)| explanation.describes(name, mutation))
+                .count();
+            let Explanation {
+                kernels,
+                class,
+                before,
+                after,
+                reason,
+            } = explanation;
+            if count > 0 {
+                writeln!(
+                    f,
+                    "explained: {count} of {kernels}: {class}: {before} -> {after}\n  {reason}"
+                )?;
+            }
+        }
+        for (name, mutation, executed) in self.unexplained() {
             let never = if executed { "" } else { " (never executed)" };
             writeln!(f, "survivor: {name}: {mutation}{never}")?;
         }

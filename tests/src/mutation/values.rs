@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::listing::{Listing, registers};
+use super::listing::{Instruction, Listing, registers};
 
 /// The instructions that write each register.
 pub struct Values<'l, 't> {
@@ -57,30 +57,68 @@ impl<'l, 't> Values<'l, 't> {
         found
     }
 
-    /// The registers that hold the same value whenever they hold one, since only constants go into them. Registers
-    /// that are written more than once do not count.
-    pub fn constants(&self) -> HashSet<&'t str> {
-        let mut found = HashSet::new();
+    /// The values of registers that hold the same one whatever the problem: constants, and what is computed from
+    /// them. The compiler was kept from seeing some of these. Predicates are 0 or 1. Registers that are written more
+    /// than once do not count.
+    pub fn constants(&self) -> HashMap<&'t str, u32> {
+        let mut found = HashMap::new();
         let mut grown = true;
         while grown {
             grown = false;
-            for (register, writers) in &self.writers {
-                let [writer] = writers[..] else { continue };
-                let instruction = &self.listing.instructions[writer];
-                let mut inputs = instruction
-                    .reads()
-                    .iter()
-                    .flat_map(|operand| registers(operand));
-                let pure = instruction.guard.is_none()
-                    && !instruction.accesses_memory()
-                    && !instruction.is("ld.param");
-                if pure && inputs.all(|input| found.contains(input)) {
-                    grown |= found.insert(*register);
+            for (&register, writers) in &self.writers {
+                if let [writer] = writers[..]
+                    && !found.contains_key(register)
+                    && let Some(value) = evaluate(&self.listing.instructions[writer], &found)
+                {
+                    found.insert(register, value);
+                    grown = true;
                 }
             }
         }
         found
     }
+}
+
+/// What an instruction computes from constants, for the 32-bit integer instructions that loops' counts consist of.
+fn evaluate(instruction: &Instruction<'_>, known: &HashMap<&str, u32>) -> Option<u32> {
+    let input = |at: usize| -> Option<u32> {
+        let operand = *instruction.operands.get(at)?;
+        let number = || operand.parse::<i64>().ok().map(|n| n as u32);
+        known.get(operand).copied().or_else(number)
+    };
+    if instruction.guard.is_some() || instruction.operands.len() > 3 {
+        return None;
+    }
+    if instruction.is("mov.b32") || instruction.is("mov.u32") {
+        return input(1);
+    }
+    let (a, b) = (input(1)?, input(2)?);
+    let signed = a.cast_signed().cmp(&b.cast_signed());
+    let order = if instruction.opcode.ends_with(".s32") {
+        signed
+    } else {
+        a.cmp(&b)
+    };
+    let mut parts = instruction.opcode.split('.');
+    let (opcode, comparison, kind) = (
+        parts.next()?,
+        parts.next()?,
+        parts.next().unwrap_or_default(),
+    );
+    Some(match (opcode, comparison) {
+        ("and", "b32") => a & b,
+        ("or", "b32") => a | b,
+        ("add", "s32" | "u32") => a.wrapping_add(b),
+        ("sub", "s32" | "u32") => a.wrapping_sub(b),
+        ("setp", _) if !matches!(kind, "b32" | "s32" | "u32") => return None,
+        ("setp", "eq") => order.is_eq().into(),
+        ("setp", "ne") => order.is_ne().into(),
+        ("setp", "lt") => order.is_lt().into(),
+        ("setp", "le") => order.is_le().into(),
+        ("setp", "gt") => order.is_gt().into(),
+        ("setp", "ge") => order.is_ge().into(),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -98,8 +136,7 @@ mod tests {
         let mut addresses: Vec<_> = values.shared_addresses().into_iter().collect();
         addresses.sort_unstable();
         assert_eq!(addresses, [0, 1, 4, 5]);
-        let mut constants: Vec<_> = values.constants().into_iter().collect();
-        constants.sort_unstable();
-        assert_eq!(constants, ["%p1", "%r2", "%r3"]);
+        let constants = values.constants();
+        assert_eq!(constants, [("%r2", 4), ("%r3", 4), ("%p1", 0)].into());
     }
 }
