@@ -81,8 +81,9 @@ pub struct AttendArgs {
     /// Print one JSON object on standard output
     #[arg(long)]
     pub json: bool,
-    /// Not supported yet; recognised so that the error can say so.
-    #[arg(long, hide = true)]
+    /// Emulator only: check for races, uninitialised values, copies still under way, outputs not
+    /// written, and wrong synchronisation; exit status 1 if there is a finding
+    #[arg(long)]
     pub sanitize: bool,
 }
 

@@ -7,6 +7,7 @@ mod args;
 mod attend;
 mod doctor;
 mod failure;
+mod findings;
 mod input;
 mod interrupt;
 mod kernels;

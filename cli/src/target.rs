@@ -4,7 +4,7 @@ use std::path::Path;
 
 use flashtile::{
     CudaDevice, Device, DeviceInfo, EmulatorDevice, Error, ErrorClass, Inputs, Outputs, Problem,
-    Variant,
+    Variant, device::emulator::Report,
 };
 
 use crate::{
@@ -20,20 +20,34 @@ const MAX_PTX: u64 = 64 << 20;
 pub enum Target {
     /// f32 in plain Rust.
     Cpu,
-    /// Something that runs kernels.
-    Device {
+    /// The emulator.
+    Emulator(Box<EmulatorDevice>),
+    /// A GPU.
+    Gpu {
         /// As the option spells it.
         name: String,
         /// The device.
-        device: Box<dyn Device>,
+        device: Box<CudaDevice>,
     },
 }
 
 impl Target {
-    /// Opens what `--device` says.
-    pub fn open(choice: DeviceChoice) -> Result<Self> {
+    /// Opens what `--device` says. Only the emulator can sanitize, and `auto` means it then.
+    pub fn open(choice: DeviceChoice, sanitize: bool) -> Result<Self> {
+        if sanitize {
+            return match choice {
+                DeviceChoice::Emulator | DeviceChoice::Auto => {
+                    Ok(Self::Emulator(Box::new(EmulatorDevice::sanitizing())))
+                }
+                DeviceChoice::Cuda(_) | DeviceChoice::Cpu => Err(Failure::bad(
+                    "--sanitize",
+                    "--device emulator, which alone can check",
+                    "another device",
+                )),
+            };
+        }
         let cuda = |number| -> Result<Self> {
-            Ok(Self::Device {
+            Ok(Self::Gpu {
                 name: format!("cuda:{number}"),
                 device: Box::new(CudaDevice::new(number)?),
             })
@@ -48,9 +62,15 @@ impl Target {
     }
 
     fn emulator() -> Self {
-        Self::Device {
-            name: "emulator".into(),
-            device: Box::new(EmulatorDevice::new()),
+        Self::Emulator(Box::new(EmulatorDevice::new()))
+    }
+
+    /// What runs kernels.
+    fn device(&self) -> Option<&dyn Device> {
+        match self {
+            Self::Cpu => None,
+            Self::Emulator(device) => Some(device.as_ref()),
+            Self::Gpu { device, .. } => Some(device.as_ref()),
         }
     }
 
@@ -58,18 +78,24 @@ impl Target {
     pub fn name(&self) -> &str {
         match self {
             Self::Cpu => "cpu",
-            Self::Device { name, .. } => name,
+            Self::Emulator(_) => "emulator",
+            Self::Gpu { name, .. } => name,
         }
     }
 
     /// Name for people.
     pub fn title(&self) -> String {
         match self {
-            Self::Cpu => "cpu".into(),
-            Self::Device { name, device } => match name.as_str() {
-                "emulator" => name.clone(),
-                _ => format!("{name} ({})", device.info().name),
-            },
+            Self::Gpu { name, device } => format!("{name} ({})", device.info().name),
+            _ => self.name().into(),
+        }
+    }
+
+    /// What the sanitizer found in the last launch.
+    pub fn findings(&self) -> Option<Report> {
+        match self {
+            Self::Emulator(device) => device.last_report(),
+            _ => None,
         }
     }
 
@@ -80,18 +106,18 @@ impl Target {
 
     /// Checks a problem and chooses its kernel; the reference needs none.
     pub fn variant(&self, problem: &Problem) -> Result<Option<&'static Variant>> {
-        match self {
-            Self::Cpu => match problem.plan(&DeviceInfo::emulator()) {
+        match self.device() {
+            None => match problem.plan(&DeviceInfo::emulator()) {
                 Err(error) if error.class() == ErrorClass::BadInput => Err(error.into()),
                 _ => Ok(None),
             },
-            Self::Device { device, .. } => Ok(Some(problem.plan(device.info())?.variant())),
+            Some(device) => Ok(Some(problem.plan(device.info())?.variant())),
         }
     }
 
     /// Makes the kernel ready, from a PTX file if one is given.
     pub fn load(&self, variant: Option<&'static Variant>, ptx: Option<&Path>) -> Result<()> {
-        let (Self::Device { device, .. }, Some(variant)) = (self, variant) else {
+        let (Some(device), Some(variant)) = (self.device(), variant) else {
             return Ok(());
         };
         if let Some(path) = ptx {
@@ -109,9 +135,9 @@ impl Target {
 
     /// Computes attention.
     pub fn attention(&self, problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs, Error> {
-        match self {
-            Self::Cpu => flashtile::cpu::attention(problem, inputs),
-            Self::Device { device, .. } => flashtile::attention(device.as_ref(), problem, inputs),
+        match self.device() {
+            None => flashtile::cpu::attention(problem, inputs),
+            Some(device) => flashtile::attention(device, problem, inputs),
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::exec;
 use crate::memory::DeviceMemory;
 use crate::module::Module;
 use crate::parse::tree::{Init, VarSpace};
+use crate::sanitize::{Report, Sanitizer};
 
 /// When an asynchronous copy reads its source and writes its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,6 +23,60 @@ pub enum AsyncTiming {
     Early,
     /// At some moment between, drawn from this seed.
     Seeded(u64),
+}
+
+/// In which order the warps of a block run. Whatever it is, a correct kernel gives the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Schedule {
+    /// Each warp in turn, until it waits.
+    #[default]
+    InOrder,
+    /// In rounds, each in an order drawn from the seed; a warp executes at most `share` instructions (at least 1), a
+    /// number drawn anew each time, before the next one does. With a share of 1 warps go on instruction by instruction.
+    /// Of several groups of lanes of a warp, one drawn from the seed runs.
+    Seeded {
+        /// What the order is drawn from.
+        seed: u64,
+        /// Most instructions at a time; 16,384 at the most.
+        share: u32,
+    },
+}
+
+/// In which order the blocks of a grid start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BlockOrder {
+    /// The first block first.
+    #[default]
+    Ascending,
+    /// The last block first.
+    Reversed,
+    /// In an order drawn from this seed.
+    Seeded(u64),
+    /// This block alone, by its linear index; the others don't run.
+    Only(u64),
+}
+
+impl BlockOrder {
+    /// The block that starts as the `n`-th of `count`.
+    fn nth(self, n: u64, count: u64) -> u64 {
+        match self {
+            BlockOrder::Ascending => n,
+            BlockOrder::Reversed => count - 1 - n,
+            BlockOrder::Seeded(seed) => {
+                // n -> a n + b modulo count is a permutation if a and count have no common factor.
+                let (mut a, b) = (seed | 1, seed >> 32);
+                while gcd(a % count, count) != 1 {
+                    a = a.wrapping_add(2);
+                }
+                ((u128::from(n) * u128::from(a % count) + u128::from(b)) % u128::from(count)) as u64
+            }
+            BlockOrder::Only(block) => block,
+        }
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// How an [`Emulator`] behaves.
@@ -37,6 +92,13 @@ pub struct Options {
     pub max_instructions: Option<u64>,
     /// Whether to count [`Stats::shared_wavefronts`]; off by default, since it takes time.
     pub count_bank_conflicts: bool,
+    /// In which order the warps of a block run.
+    pub schedule: Schedule,
+    /// In which order blocks start.
+    pub block_order: BlockOrder,
+    /// Whether to check what hardware does not: races, uninitialised values, asynchronous copies that are still under
+    /// way. A launch with findings fails with [`LaunchError::Findings`]. Its blocks run one after the other.
+    pub sanitize: bool,
 }
 
 impl Default for Options {
@@ -47,6 +109,9 @@ impl Default for Options {
             memory_limit: 1 << 30,
             max_instructions: None,
             count_bank_conflicts: false,
+            schedule: Schedule::InOrder,
+            block_order: BlockOrder::Ascending,
+            sanitize: false,
         }
     }
 }
@@ -130,7 +195,7 @@ impl Emulator {
     /// A device with nothing in its memory.
     #[must_use]
     pub fn new(options: Options) -> Self {
-        let memory = RwLock::new(DeviceMemory::new(options.memory_limit));
+        let memory = RwLock::new(DeviceMemory::new(options.memory_limit, options.sanitize));
         let pool = options.threads.and_then(|n| {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(n.max(1))
@@ -198,6 +263,31 @@ impl Emulator {
         self.shared_memory().fill(address, len, byte)
     }
 
+    /// The options it was made with.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Fills a range with 0xff bytes that count as never written, for outputs before a launch.
+    ///
+    /// # Errors
+    ///
+    /// The range is not inside one allocation.
+    pub fn forget(&self, address: u64, len: u64) -> Result<(), MemoryError> {
+        self.shared_memory().forget(address, len)
+    }
+
+    /// The first address of a range that neither the host nor a kernel has written, for outputs after a launch. Always
+    /// nothing without [`Options::sanitize`].
+    ///
+    /// # Errors
+    ///
+    /// The range is not inside one allocation.
+    pub fn first_unwritten(&self, address: u64, len: u64) -> Result<Option<u64>, MemoryError> {
+        self.shared_memory().first_unwritten(address, len)
+    }
+
     /// Runs an entry over a grid, and returns when all its blocks have ended.
     ///
     /// # Errors
@@ -263,18 +353,33 @@ impl Emulator {
         let machine =
             exec::Machine::new(&program, module, &memory, &variables, launch, &self.options);
 
-        let count = gx * gy * gz;
+        let mut count = gx * gy * gz;
+        if let BlockOrder::Only(block) = self.options.block_order {
+            if block >= count {
+                return bad(format!("block {block} of a grid of {count}"));
+            }
+            count = 1;
+        }
+        let order = self.options.block_order;
+        if self.options.sanitize && !Sanitizer::can_watch(program.code.len()) {
+            return bad(format!(
+                "an entry of {} instructions is too long to be checked",
+                program.code.len()
+            ));
+        }
         let next = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
         let fault: Mutex<Option<(u64, Fault)>> = Mutex::new(None);
+        let report = Mutex::new(Report::default());
         let work = || {
             let mut block = exec::Block::new(&machine);
             let mut stats = Stats::default();
             while !stop.load(Relaxed) {
-                let linear = next.fetch_add(1, Relaxed);
-                if linear >= count {
+                let turn = next.fetch_add(1, Relaxed);
+                if turn >= count {
                     break;
                 }
+                let linear = order.nth(turn, count);
                 let index = [
                     (linear % gx) as u32,
                     (linear / gx % gy) as u32,
@@ -285,17 +390,26 @@ impl Emulator {
                     Err(found) => {
                         stop.store(true, Relaxed);
                         let mut first = fault.lock().unwrap_or_else(PoisonError::into_inner);
-                        // Blocks start in order, so of several faults the one of the lowest block is reported.
-                        if first.as_ref().is_none_or(|(at, _)| linear < *at) {
-                            *first = Some((linear, found));
+                        // Blocks start in order, so of several faults that of the first block is reported.
+                        if first.as_ref().is_none_or(|(at, _)| turn < *at) {
+                            *first = Some((turn, found));
                         }
                     }
                 }
             }
+            if self.options.sanitize {
+                *report.lock().unwrap_or_else(PoisonError::into_inner) = block.into_report();
+            }
             stats
         };
         let run = || {
-            let workers = rayon::current_num_threads()
+            // The checks follow one thread of events.
+            let workers = if self.options.sanitize {
+                1
+            } else {
+                rayon::current_num_threads()
+            };
+            let workers = workers
                 .min(usize::try_from(count).unwrap_or(usize::MAX))
                 .max(1);
             if workers == 1 {
@@ -311,6 +425,10 @@ impl Emulator {
             Some(pool) => pool.install(run),
             None => run(),
         };
+        let report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if !report.findings.is_empty() {
+            return Err(LaunchError::Findings(Box::new(report)));
+        }
         match fault.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some((_, fault)) => Err(LaunchError::Fault(Box::new(fault))),
             None => Ok(stats),

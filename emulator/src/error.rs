@@ -4,6 +4,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use crate::sanitize::Report;
+
 /// PTX text that is malformed, or that uses something this emulator does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("line {line}, column {column}: {message}{}", if instruction.is_empty() { String::new() } else { format!(", in `{instruction}`") })]
@@ -83,6 +85,10 @@ pub enum LaunchError {
     /// A thread did something that it must not.
     #[error(transparent)]
     Fault(Box<Fault>),
+    /// The [checks](crate::Options::sanitize) found something, a fault among it if there was one. The launch went on to
+    /// its end, or to the fault.
+    #[error("{}", .0.summary())]
+    Findings(Box<Report>),
 }
 
 /// The first wrong thing that a thread did, and where.

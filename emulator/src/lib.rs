@@ -53,8 +53,10 @@ mod memory;
 mod module;
 mod parse;
 mod program;
+mod sanitize;
 pub mod semantics;
 
-pub use device::{AsyncTiming, Emulator, Launch, Options, Stats};
+pub use device::{AsyncTiming, BlockOrder, Emulator, Launch, Options, Schedule, Stats};
 pub use error::{Fault, FaultKind, LaunchError, MemoryError, ParseError, Space, Waiter};
 pub use module::{Entry, Module, Param};
+pub use sanitize::{Finding, Report, Rule, Site};

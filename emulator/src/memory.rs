@@ -16,6 +16,11 @@ const FIRST: u64 = 0x0000_7000_0000_0000;
 /// Free addresses between two allocations.
 const GUARD: u64 = 4096;
 
+/// So many ones.
+fn mask(len: usize) -> u32 {
+    u32::MAX >> (32 - len.clamp(1, 32))
+}
+
 /// One live allocation.
 #[derive(Debug)]
 pub(crate) struct Allocation {
@@ -23,10 +28,12 @@ pub(crate) struct Allocation {
     pub(crate) len: u64,
     pub(crate) read_only: bool,
     cells: Box<[AtomicU64]>,
+    /// The bytes that were written, a bit each, if that is tracked.
+    written: Option<Box<[AtomicU32]>>,
 }
 
 impl Allocation {
-    fn new(base: u64, len: u64) -> Self {
+    fn new(base: u64, len: u64, track: bool) -> Self {
         let cells = (0..len.div_ceil(8))
             .map(|_| AtomicU64::new(u64::MAX))
             .collect();
@@ -35,7 +42,46 @@ impl Allocation {
             len,
             read_only: false,
             cells,
+            written: track.then(|| (0..len.div_ceil(32)).map(|_| AtomicU32::new(0)).collect()),
         }
+    }
+
+    /// The bytes of a range of at most 32, which lies in an aligned block of 32, that were written: a bit each.
+    pub(crate) fn written(&self, offset: u64, len: usize) -> u32 {
+        let Some(written) = &self.written else {
+            return u32::MAX;
+        };
+        let word = written.get(offset as usize / 32);
+        word.map_or(0, |word| word.load(Relaxed)) >> (offset % 32) & mask(len)
+    }
+
+    /// Sets them.
+    pub(crate) fn set_written(&self, offset: u64, len: usize, written: u32) {
+        let words = self.written.as_ref();
+        if let Some(word) = words.and_then(|words| words.get(offset as usize / 32)) {
+            let (mask, bits) = (mask(len) << (offset % 32), written << (offset % 32));
+            word.fetch_and(!mask | bits, Relaxed);
+            word.fetch_or(mask & bits, Relaxed);
+        }
+    }
+
+    /// Notes that the host has written a range (all ones), or that nobody has (0).
+    fn note(&self, offset: u64, len: u64, written: u32) {
+        if self.written.is_none() {
+            return;
+        }
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let n = (32 - at % 32).min(end - at);
+            self.set_written(at, n as usize, written);
+            at += n;
+        }
+    }
+
+    /// The first byte of a range that was never written.
+    fn first_unwritten(&self, offset: u64, len: u64) -> Option<u64> {
+        self.written.as_ref()?;
+        (offset..offset + len).find(|&at| self.written(at, 1) == 0)
     }
 
     /// Pointer to the byte at `offset`.
@@ -112,6 +158,7 @@ impl Allocation {
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) {
+        self.note(offset, bytes.len() as u64, u32::MAX);
         let mut at = offset;
         let (head, rest) = bytes.split_at(bytes.len().min((offset.wrapping_neg() % 8) as usize));
         for &byte in head {
@@ -153,6 +200,7 @@ impl Allocation {
 #[derive(Debug)]
 pub(crate) struct DeviceMemory {
     limit: u64,
+    track: bool,
     used: u64,
     next: u64,
     /// Live allocations by ascending address.
@@ -162,9 +210,11 @@ pub(crate) struct DeviceMemory {
 }
 
 impl DeviceMemory {
-    pub(crate) fn new(limit: u64) -> Self {
+    /// Empty memory; `track`: note which bytes are written.
+    pub(crate) fn new(limit: u64, track: bool) -> Self {
         Self {
             limit,
+            track,
             used: 0,
             next: FIRST,
             live: Vec::new(),
@@ -195,7 +245,7 @@ impl DeviceMemory {
             .filter(|&next| next < 1 << 55)
             .ok_or(out)?;
         self.used += size;
-        self.live.push(Allocation::new(base, bytes));
+        self.live.push(Allocation::new(base, bytes, self.track));
         Ok(base)
     }
 
@@ -277,6 +327,25 @@ impl DeviceMemory {
             done += n;
         }
         Ok(())
+    }
+
+    /// Poisons a range.
+    pub(crate) fn forget(&self, address: u64, len: u64) -> Result<(), MemoryError> {
+        self.fill(address, len, POISON)?;
+        let (allocation, offset) = self.range(address, len)?;
+        allocation.note(offset, len, 0);
+        Ok(())
+    }
+
+    /// The first address of a range that nobody has written, if that is tracked.
+    pub(crate) fn first_unwritten(
+        &self,
+        address: u64,
+        len: u64,
+    ) -> Result<Option<u64>, MemoryError> {
+        let (allocation, offset) = self.range(address, len)?;
+        let found = allocation.first_unwritten(offset, len);
+        Ok(found.map(|at| allocation.base + at))
     }
 
     /// The nearest allocation, in words.

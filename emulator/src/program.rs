@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::error::Space;
+use crate::parse::tree::Source;
 
 /// Lanes of a warp.
 pub(crate) const WARP: usize = 32;
@@ -103,6 +104,7 @@ pub(crate) struct Load {
     pub(crate) bytes: u32,
     pub(crate) signed: bool,
     pub(crate) dst: Vec<Dst>,
+    pub(crate) order: Order,
 }
 
 pub(crate) struct Store {
@@ -110,6 +112,7 @@ pub(crate) struct Store {
     pub(crate) address: Address,
     pub(crate) bytes: u32,
     pub(crate) src: Vec<Src>,
+    pub(crate) order: Order,
 }
 
 pub(crate) struct Atomic {
@@ -120,6 +123,7 @@ pub(crate) struct Atomic {
     pub(crate) a: Src,
     pub(crate) b: Src,
     pub(crate) f: AtomicFn,
+    pub(crate) order: Order,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -344,6 +348,8 @@ pub(crate) enum Op {
     },
     Branch {
         target: u32,
+        /// `.uni`: all lanes agree.
+        uniform: bool,
     },
     BranchIndex {
         index: Src,
@@ -395,6 +401,10 @@ pub(crate) enum Op {
     /// Waits until at most so many groups are pending; `None`: for everything, committed or not.
     CpWait(Option<u32>),
     Mbarrier(Box<Mbarrier>),
+    /// `fence`, `membar`: its scope reaches beyond the block, or not.
+    Fence {
+        beyond_block: bool,
+    },
     /// Lets other warps run.
     Yield,
     Nop,
@@ -413,6 +423,54 @@ pub(crate) struct Inst {
     pub(crate) guard: PredSrc,
     /// Of a branch: where the paths meet again, or [`NOWHERE`].
     pub(crate) join: u32,
+    /// How uninitialised bytes of the sources reach the destination.
+    pub(crate) spread: Spread,
+}
+
+/// Which bytes of a result are uninitialised if bytes of the operands are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Spread {
+    /// All, if any is.
+    #[default]
+    Mix,
+    /// Each byte from its own, but for those that a zero byte of the other operand clears.
+    And,
+    /// Each byte from its own, but for those that an all-ones byte of the other operand sets.
+    Or,
+    /// Each byte from its own.
+    Bytewise,
+    /// Bits moved to the left.
+    Left,
+    /// Bits moved to the right; true: the top bit fills.
+    Right(bool),
+    /// `prmt`: bytes picked by the third operand.
+    Permute,
+    /// Each half from its own.
+    Halves,
+    /// The upper half from the first operand, the lower from the second.
+    PackHalves,
+    /// So many bytes; those above are zero or (true) copies of the top bit.
+    Extend(u8, bool),
+}
+
+/// How strong an access to memory is. (PTX ISA 8.5, morally strong operations)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Order {
+    /// Not weak: relaxed, volatile or atomic.
+    pub(crate) strong: bool,
+    pub(crate) acquire: bool,
+    pub(crate) release: bool,
+    /// Whether the scope reaches beyond the block.
+    pub(crate) beyond_block: bool,
+}
+
+impl Order {
+    pub(crate) const WEAK: Order = Order {
+        strong: false,
+        acquire: false,
+        release: false,
+        beyond_block: false,
+    };
 }
 
 /// No instruction.
@@ -431,6 +489,8 @@ pub(crate) enum Constant {
 pub(crate) struct Origin {
     pub(crate) line: u32,
     pub(crate) range: std::ops::Range<usize>,
+    /// The line of source, if the text says.
+    pub(crate) source: Option<Source>,
 }
 
 /// A decoded entry.
@@ -441,6 +501,8 @@ pub(crate) struct Program {
     /// Rows of the register file, constants and special registers included.
     pub(crate) rows: u32,
     pub(crate) preds: u32,
+    /// Registers that some path reads before it has written them. They share their places with no others.
+    pub(crate) undefined: Vec<Src>,
     pub(crate) constants: Vec<(Src, Constant)>,
     pub(crate) specials: Vec<(Src, Special)>,
     pub(crate) static_shared: u64,

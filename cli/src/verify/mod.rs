@@ -18,7 +18,7 @@ use cases::Case;
 
 /// Runs the command.
 pub fn run(args: &VerifyArgs) -> Result<Outcome> {
-    let target = Target::open(args.device)?;
+    let target = Target::open(args.device, false)?;
     let cases = select(args)?;
     let bar = progress::bar(cases.len(), args.json);
     let start = Instant::now();

@@ -9,6 +9,7 @@ mod integer;
 mod lift;
 mod moves;
 mod registers;
+mod spread;
 mod warpwide;
 
 use std::collections::HashMap;
@@ -104,10 +105,12 @@ pub(crate) fn decode(module: &Module, at: usize) -> Result<Program, ParseError> 
             op,
             guard,
             join: joins.get(n).copied().unwrap_or(NOWHERE),
+            spread: spread::of(row, modifiers),
         });
         origin.push(Origin {
             line: s.line,
             range: s.range.clone(),
+            source: s.source,
         });
     }
     let mut specials: Vec<_> = decoder
@@ -116,9 +119,15 @@ pub(crate) fn decode(module: &Module, at: usize) -> Result<Program, ParseError> 
         .map(|(&special, &src)| (src, special))
         .collect();
     specials.sort_by_key(|(src, _)| src.slot);
+    let undefined = assignment
+        .undefined
+        .iter()
+        .map(|&reg| decoder.places[reg as usize])
+        .collect();
     Ok(Program {
         code,
         origin,
+        undefined,
         rows: decoder.rows,
         preds: decoder.preds,
         constants: decoder.order,
@@ -577,7 +586,8 @@ impl Decoder<'_> {
     /// An operation on 32-bit rows.
     fn narrow(&mut self, form: &Form<'_>, bits: u32, f: NarrowFn) -> Decoded<Op> {
         let d = self.dst(&form.operands[0], bits)?.slot;
-        let mut abc = [0; 3];
+        // Operands that there are not are a constant, which is never poison.
+        let mut abc = [self.bits(32, 0).slot; 3];
         for (slot, operand) in abc.iter_mut().zip(&form.operands[1..]) {
             *slot = self.src(operand, bits)?.slot;
         }
@@ -588,7 +598,7 @@ impl Decoder<'_> {
     /// An operation on values of any widths: of the destination, then of the sources.
     fn wide(&mut self, form: &Form<'_>, widths: &[u32], f: WideFn) -> Decoded<Op> {
         let d = self.dst(&form.operands[0], widths[0])?;
-        let mut abc = [d; 3];
+        let mut abc = [self.bits(32, 0); 3];
         for (n, operand) in form.operands[1..].iter().take(3).enumerate() {
             abc[n] = self.src(operand, widths[n + 1])?;
         }

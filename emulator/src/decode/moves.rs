@@ -4,7 +4,7 @@ use super::lift::wide1;
 use super::{Decoded, Decoder, Form, window};
 use crate::error::Space;
 use crate::parse::tree::{Operand, Type};
-use crate::program::{Atomic, AtomicFn, Dst, Kind, Load, Op, PredSrc, Src, Store};
+use crate::program::{Atomic, AtomicFn, Dst, Kind, Load, Op, Order, PredSrc, Src, Store};
 use crate::semantics::float::{self, Mods};
 use crate::semantics::{Float, half};
 
@@ -158,6 +158,7 @@ impl Decoder<'_> {
                     bytes,
                     signed,
                     dst,
+                    order: order(form),
                 })))
             }
             "st" => {
@@ -176,6 +177,7 @@ impl Decoder<'_> {
                     address,
                     bytes,
                     src,
+                    order: order(form),
                 })))
             }
             opcode => {
@@ -206,6 +208,7 @@ impl Decoder<'_> {
                     a,
                     b,
                     f,
+                    order: order(form),
                 })))
             }
         }
@@ -215,6 +218,7 @@ impl Decoder<'_> {
         match form.opcode() {
             "bra" => Ok(Op::Branch {
                 target: self.target(&form.operands[0])?,
+                uniform: form.has(".uni"),
             }),
             "brx.idx" => {
                 let index = self.src(&form.operands[0], 32)?;
@@ -272,6 +276,22 @@ impl Decoder<'_> {
             "pmevent" => Err("`pmevent` is not supported".to_owned()),
             _ => Ok(Op::Nop),
         }
+    }
+}
+
+/// How strong a load, store or atomic is. Atomics without a word are relaxed, and of scope `.gpu`.
+fn order(form: &Form<'_>) -> Order {
+    let atomic = matches!(form.opcode(), "atom" | "red");
+    let both = form.has(".acq_rel");
+    let strong = atomic
+        || [".volatile", ".relaxed", ".acquire", ".release"]
+            .iter()
+            .any(|m| form.has(m));
+    Order {
+        strong,
+        acquire: both || form.has(".acquire"),
+        release: both || form.has(".release"),
+        beyond_block: strong && !form.has(".cta"),
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) struct Assignment {
     pub(super) places: Vec<Src>,
     pub(super) rows: u32,
     pub(super) preds: u32,
+    /// Registers that some path reads before it has written them.
+    pub(super) undefined: Vec<RegId>,
 }
 
 /// Registers that a statement reads or writes, in any order: (register, whether it is written whole).
@@ -49,36 +51,21 @@ pub(super) fn assign(
     let mut last = vec![0u32; count];
     // Whether a register is written, without a guard, before anything reads it, in the text's order.
     let mut written_first = vec![false; count];
-    for (n, (s, (row, _))) in body.statements.iter().zip(forms).enumerate() {
-        let n = n as u32;
-        let mut name = |reg: RegId, writes: bool| {
+    for n in 0..body.statements.len() {
+        accesses(body, forms, n, &mut |reg, writes| {
             let at = reg as usize;
             if first[at] == u32::MAX {
-                first[at] = n;
-                written_first[at] = writes && s.guard.is_none();
+                first[at] = n as u32;
+                written_first[at] = writes && body.statements[n].guard.is_none();
             }
-            last[at] = n;
-        };
-        if let Some((reg, _)) = s.guard {
-            name(reg, false);
-        }
-        let writes = |at: usize| {
-            row.operands
-                .split_ascii_whitespace()
-                .nth(at)
-                .is_some_and(|o| o.starts_with('d'))
-        };
-        // Reads come before writes: `add r, r, 1` reads r first.
-        for (at, operand) in s.operands.iter().enumerate() {
-            if !writes(at) {
-                registers(operand, &mut |reg| name(reg, false));
-            }
-        }
-        for (at, operand) in s.operands.iter().enumerate() {
-            if writes(at) {
-                registers(operand, &mut |reg| name(reg, true));
-            }
-        }
+            last[at] = n as u32;
+        });
+    }
+    // What may be read before it is written keeps a place of its own, so that it holds no other register's value.
+    let undefined = undefined(body, forms, graph);
+    for &reg in &undefined {
+        first[reg as usize] = 0;
+        last[reg as usize] = body.statements.len() as u32;
     }
     // Backward jumps: (target, source). A register whose interval reaches into a loop from before it, or that is read
     // in the loop before it is written there, keeps its place for the whole loop.
@@ -123,7 +110,102 @@ pub(super) fn assign(
             }
         }
     }
-    color(body, &first, &last)
+    let mut assignment = color(body, &first, &last);
+    assignment.undefined = undefined;
+    assignment
+}
+
+/// The registers that a statement reads, then (true) those that it writes: `add r, r, 1` reads r first.
+fn accesses(
+    body: &Body,
+    forms: &[(&'static Row, Vec<&str>)],
+    n: usize,
+    visit: &mut impl FnMut(RegId, bool),
+) {
+    let s = &body.statements[n];
+    if let Some((reg, _)) = s.guard {
+        visit(reg, false);
+    }
+    for pass in [false, true] {
+        let spec = forms[n].0.operands.split_ascii_whitespace();
+        for (operand, spec) in s.operands.iter().zip(spec) {
+            if spec.starts_with('d') == pass {
+                registers(operand, &mut |reg| visit(reg, pass));
+            }
+        }
+    }
+}
+
+/// The registers that are not written on every path to a statement that reads them. A write under a guard does not
+/// count. (Forward data flow over basic blocks: a register is defined where all predecessors have it defined.)
+fn undefined(body: &Body, forms: &[(&'static Row, Vec<&str>)], graph: &Graph) -> Vec<RegId> {
+    let (count, len) = (body.registers.len(), body.statements.len());
+    if len == 0 {
+        return Vec::new();
+    }
+    let mut leader = vec![false; len];
+    leader[0] = true;
+    for (n, next) in graph.next.iter().enumerate() {
+        if next.as_slice() != [n as u32 + 1] {
+            next.iter().for_each(|&to| leader[to as usize] = true);
+            if let Some(after) = leader.get_mut(n + 1) {
+                *after = true;
+            }
+        }
+    }
+    let starts: Vec<usize> = (0..len).filter(|&n| leader[n]).collect();
+    let block_of = |n: u32| starts.partition_point(|&s| s <= n as usize) - 1;
+    let end = |block: usize| starts.get(block + 1).copied().unwrap_or(len);
+    let words = count.div_ceil(64);
+    // A text of many megabytes: keep the host's memory, and give every register its own place.
+    if words * starts.len() > 1 << 23 {
+        return (0..count as RegId).collect();
+    }
+    // Registers that are defined at the start of each block; until a path has come there, all are.
+    let mut defined = vec![vec![u64::MAX; words]; starts.len()];
+    defined[0].fill(0);
+    let mut writes = vec![vec![0u64; words]; starts.len()];
+    for (block, writes) in writes.iter_mut().enumerate() {
+        for n in starts[block]..end(block) {
+            if body.statements[n].guard.is_none() {
+                accesses(body, forms, n, &mut |reg, write| {
+                    writes[reg as usize / 64] |= u64::from(write) << (reg % 64);
+                });
+            }
+        }
+    }
+    let mut changed = true;
+    while changed {
+        changed = false;
+        for block in 0..starts.len() {
+            for &to in &graph.next[end(block) - 1] {
+                let to = block_of(to);
+                for word in 0..words {
+                    let out = defined[block][word] | writes[block][word];
+                    let new = defined[to][word] & out;
+                    changed |= new != defined[to][word];
+                    defined[to][word] = new;
+                }
+            }
+        }
+    }
+    let mut found = vec![false; count];
+    for (block, defined) in defined.iter_mut().enumerate() {
+        for n in starts[block]..end(block) {
+            let certain = body.statements[n].guard.is_none();
+            accesses(body, forms, n, &mut |reg, write| {
+                let (word, bit) = (reg as usize / 64, 1 << (reg % 64));
+                if write && certain {
+                    defined[word] |= bit;
+                } else if !write && defined[word] & bit == 0 {
+                    found[reg as usize] = true;
+                }
+            });
+        }
+    }
+    (0..count as RegId)
+        .filter(|&reg| found[reg as usize])
+        .collect()
 }
 
 /// Whether no jump of the loop leads past a register's first write to a place where it may be read: such a read would
@@ -146,6 +228,7 @@ fn color(body: &Body, first: &[u32], last: &[u32]) -> Assignment {
         places: Vec::new(),
         rows: 0,
         preds: 1,
+        undefined: Vec::new(),
     };
     assignment.places = body
         .registers

@@ -19,7 +19,10 @@ impl Decoder<'_> {
             "bar.warp.sync" => Ok(Op::WarpSync {
                 members: self.src(&form.operands[0], 32)?,
             }),
-            "membar" => Ok(Op::Nop),
+            "membar" | "fence" => Ok(Op::Fence {
+                beyond_block: !form.has(".cta"),
+            }),
+            // Fences between proxies order nothing among the accesses that there are here.
             _ if opcode.starts_with("fence") => Ok(Op::Nop),
             _ => self.bar(form),
         }

@@ -150,7 +150,7 @@ impl Warp {
                 });
                 self.regs.put_pred(Some(*d), active, value);
             }
-            Op::Branch { target } => {
+            Op::Branch { target, .. } => {
                 return Ok(Flow::Branch {
                     taken: active,
                     target: *target,
@@ -184,9 +184,15 @@ impl Warp {
             Op::Exit => return Ok(Flow::Exit(active)),
             Op::Trap => return trouble(None, FaultKind::Trap),
             Op::Bar(op) => return self.barrier(cta, op, mask, active),
-            Op::WarpSync { members } => converge!(self.members(*members, mask, active)),
+            Op::WarpSync { members } => {
+                converge!(self.members(*members, mask, active));
+                self.watched(cta, |warp, watch, _| watch.warp_sync(warp.index, active));
+            }
             Op::Shfl(op) => {
                 converge!(self.members(op.members, mask, active));
+                self.watched(cta, |warp, watch, cta| {
+                    warp.observe_shfl(watch, cta.machine, op, active);
+                });
                 self.shfl(op, active);
             }
             Op::Vote {
@@ -196,6 +202,7 @@ impl Warp {
                 members,
             } => {
                 converge!(self.members(*members, mask, active));
+                self.collective(cta, &[Self::pred_src(a.index)], &[*d], active);
                 self.vote(*mode, *d, *a, active);
             }
             Op::Match {
@@ -206,6 +213,7 @@ impl Warp {
                 members,
             } => {
                 converge!(self.members(*members, mask, active));
+                self.collective(cta, &[*a], &[*d, p.map(Self::pred_src)], active);
                 self.match_lanes(*all, *d, *p, *a, active);
             }
             Op::Redux {
@@ -215,23 +223,28 @@ impl Warp {
                 members,
             } => {
                 converge!(self.members(*members, mask, active));
+                self.collective(cta, &[*a], &[Some(*d)], active);
                 self.redux(*mode, *d, *a, active);
             }
             Op::Elect { d, p, members } => {
                 converge!(self.members(*members, mask, active));
+                self.collective(cta, &[], &[*d, p.map(Self::pred_src)], active);
                 self.elect(*d, *p, *members, active);
             }
             Op::ActiveMask { d } => self.regs.put_uniform(Some(*d), active, u64::from(active)),
             Op::Matrix(op) => {
                 converge!(self.need_lanes(mask, active, u32::MAX));
+                self.watched(cta, |warp, watch, cta| warp.observe_matrix(watch, cta, op));
                 self.matrix(cta, op)?;
             }
             Op::Mma(op) => {
                 converge!(self.need_lanes(mask, active, u32::MAX));
+                self.watched(cta, |warp, watch, _| warp.observe_mma(watch, op));
                 self.mma(op);
             }
             Op::MovMatrix { d, a } => {
                 converge!(self.need_lanes(mask, active, u32::MAX));
+                self.watched(cta, |warp, watch, _| warp.observe_movmatrix(watch, *d, *a));
                 let value = crate::semantics::matrix::movmatrix_trans(self.regs.narrow(*a));
                 self.regs.put_narrow(*d, active, &value);
             }
@@ -239,6 +252,7 @@ impl Warp {
             Op::CpCommit => self.commit_copies(cta, active)?,
             Op::CpWait(allowed) => self.wait_copies(cta, *allowed, active)?,
             Op::Mbarrier(op) => return self.mbarrier(cta, op, active),
+            Op::Fence { .. } => {}
             Op::Yield => return Ok(Flow::Yield),
             Op::Nop => {}
         }

@@ -4,7 +4,7 @@ use super::memory::lanes;
 use super::warp::{Flow, Warp};
 use super::{Trouble, trouble};
 use crate::error::FaultKind;
-use crate::program::{Dst, Kind, PredSrc, ReduxMode, Shfl, ShflMode, Src, VoteMode, WARP};
+use crate::program::{Dst, Kind, Narrow, PredSrc, ReduxMode, Shfl, ShflMode, Src, VoteMode, WARP};
 use crate::semantics::warp as lanewise;
 
 impl Warp {
@@ -33,20 +33,20 @@ impl Warp {
         self.need_lanes(mask, active, named)
     }
 
-    pub(super) fn shfl(&mut self, op: &Shfl, active: u32) {
+    /// A shuffle of these values.
+    pub(super) fn shuffled(&self, op: &Shfl, values: &Narrow, active: u32) -> lanewise::Shuffled {
         let mode = match op.mode {
             ShflMode::Up => lanewise::Shfl::Up,
             ShflMode::Down => lanewise::Shfl::Down,
             ShflMode::Bfly => lanewise::Shfl::Bfly,
             ShflMode::Idx => lanewise::Shfl::Idx,
         };
-        let out = lanewise::shfl(
-            mode,
-            self.regs.narrow(op.a.slot),
-            self.regs.narrow(op.b.slot),
-            self.regs.narrow(op.c.slot),
-            active,
-        );
+        let (b, c) = (self.regs.narrow(op.b.slot), self.regs.narrow(op.c.slot));
+        lanewise::shfl(mode, values, b, c, active)
+    }
+
+    pub(super) fn shfl(&mut self, op: &Shfl, active: u32) {
+        let out = self.shuffled(op, self.regs.narrow(op.a.slot), active);
         if let Some(d) = op.d {
             self.regs.put_narrow(d.slot, active, &out.values);
         }

@@ -34,6 +34,11 @@ pub(super) struct PendingCopies {
 }
 
 impl PendingCopies {
+    /// Groups that each lane has committed.
+    pub(super) fn committed(&self) -> &[u32; WARP] {
+        &self.committed
+    }
+
     pub(super) fn clear(&mut self) {
         self.pending.clear();
         self.committed = [0; WARP];
@@ -243,6 +248,9 @@ impl Warp {
         active: u32,
     ) -> Result<(), Trouble> {
         let committed = self.copies.committed;
+        self.watched(cta, |warp, watch, _| {
+            watch.wait(warp.index, active, &committed, allowed);
+        });
         self.land(cta, |_, copy| {
             let Some(allowed) = allowed else {
                 return active;

@@ -11,7 +11,7 @@ pub(super) use super::copy::PendingCopies;
 
 /// Where the bytes of an access are.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// In an allocation, at an offset.
     Global(usize, u64),
     Shared(usize),

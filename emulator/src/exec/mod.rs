@@ -12,12 +12,17 @@ mod matrix;
 mod memory;
 mod sync;
 mod warp;
+mod watch;
 
-use crate::device::{AsyncTiming, Launch, Options, Stats};
-use crate::error::{Fault, FaultKind, Waiter};
+use std::collections::HashMap;
+
+use crate::device::{AsyncTiming, Launch, Options, Schedule, Stats};
+use crate::error::{Fault, FaultKind, Space, Waiter};
 use crate::memory::{DeviceMemory, POISON};
 use crate::module::Module;
 use crate::program::{Constant, Kind, Program, Special, WARP};
+use crate::sanitize::{Report, Sanitizer, Site};
+pub(crate) use memory::Place;
 use sync::Barrier;
 use warp::{Turn, Warp};
 
@@ -35,17 +40,36 @@ pub(crate) const PARAM_WINDOW: u64 = 3 << 56;
 /// Instructions a warp executes before the next one's turn.
 const SHARE: u32 = 1 << 14;
 
+/// A thread at an instruction.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Who {
+    pub(crate) warp: u32,
+    pub(crate) lane: u32,
+    pub(crate) pc: u32,
+}
+
+impl Who {
+    /// The thread's number in its block.
+    #[inline(always)]
+    pub(crate) fn thread(self) -> usize {
+        self.warp as usize * WARP + self.lane as usize
+    }
+}
+
 /// What all blocks of a launch have in common.
 pub(crate) struct Machine<'a> {
     program: &'a Program,
     text: &'a str,
+    files: &'a HashMap<u32, String>,
     memory: &'a DeviceMemory,
     params: &'a [u8],
     grid: [u32; 3],
     block: [u32; 3],
     timing: AsyncTiming,
+    schedule: Schedule,
     max_instructions: u64,
     count_bank_conflicts: bool,
+    sanitize: bool,
     shared_bytes: usize,
     dynamic_shared: u32,
     /// Values of the program's constants.
@@ -76,24 +100,96 @@ impl<'a> Machine<'a> {
         Machine {
             program,
             text: &module.text,
+            files: &module.tree.files,
             memory,
             params: launch.params,
             grid: launch.grid,
             block: launch.block,
             timing: options.async_copies,
+            schedule: options.schedule,
             max_instructions: options.max_instructions.unwrap_or(u64::MAX),
             count_bank_conflicts: options.count_bank_conflicts,
+            sanitize: options.sanitize,
             shared_bytes: (static_shared + u64::from(launch.dynamic_shared)) as usize,
             dynamic_shared: launch.dynamic_shared,
             constants: constants.collect(),
         }
     }
 
-    fn threads(&self) -> u32 {
+    pub(crate) fn threads(&self) -> u32 {
         self.block.iter().product()
     }
 
-    fn instruction(&self, pc: u32) -> (u32, String) {
+    pub(crate) fn program(&self) -> &Program {
+        self.program
+    }
+
+    pub(crate) fn shared_bytes(&self) -> usize {
+        self.shared_bytes
+    }
+
+    /// The three-dimensional index of a thread.
+    pub(crate) fn thread_index(&self, linear: u32) -> [u32; 3] {
+        thread_index(self.block, linear)
+    }
+
+    /// The bytes of a range of an allocation that were written, a bit each.
+    pub(crate) fn global_written(&self, allocation: usize, at: u64, len: usize) -> u32 {
+        self.memory
+            .get(allocation)
+            .map_or(u32::MAX, |a| a.written(at, len))
+    }
+
+    pub(crate) fn set_global_written(&self, allocation: usize, at: u64, len: usize, written: u32) {
+        if let Some(a) = self.memory.get(allocation) {
+            a.set_written(at, len, written);
+        }
+    }
+
+    /// The space and the address of a byte, counted from the place's space or allocation.
+    pub(crate) fn address_of(&self, place: Place, at: usize) -> (Space, u64) {
+        match place {
+            Place::Global(allocation, _) => {
+                let base = self.memory.get(allocation).map_or(0, |a| a.base);
+                (Space::Global, base + at as u64)
+            }
+            Place::Shared(_) => (Space::Shared, SHARED_BASE + at as u64),
+            Place::Local(_) => (Space::Local, LOCAL_BASE + at as u64),
+            Place::Param(_) => (Space::Param, at as u64),
+        }
+    }
+
+    /// An instruction with the lines around it; block and thread are left to the caller.
+    pub(crate) fn site(&self, pc: u32, context: u32) -> Site {
+        let (line, instruction) = self.instruction(pc);
+        let first = line.saturating_sub(context).max(1);
+        let lines = self.text.lines().skip(first as usize - 1);
+        let context = (first..=line + context)
+            .zip(lines.map(|l| l.trim_end().replace('\t', "    ")))
+            .collect();
+        let origin = self.program.origin.get(pc as usize);
+        let name = |file: u32, line: u32| {
+            let file = self.files.get(&file).map_or("?", String::as_str);
+            format!("{file}:{line}")
+        };
+        let source = origin.and_then(|o| o.source).map_or_else(Vec::new, |s| {
+            let call = s.inlined_at.map(|(file, line)| name(file, line));
+            [Some(name(s.file, s.line)), call]
+                .into_iter()
+                .flatten()
+                .collect()
+        });
+        Site {
+            block: [0; 3],
+            thread: [0; 3],
+            line,
+            instruction,
+            context,
+            source,
+        }
+    }
+
+    pub(crate) fn instruction(&self, pc: u32) -> (u32, String) {
         match self.program.origin.get(pc as usize) {
             Some(origin) => {
                 let text = self.text.get(origin.range.clone()).unwrap_or_default();
@@ -119,6 +215,8 @@ struct Cta<'m, 'a> {
     alive: u32,
     random: u64,
     stats: Stats,
+    /// Checks what hardware does not, if the options say so.
+    watch: Option<Box<Sanitizer>>,
 }
 
 impl Cta<'_, '_> {
@@ -163,6 +261,7 @@ impl<'m, 'a> Block<'m, 'a> {
             alive: 0,
             random: 0,
             stats: Stats::default(),
+            watch: machine.sanitize.then(|| Box::new(Sanitizer::new(machine))),
         };
         Block { cta, warps }
     }
@@ -174,11 +273,16 @@ impl<'m, 'a> Block<'m, 'a> {
         self.cta.shared.fill(POISON);
         self.cta.barriers = std::array::from_fn(|_| Barrier::default());
         self.cta.alive = machine.threads();
-        let seed = if let AsyncTiming::Seeded(seed) = machine.timing {
-            seed
-        } else {
-            0
+        let mut seed = match machine.timing {
+            AsyncTiming::Seeded(seed) => seed,
+            _ => 0,
         };
+        if let Schedule::Seeded {
+            seed: of_schedule, ..
+        } = machine.schedule
+        {
+            seed ^= of_schedule.rotate_left(32);
+        }
         self.cta.random = seed ^ linear.wrapping_mul(0xd134_2543_de82_ef95);
         self.cta.stats = Stats {
             blocks: 1,
@@ -193,17 +297,33 @@ impl<'m, 'a> Block<'m, 'a> {
                 });
             }
         }
+        if let Some(watch) = &mut self.cta.watch {
+            watch.begin_block(index, machine);
+        }
+        let mut order: Vec<usize> = (0..self.warps.len()).collect();
         let mut running = true;
         while running {
             running = false;
             let mut moved = false;
-            for at in 0..self.warps.len() {
+            if machine.schedule != Schedule::InOrder {
+                // Fisher and Yates.
+                for n in (1..order.len()).rev() {
+                    order.swap(n, self.cta.random() as usize % (n + 1));
+                }
+            }
+            for &at in &order {
                 let warp = &mut self.warps[at];
                 if warp.alive == 0 {
                     continue;
                 }
                 running = true;
-                match warp.turn(&mut self.cta, SHARE) {
+                let share = match machine.schedule {
+                    Schedule::InOrder => SHARE,
+                    Schedule::Seeded { share, .. } => {
+                        1 + (self.cta.random() % u64::from(share.clamp(1, SHARE))) as u32
+                    }
+                };
+                match warp.turn(&mut self.cta, share) {
                     Ok(Turn::Moved) => moved = true,
                     Ok(Turn::Stuck) => {}
                     Err((pc, lanes, found)) => {
@@ -231,7 +351,7 @@ impl<'m, 'a> Block<'m, 'a> {
         Ok(self.cta.stats)
     }
 
-    fn deadlock(&self) -> Fault {
+    fn deadlock(&mut self) -> Fault {
         let mut waiters = Vec::new();
         let mut first = None;
         for warp in &self.warps {
@@ -251,17 +371,29 @@ impl<'m, 'a> Block<'m, 'a> {
         self.fault(warp, lane, pc, FaultKind::Deadlock { waiters })
     }
 
-    fn fault(&self, warp: u32, lane: u32, pc: u32, kind: FaultKind) -> Fault {
+    /// What the sanitizer found in the blocks that ran.
+    pub(crate) fn into_report(self) -> Report {
+        self.cta
+            .watch
+            .map(|watch| watch.into_report())
+            .unwrap_or_default()
+    }
+
+    fn fault(&mut self, warp: u32, lane: u32, pc: u32, kind: FaultKind) -> Fault {
         let machine = self.cta.machine;
         let (line, instruction) = machine.instruction(pc);
         let thread = thread_index(machine.block, warp * WARP as u32 + lane);
-        Fault {
+        let fault = Fault {
             kind,
             block: self.cta.index,
             thread,
             line,
             instruction,
+        };
+        if let Some(watch) = &mut self.cta.watch {
+            watch.add_fault(machine, &fault, pc);
         }
+        fault
     }
 }
 

@@ -63,9 +63,15 @@ impl Barrier {
 impl Cta<'_, '_> {
     /// Ends the barriers that waited only for threads which have exited.
     pub(super) fn check_barriers(&mut self) {
-        for barrier in &mut self.barriers {
+        for (id, barrier) in self.barriers.iter_mut().enumerate() {
             if barrier.expected == u32::MAX {
+                let round = barrier.round;
                 barrier.end_if_complete(self.alive);
+                if barrier.round != round
+                    && let Some(watch) = &mut self.watch
+                {
+                    watch.complete(id as u32);
+                }
             }
         }
     }
@@ -161,6 +167,23 @@ impl Warp {
         }
         let round = barrier.round;
         barrier.end_if_complete(all);
+        let ends = barrier.round != round;
+        self.watched(cta, |warp, watch, cta| {
+            for src in [Some(bar.id), bar.count].into_iter().flatten() {
+                warp.check_operand(watch, cta.machine, src, active, "the barrier's operand");
+            }
+            if reduces.is_some() {
+                let vote = Self::pred_src(bar.operand.index);
+                warp.check_operand(watch, cta.machine, vote, active, "the predicate");
+            }
+            watch.arrive(id, warp.index, active, bar.kind != BarKind::Arrive);
+            if ends {
+                watch.complete(id);
+            }
+            if let Some(dst) = bar.dst {
+                watch.registers[warp.index as usize].put_all(dst, active, 0);
+            }
+        });
         if bar.kind == BarKind::Arrive {
             return Ok(Flow::Next);
         }
@@ -227,6 +250,7 @@ impl Warp {
                 return bad("it is not initialised".to_owned());
             }
             let before = bits;
+            let phase = object.phase;
             let mut result = None;
             let arrivals = |n: Option<u64>| n.unwrap_or(1).min(u64::from(u32::MAX)) as u32;
             let tx = |n: Option<u64>| n.unwrap_or(0) as u32 as i32;
@@ -234,6 +258,17 @@ impl Warp {
                 MbarrierOp::Init => Ok(()),
                 MbarrierOp::Inval => {
                     self.put::<8>(cta, place, 0, u64::MAX);
+                    self.watched(cta, |warp, watch, cta| {
+                        warp.observe_mbarrier(
+                            watch,
+                            cta.machine,
+                            op,
+                            lane,
+                            (place, at),
+                            false,
+                            None,
+                        );
+                    });
                     continue;
                 }
                 MbarrierOp::Arrive => object.arrive(arrivals(operand)),
@@ -271,6 +306,10 @@ impl Warp {
             }
             object.complete();
             self.put::<8>(cta, place, 0, object.pack());
+            let ends = object.phase != phase;
+            self.watched(cta, |warp, watch, cta| {
+                warp.observe_mbarrier(watch, cta.machine, op, lane, (place, at), ends, result);
+            });
             if result == Some(0) {
                 waits = true;
             }

@@ -10,6 +10,7 @@
 
 use super::memory::PendingCopies;
 use super::{Cta, Trouble, fit, trouble};
+use crate::device::Schedule;
 use crate::error::FaultKind;
 use crate::program::{
     ALL, Dst, Kind, NOWHERE, Narrow, PredSrc, Program, Row, Slot, Src, WARP, Wide,
@@ -250,6 +251,8 @@ pub(super) enum Flow {
 
 pub(super) struct Warp {
     pub(super) index: u32,
+    /// The instruction being executed, while a sanitizer watches.
+    pub(super) pc: u32,
     threads: u32,
     pub(super) regs: Registers,
     /// Carry flags.
@@ -272,6 +275,7 @@ impl Warp {
     pub(super) fn new(program: &Program, index: u32, threads: u32) -> Self {
         Self {
             index,
+            pc: 0,
             threads,
             regs: Registers::new(program),
             carry: 0,
@@ -377,7 +381,11 @@ impl Warp {
         }
         let ready = (0..self.groups.len()).filter(|&g| self.groups[g].state == State::Ready);
         let pc = |&g: &usize| self.groups[g].pc;
-        let best = if self.backwards {
+        let best = if cta.machine.schedule != Schedule::InOrder && self.groups.len() > 1 {
+            let count = ready.clone().count();
+            let n = cta.random() as usize % count.max(1);
+            ready.clone().nth(n)
+        } else if self.backwards {
             ready.max_by_key(pc)
         } else {
             ready.min_by_key(pc)
@@ -466,6 +474,9 @@ impl Warp {
             };
             *left -= 1;
             cta.stats.lane_instructions += lanes;
+            if cta.watch.is_some() {
+                self.observe(cta, inst, pc, mask);
+            }
             let active = mask & self.regs.pred(inst.guard);
             if active == 0 {
                 pc += 1;
@@ -510,6 +521,9 @@ impl Warp {
                     }
                     self.settle();
                     cta.alive -= lanes.count_ones();
+                    self.watched(cta, |warp, watch, cta| {
+                        watch.exit(cta.machine, warp.who(0), lanes);
+                    });
                     cta.check_barriers();
                     return Ok(true);
                 }

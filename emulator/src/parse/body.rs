@@ -41,6 +41,7 @@ struct BodyParser<'t> {
     /// The open scopes, innermost last.
     open: Vec<usize>,
     pending: Vec<Pending<'t>>,
+    source: Option<Source>,
 }
 
 impl<'t> Parser<'t> {
@@ -51,6 +52,7 @@ impl<'t> Parser<'t> {
             scopes: vec![Scope::default()],
             open: vec![0],
             pending: Vec::new(),
+            source: None,
         };
         loop {
             match self.current.token {
@@ -82,7 +84,8 @@ impl<'t> Parser<'t> {
                         b.innermost().variables.insert(name, id);
                     }
                 }
-                Token::Directive(".loc" | ".file") => self.skip_line()?,
+                Token::Directive(".loc") => b.source = self.loc()?,
+                Token::Directive(".file") => self.file()?,
                 Token::Directive(".pragma") => self.skip_statement()?,
                 Token::Directive(other) => {
                     return Err(self.error(format!("unknown directive `{other}`")));
@@ -221,6 +224,7 @@ impl<'t> Parser<'t> {
             range,
             line,
             column,
+            source: b.source,
         });
         Ok(())
     }

@@ -119,11 +119,57 @@ impl<'t> Parser<'t> {
 
     /// Skips the tokens of a directive that stand on its line.
     pub(super) fn skip_line(&mut self) -> Result<()> {
-        let line = self.current.line;
+        self.skip_rest_of(self.current.line)
+    }
+
+    fn skip_rest_of(&mut self, line: u32) -> Result<()> {
         while self.current.line == line && self.current.token != Token::End {
             self.advance()?;
         }
         Ok(())
+    }
+
+    /// `.file 1 "name"`, perhaps with a time and a size.
+    pub(super) fn file(&mut self) -> Result<()> {
+        self.advance()?;
+        if let Token::Int(number) = self.current.token {
+            self.advance()?;
+            if let (Token::Text(name), Ok(number)) = (self.current.token, u32::try_from(number)) {
+                self.tree.files.insert(number, name.to_owned());
+            }
+        }
+        self.skip_line()
+    }
+
+    /// `.loc file line column`, perhaps with the call that was inlined.
+    pub(super) fn loc(&mut self) -> Result<Option<Source>> {
+        let line = self.current.line;
+        let mut numbers = Vec::new();
+        self.advance()?;
+        while self.current.line == line && numbers.len() < 6 {
+            match self.current.token {
+                Token::Int(n) => numbers.push(n as u32),
+                Token::End => break,
+                _ => {}
+            }
+            self.advance()?;
+        }
+        self.skip_rest_of(line)?;
+        Ok(match numbers[..] {
+            // Line 0 is code that comes from no line.
+            [_, 0, ..] => None,
+            [file, line, _, of, at, _] => Some(Source {
+                file,
+                line,
+                inlined_at: Some((of, at)),
+            }),
+            [file, line, ..] => Some(Source {
+                file,
+                line,
+                inlined_at: None,
+            }),
+            _ => None,
+        })
     }
 
     pub(super) fn module(&mut self) -> Result<()> {
@@ -146,7 +192,8 @@ impl<'t> Parser<'t> {
                         return Err(self.error("only `.address_size 64` is supported"));
                     }
                 }
-                Token::Directive(".version" | ".file" | ".loc") => self.skip_line()?,
+                Token::Directive(".file") => self.file()?,
+                Token::Directive(".version" | ".loc") => self.skip_line()?,
                 Token::Directive(".pragma" | ".alias") => self.skip_statement()?,
                 Token::Directive(".section") => {
                     while !self.is(b'{') {

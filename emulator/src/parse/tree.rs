@@ -139,6 +139,16 @@ pub(crate) enum Operand {
     Unknown(String),
 }
 
+/// Where an instruction comes from: a line of a source file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Source {
+    /// Key of [`Tree::files`].
+    pub(crate) file: u32,
+    pub(crate) line: u32,
+    /// File and line of the call, if the code was inlined.
+    pub(crate) inlined_at: Option<(u32, u32)>,
+}
+
 /// An instruction.
 #[derive(Debug, Clone)]
 pub(crate) struct Statement {
@@ -151,6 +161,8 @@ pub(crate) struct Statement {
     pub(crate) range: Range<usize>,
     pub(crate) line: u32,
     pub(crate) column: u32,
+    /// From the last `.loc`.
+    pub(crate) source: Option<Source>,
 }
 
 /// A label: the statement it stands before, if it was found.
@@ -186,6 +198,8 @@ pub(crate) struct EntryTree {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tree {
     pub(crate) target: String,
+    /// Source files, by the numbers that `.loc` uses.
+    pub(crate) files: HashMap<u32, String>,
     pub(crate) variables: Vec<Variable>,
     pub(crate) entries: Vec<EntryTree>,
 }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use flashtile_abi::Variant;
+pub use flashtile_emulator::{BlockOrder, Finding, Options, Report, Rule, Schedule, Site, Stats};
 use flashtile_emulator::{Emulator, Launch, LaunchError, MemoryError, Module};
-pub use flashtile_emulator::{Options, Stats};
 
 use super::{Device, DeviceInfo, LaunchConfig, Stream};
 use crate::error::{Error, Result};
@@ -29,6 +29,7 @@ struct State {
     modules: HashMap<&'static str, Arc<Module>>,
     overrides: HashMap<&'static str, String>,
     stats: Option<Stats>,
+    report: Option<Report>,
 }
 
 impl Default for EmulatorDevice {
@@ -60,6 +61,22 @@ impl EmulatorDevice {
     /// The emulator itself.
     pub fn emulator(&self) -> &Emulator {
         &self.emulator
+    }
+
+    /// An emulator as [`EmulatorDevice::new`] makes it that also checks what hardware does not: races, uninitialised
+    /// values, asynchronous copies still under way, outputs that are not written. A launch with findings is an
+    /// [`Error::Fault`]; [`EmulatorDevice::last_report`] has them all.
+    pub fn sanitizing() -> Self {
+        Self::with_options(Options {
+            memory_limit: MEMORY_LIMIT,
+            sanitize: true,
+            ..Options::default()
+        })
+    }
+
+    /// What the sanitizer found in the last launch, if it found anything.
+    pub fn last_report(&self) -> Option<Report> {
+        self.state().report.clone()
     }
 
     /// What the last successful launch did.
@@ -175,9 +192,18 @@ impl Device for EmulatorDevice {
             dynamic_shared: config.shared_bytes,
             params,
         };
+        self.state().report = None;
         let stats = self.emulator.launch(&module, variant.name, &launch);
         let stats = stats.map_err(|error| match error {
             LaunchError::Memory(error) => memory("launch")(error),
+            LaunchError::Findings(report) => {
+                let reason = report.summary();
+                self.state().report = Some(*report);
+                Error::Fault {
+                    context: variant.name.into(),
+                    reason,
+                }
+            }
             other => Error::Fault {
                 context: variant.name.into(),
                 reason: other.to_string(),
@@ -189,5 +215,41 @@ impl Device for EmulatorDevice {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn tracks_writes(&self) -> bool {
+        self.emulator.options().sanitize
+    }
+
+    unsafe fn forget(&self, address: u64, bytes: usize) -> Result<()> {
+        self.emulator
+            .forget(address, bytes as u64)
+            .map_err(memory("forget"))
+    }
+
+    fn first_unwritten(&self, address: u64, bytes: usize) -> Result<Option<u64>> {
+        self.emulator
+            .first_unwritten(address, bytes as u64)
+            .map_err(memory("first_unwritten"))
+    }
+
+    fn report_unwritten(&self, variant: &'static Variant, message: String) -> Result<()> {
+        let finding = Finding {
+            rule: Rule::OutputNotWritten,
+            message,
+            site: Site::default(),
+            other: None,
+            count: 1,
+        };
+        let report = Report {
+            findings: vec![finding],
+            more: 0,
+        };
+        let reason = report.summary();
+        self.state().report = Some(report);
+        Err(Error::Fault {
+            context: variant.name.into(),
+            reason,
+        })
     }
 }

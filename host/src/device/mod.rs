@@ -175,6 +175,42 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// A fault of any kernel since the last call.
     fn synchronize(&self) -> Result<()>;
+
+    /// Whether the device notes which bytes are written, as an emulator does that sanitizes.
+    /// [`Plan::launch`](crate::Plan::launch) then requires that the kernel writes all of its outputs.
+    fn tracks_writes(&self) -> bool {
+        false
+    }
+
+    /// Makes bytes count as never written, where that is tracked.
+    ///
+    /// # Errors
+    /// What the device says of the addresses.
+    ///
+    /// # Safety
+    /// The range is allocated on this device and not in use by a kernel.
+    unsafe fn forget(&self, _address: u64, _bytes: usize) -> Result<()> {
+        Ok(())
+    }
+
+    /// The first byte of a range that was never written, where that is tracked.
+    ///
+    /// # Errors
+    /// What the device says of the addresses.
+    fn first_unwritten(&self, _address: u64, _bytes: usize) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    /// Tells the device that a kernel left part of an output unwritten.
+    ///
+    /// # Errors
+    /// Always: the finding.
+    fn report_unwritten(&self, variant: &'static Variant, message: String) -> Result<()> {
+        Err(crate::Error::Fault {
+            context: variant.name.into(),
+            reason: message,
+        })
+    }
 }
 
 /// Refuses to replace the PTX of a kernel that is loaded.

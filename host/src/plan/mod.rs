@@ -271,9 +271,69 @@ impl Plan {
             return Ok(());
         }
         let params = self.params(pointers)?;
+        let tracks = device.tracks_writes();
+        if tracks {
+            self.each_output(pointers, |address, bytes, _| {
+                // SAFETY: the caller vouches for the outputs' memory.
+                unsafe { device.forget(address, bytes) }
+            })?;
+        }
         // SAFETY: the caller vouches for the addresses and the stream; the parameters are those of
         // the variant's entry point, and the plan's geometry keeps the kernel within the tensors.
-        unsafe { device.launch(self.variant, &self.config, params.as_bytes(), stream) }
+        unsafe { device.launch(self.variant, &self.config, params.as_bytes(), stream)? };
+        if tracks {
+            self.each_output(pointers, |address, bytes, element| {
+                match device.first_unwritten(address, bytes)? {
+                    None => Ok(()),
+                    Some(at) => {
+                        let message =
+                            format!("{} was never written", element(at.saturating_sub(address)));
+                        device.report_unwritten(self.variant, message)
+                    }
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with every contiguous range of the outputs: address, bytes, and what names the
+    /// element at a byte of it.
+    fn each_output(
+        &self,
+        pointers: &Pointers,
+        mut f: impl FnMut(u64, usize, &dyn Fn(u64) -> String) -> Result<()>,
+    ) -> Result<()> {
+        let problem = &self.problem;
+        let layout = &problem.out;
+        let bytes = i64::from(problem.out_element().bytes());
+        let [batch, rows, heads, dim] = layout.shape;
+        let [of_batch, of_row, of_head, _] = layout.strides;
+        for (b, i, h) in
+            (0..batch).flat_map(|b| (0..rows).flat_map(move |i| (0..heads).map(move |h| (b, i, h))))
+        {
+            let offset = b as i64 * of_batch + i as i64 * of_row + h as i64 * of_head;
+            let address = pointers.out.wrapping_add_signed(offset * bytes);
+            let name = |at: u64| format!("out[{b}, {i}, {h}, {}]", at / bytes as u64);
+            f(address, dim * bytes as usize, &name)?;
+        }
+        if let Some(lse) = pointers.lse {
+            let [_, heads, rows] = problem.lse_shape();
+            let name = |at: u64| {
+                let n = at as usize / 4;
+                format!(
+                    "lse[{}, {}, {}]",
+                    n / rows / heads,
+                    n / rows % heads,
+                    n % rows
+                )
+            };
+            f(
+                lse,
+                problem.lse_shape().iter().product::<usize>() * 4,
+                &name,
+            )?;
+        }
+        Ok(())
     }
 }
 

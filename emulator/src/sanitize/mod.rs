@@ -1,0 +1,685 @@
+//! The checks that hardware does not make: races, uninitialised bytes, copies in flight.
+//!
+//! One [`Sanitizer`] watches a launch, whose blocks run one after the other. It keeps a shadow of every byte of memory
+//! that was touched (`shadow`: who wrote it, who read it since), of every register (`registers`: which bytes nobody has
+//! written), and what each thread knows of the others (`clock`). The machine tells it of each access and of each
+//! synchronisation, from `exec/watch.rs`.
+//!
+//! A finding does not end the launch; only what the machine itself cannot carry out does.
+
+mod clock;
+mod finding;
+pub(crate) mod registers;
+mod shadow;
+
+use std::collections::HashMap;
+
+use crate::exec::{Machine, Place, Who};
+use crate::program::Order;
+use clock::{Clocks, Knowledge};
+pub use finding::{Finding, Report, Rule, Site};
+use registers::RegisterShadow;
+use shadow::{Access, Before, BlockCell, Conflict, GlobalShadow, Shadow, Strength};
+
+/// Findings that are kept; beyond, they are counted.
+const MOST_FINDINGS: usize = 64;
+/// Lines of PTX shown before and after an instruction.
+const CONTEXT: u32 = 2;
+
+/// An asynchronous copy that its thread has not waited for, in some lanes of a warp.
+struct Flight {
+    lanes: u32,
+    pc: u32,
+    /// Which of the lane's groups it belongs to.
+    group: [u32; 32],
+    bytes: usize,
+    dst: Vec<(u32, Place)>,
+    /// Where bytes are read, and how many.
+    src: Vec<(u32, Place, usize)>,
+}
+
+/// What an mbarrier's arrivals have released.
+#[derive(Default)]
+struct Mbarrier {
+    arriving: Knowledge,
+    completed: Knowledge,
+}
+
+/// What a strong store has released at an address.
+struct Release {
+    block: u32,
+    /// For threads of the same block, and for others.
+    within: Knowledge,
+    beyond: Knowledge,
+}
+
+/// Orders the accesses of one thread after others'.
+struct Ordering<'a> {
+    clocks: &'a Clocks,
+    thread: usize,
+    block: u32,
+}
+
+impl Before for Ordering<'_> {
+    #[inline(always)]
+    fn ordered(&self, other: Access) -> bool {
+        if other.is_in_flight() {
+            return false;
+        }
+        other.thread() == self.thread
+            || self
+                .clocks
+                .knows(self.thread, other.thread(), other.clock())
+    }
+
+    fn ordered_block(&self, block: u32, other: Access) -> bool {
+        let (of, clock) = (other.thread(), other.clock());
+        !other.is_in_flight() && self.clocks.knows_block(self.thread, block, of, clock)
+    }
+
+    fn block(&self) -> u32 {
+        self.block
+    }
+}
+
+/// One of the block's sixteen barriers.
+#[derive(Default)]
+struct Named {
+    arriving: Knowledge,
+    waiting: Vec<usize>,
+}
+
+/// Watches a launch.
+pub(crate) struct Sanitizer {
+    report: Report,
+    /// Findings by rule and places, to count repetitions.
+    known: HashMap<(Rule, u32, Option<u32>), usize>,
+    global: GlobalShadow,
+    /// Number of the block, from 1, and the indices of all blocks so far.
+    block: u32,
+    indices: Vec<[u32; 3]>,
+    clocks: Clocks,
+    shared: Shadow<BlockCell<4>>,
+    /// Bytes of shared memory that were written, a bit each.
+    shared_written: Vec<u32>,
+    /// Of each warp: bytes of local memory that were written, and the registers.
+    local_written: Vec<Vec<bool>>,
+    pub(crate) registers: Vec<RegisterShadow>,
+    flights: Vec<Vec<Flight>>,
+    barriers: [Named; 16],
+    mbarriers: HashMap<u64, Mbarrier>,
+    releases: HashMap<(Option<usize>, u64), Release>,
+    /// What each thread had done at its last fence of any scope, and of the device's; and what it has read that a fence
+    /// would let it rely on: of its own block, and of others.
+    fenced: Vec<[Option<Knowledge>; 2]>,
+    unfenced: Vec<[Knowledge; 2]>,
+}
+
+/// A mask of `len` bits.
+fn ones(len: usize) -> u32 {
+    u32::MAX >> (32 - len.clamp(1, 32))
+}
+
+impl Sanitizer {
+    pub(crate) fn new(machine: &Machine<'_>) -> Self {
+        let threads = machine.threads().next_multiple_of(32) as usize;
+        let warps = threads / 32;
+        let program = machine.program();
+        let shared = machine.shared_bytes();
+        Self {
+            report: Report::default(),
+            known: HashMap::new(),
+            global: GlobalShadow::default(),
+            block: 0,
+            indices: vec![[0; 3]],
+            clocks: Clocks::new(threads),
+            shared: Shadow::new(shared),
+            shared_written: vec![0; shared.div_ceil(32) + 1],
+            local_written: vec![vec![false; program.local as usize * 32]; warps],
+            registers: (0..warps)
+                .map(|_| RegisterShadow::new(program.rows, program.preds))
+                .collect(),
+            flights: (0..warps).map(|_| Vec::new()).collect(),
+            barriers: Default::default(),
+            mbarriers: HashMap::new(),
+            releases: HashMap::new(),
+            fenced: vec![Default::default(); threads],
+            unfenced: vec![Default::default(); threads],
+        }
+    }
+
+    /// Whether the program is one that it can watch.
+    pub(crate) fn can_watch(instructions: usize) -> bool {
+        instructions < Access::MOST_INSTRUCTIONS
+    }
+
+    pub(crate) fn begin_block(&mut self, index: [u32; 3], machine: &Machine<'_>) {
+        self.block += 1;
+        self.indices.push(index);
+        self.clocks.reset();
+        self.shared.clear();
+        self.shared_written.fill(0);
+        for local in &mut self.local_written {
+            local.fill(false);
+        }
+        for registers in &mut self.registers {
+            registers.reset(&machine.program().undefined);
+        }
+        self.flights.iter_mut().for_each(Vec::clear);
+        self.barriers = Default::default();
+        self.mbarriers.clear();
+        // Shared addresses mean something else in each block; global ones stay.
+        self.releases
+            .retain(|(allocation, _), _| allocation.is_some());
+        self.fenced.fill(Default::default());
+        self.unfenced.fill(Default::default());
+    }
+
+    pub(crate) fn into_report(self) -> Report {
+        self.report
+    }
+
+    /// Adds a finding, or counts it if it is one that is known.
+    pub(crate) fn add(
+        &mut self,
+        machine: &Machine<'_>,
+        rule: Rule,
+        who: Who,
+        message: impl FnOnce() -> String,
+    ) {
+        self.add_pair(machine, rule, who, None, message);
+    }
+
+    fn add_pair(
+        &mut self,
+        machine: &Machine<'_>,
+        rule: Rule,
+        who: Who,
+        other: Option<(Conflict, &str)>,
+        message: impl FnOnce() -> String,
+    ) {
+        let key = (rule, who.pc, other.map(|(c, _)| c.other.pc()));
+        if let Some(&at) = self.known.get(&key) {
+            self.report.findings[at].count += 1;
+            return;
+        }
+        if self.report.findings.len() >= MOST_FINDINGS {
+            self.report.more += 1;
+            return;
+        }
+        self.known.insert(key, self.report.findings.len());
+        let index = |block: u32| {
+            self.indices
+                .get(block as usize)
+                .copied()
+                .unwrap_or_default()
+        };
+        let site = |block: u32, thread: usize, pc: u32| Site {
+            block: index(block),
+            thread: machine.thread_index(thread as u32),
+            ..machine.site(pc, CONTEXT)
+        };
+        let other = other.map(|(conflict, what)| {
+            let block = conflict.block.unwrap_or(self.block);
+            let (thread, pc) = (conflict.other.thread(), conflict.other.pc());
+            (what.to_owned(), site(block, thread, pc))
+        });
+        let site = site(self.block, who.thread(), who.pc);
+        self.report.findings.push(Finding {
+            rule,
+            message: message(),
+            site,
+            other,
+            count: 1,
+        });
+    }
+
+    /// Adds the fault that ended the launch.
+    pub(crate) fn add_fault(
+        &mut self,
+        machine: &Machine<'_>,
+        fault: &crate::error::Fault,
+        pc: u32,
+    ) {
+        let site = Site {
+            block: fault.block,
+            thread: fault.thread,
+            ..machine.site(pc, CONTEXT)
+        };
+        self.report.findings.push(Finding {
+            rule: Rule::from(&fault.kind),
+            message: fault.kind.to_string(),
+            site,
+            other: None,
+            count: 1,
+        });
+    }
+
+    /// An access to memory that lies inside an object.
+    #[inline]
+    pub(crate) fn access(
+        &mut self,
+        machine: &Machine<'_>,
+        who: Who,
+        place: Place,
+        len: usize,
+        write: bool,
+        order: Order,
+    ) {
+        let strength = match order {
+            Order { strong: false, .. } => Strength::Weak,
+            Order {
+                beyond_block: false,
+                ..
+            } => Strength::Block,
+            _ => Strength::Device,
+        };
+        let me = Access::new(
+            who.thread(),
+            self.clocks.now(who.thread()),
+            who.pc,
+            strength,
+        );
+        self.note(machine, who, place, len, write, me);
+    }
+
+    #[inline]
+    fn note(
+        &mut self,
+        machine: &Machine<'_>,
+        who: Who,
+        place: Place,
+        len: usize,
+        write: bool,
+        me: Access,
+    ) {
+        let before = Ordering {
+            clocks: &self.clocks,
+            thread: who.thread(),
+            block: self.block,
+        };
+        let found = match place {
+            Place::Shared(at) => self.shared.access(at, len, me, write, &before),
+            Place::Global(allocation, at) => {
+                let found = self.global.access(allocation, at, len, me, write, &before);
+                found.map(|found| (at as usize, found))
+            }
+            Place::Local(_) | Place::Param(_) => None,
+        };
+        if let Some((at, conflict)) = found {
+            self.conflict(machine, who, place, at, write, me, conflict);
+        }
+    }
+
+    #[cold]
+    #[expect(clippy::too_many_arguments)]
+    fn conflict(
+        &mut self,
+        machine: &Machine<'_>,
+        who: Who,
+        place: Place,
+        at: usize,
+        write: bool,
+        me: Access,
+        conflict: Conflict,
+    ) {
+        let (space, address) = machine.address_of(place, at);
+        let flying = conflict.other.is_in_flight();
+        let by_copy = conflict.other.strength() == Strength::Async;
+        let rule = match (flying, write || me.strength() == Strength::Async) {
+            (true, false) => Rule::ReadInFlight,
+            (true, true) => Rule::OverwriteInFlight,
+            (false, _) => Rule::Race,
+        };
+        let what = match (conflict.wrote, flying, by_copy) {
+            (true, true, _) => "destination of a copy that was not waited for, started",
+            (false, true, _) => "source of a copy that was not waited for, started",
+            (true, false, true) => "destination of a copy",
+            (false, false, true) => "source of a copy",
+            (true, false, false) => "written",
+            (false, false, false) => "read",
+        };
+        let does = match (write, me.strength()) {
+            (true, Strength::Async) => "a copy writes",
+            (false, Strength::Async) => "a copy reads",
+            (true, _) => "writes",
+            (false, _) => "reads",
+        };
+        let whose = match (conflict.block, conflict.other.thread() == who.thread()) {
+            (Some(_), _) => "another block",
+            (None, true) => "the thread itself",
+            (None, false) => "another thread",
+        };
+        let message = || {
+            let has = if conflict.wrote { "written" } else { "read" };
+            let goes = if conflict.wrote { "writes" } else { "reads" };
+            let history = match (flying, by_copy) {
+                (true, _) => format!("which a copy of {whose} {goes} at any time until its wait"),
+                (false, true) => format!(
+                    "which a copy of {whose} has {has}: that thread waited for it, but nothing orders the two"
+                ),
+                (false, false) => format!("which {whose} has {has}, and nothing orders the two"),
+            };
+            format!("{does} {space} byte {address:#x}, {history}")
+        };
+        self.add_pair(machine, rule, who, Some((conflict, what)), message);
+    }
+
+    /// The bytes of a range that were written, a bit each.
+    #[inline]
+    pub(crate) fn written(
+        &self,
+        machine: &Machine<'_>,
+        warp: u32,
+        place: Place,
+        len: usize,
+    ) -> u32 {
+        match place {
+            Place::Shared(at) => {
+                let words = u64::from(self.shared_written[at / 32])
+                    | u64::from(self.shared_written[at / 32 + 1]) << 32;
+                (words >> (at % 32)) as u32 & ones(len)
+            }
+            Place::Global(allocation, at) => machine.global_written(allocation, at, len),
+            Place::Local(at) => {
+                let local = &self.local_written[warp as usize][at..at + len];
+                local
+                    .iter()
+                    .enumerate()
+                    .fold(0, |mask, (n, &w)| mask | u32::from(w) << n)
+            }
+            Place::Param(_) => ones(len),
+        }
+    }
+
+    /// Notes which bytes of a range are written from now on: those whose bit is set; the others are poison.
+    #[inline]
+    pub(crate) fn set_written(
+        &mut self,
+        machine: &Machine<'_>,
+        warp: u32,
+        place: Place,
+        len: usize,
+        written: u32,
+    ) {
+        match place {
+            Place::Shared(at) => {
+                let (word, shift) = (at / 32, at % 32);
+                let (mask, bits) = (
+                    u64::from(ones(len)) << shift,
+                    u64::from(written & ones(len)) << shift,
+                );
+                for (n, half) in [0, 32].into_iter().enumerate() {
+                    let word = &mut self.shared_written[word + n];
+                    *word = *word & !((mask >> half) as u32) | (bits >> half) as u32;
+                }
+            }
+            Place::Global(allocation, at) => {
+                machine.set_global_written(allocation, at, len, written);
+            }
+            Place::Local(at) => {
+                let local = &mut self.local_written[warp as usize][at..at + len];
+                for (n, byte) in local.iter_mut().enumerate() {
+                    *byte = written >> n & 1 != 0;
+                }
+            }
+            Place::Param(_) => {}
+        }
+    }
+
+    /// A lane of a `cp.async`: from now on its destination and its source are in use.
+    pub(crate) fn copy_starts(
+        &mut self,
+        machine: &Machine<'_>,
+        who: Who,
+        dst: Place,
+        bytes: usize,
+        src: Option<(Place, usize)>,
+    ) {
+        let me = Access::in_flight(who.thread(), who.pc);
+        let mut written = 0;
+        if let Some((src, len)) = src {
+            self.note(machine, who, src, len, false, me);
+            written = self.written(machine, who.warp, src, len);
+        }
+        // Bytes beyond the source's are zero.
+        let read = src.map_or(0, |(_, len)| len);
+        let zeros = if read >= bytes {
+            0
+        } else {
+            ones(bytes) & !(((1u64 << read) - 1) as u32)
+        };
+        self.note(machine, who, dst, bytes, true, me);
+        self.set_written(machine, who.warp, dst, bytes, written | zeros);
+    }
+
+    /// The whole `cp.async` of a warp.
+    pub(crate) fn copies_start(
+        &mut self,
+        who: Who,
+        lanes: u32,
+        committed: &[u32; 32],
+        bytes: usize,
+        dst: Vec<(u32, Place)>,
+        src: Vec<(u32, Place, usize)>,
+    ) {
+        self.flights[who.warp as usize].push(Flight {
+            lanes,
+            pc: who.pc,
+            group: *committed,
+            bytes,
+            dst,
+            src,
+        });
+    }
+
+    /// A wait: `allowed` groups may be left, or nothing (`None`).
+    pub(crate) fn wait(
+        &mut self,
+        warp: u32,
+        lanes: u32,
+        committed: &[u32; 32],
+        allowed: Option<u32>,
+    ) {
+        let mut flights = std::mem::take(&mut self.flights[warp as usize]);
+        for flight in &mut flights {
+            let done = (0..32).filter(|&lane| {
+                let covered = allowed.is_none_or(|allowed| {
+                    flight.group[lane] < committed[lane].saturating_sub(allowed)
+                });
+                covered && (lanes & flight.lanes) >> lane & 1 != 0
+            });
+            let done = done.fold(0u32, |mask, lane| mask | 1 << lane);
+            if done == 0 {
+                continue;
+            }
+            let now = |lane: u32| {
+                let thread = (warp * 32 + lane) as usize;
+                (
+                    Access::in_flight(thread, flight.pc),
+                    self.clocks.now(thread),
+                )
+            };
+            for &(lane, place) in flight.dst.iter().filter(|(lane, _)| done >> lane & 1 != 0) {
+                let (flying, clock) = now(lane);
+                match place {
+                    Place::Shared(at) => self.shared.land(at, flight.bytes, flying, clock),
+                    Place::Global(a, at) => self.global.land(a, at, flight.bytes, flying, clock),
+                    _ => {}
+                }
+            }
+            for &(lane, place, len) in flight.src.iter().filter(|(lane, ..)| done >> lane & 1 != 0)
+            {
+                let (flying, clock) = now(lane);
+                match place {
+                    Place::Shared(at) => self.shared.land(at, len, flying, clock),
+                    Place::Global(a, at) => self.global.land(a, at, len, flying, clock),
+                    _ => {}
+                }
+            }
+            flight.lanes &= !done;
+        }
+        flights.retain(|flight| flight.lanes != 0);
+        self.flights[warp as usize] = flights;
+    }
+
+    /// Lanes end.
+    pub(crate) fn exit(&mut self, machine: &Machine<'_>, who: Who, lanes: u32) {
+        let flights = &self.flights[who.warp as usize];
+        let left: Vec<(u32, u32)> = flights
+            .iter()
+            .filter(|f| f.lanes & lanes != 0)
+            .map(|f| (f.pc, f.lanes & lanes))
+            .collect();
+        for (pc, lanes) in left {
+            let lane = lanes.trailing_zeros();
+            let (line, instruction) = machine.instruction(pc);
+            let exiting = Who { lane, ..who };
+            let copy = Conflict {
+                other: Access::in_flight(exiting.thread(), pc),
+                wrote: true,
+                block: None,
+            };
+            let message = || {
+                format!(
+                    "the thread ends, but has not waited for its copy of line {line}: {instruction}"
+                )
+            };
+            self.add_pair(
+                machine,
+                Rule::ExitInFlight,
+                exiting,
+                Some((copy, "started")),
+                message,
+            );
+        }
+    }
+
+    /// Threads arrive at a barrier, and wait there or not.
+    pub(crate) fn arrive(&mut self, barrier: u32, warp: u32, lanes: u32, waits: bool) {
+        let named = &mut self.barriers[barrier as usize & 15];
+        for lane in (0..32).filter(|lane| lanes >> lane & 1 != 0) {
+            let thread = (warp * 32 + lane) as usize;
+            self.clocks.release(thread, &mut named.arriving);
+            if waits {
+                named.waiting.push(thread);
+            }
+        }
+    }
+
+    /// All that a barrier waited for have arrived.
+    pub(crate) fn complete(&mut self, barrier: u32) {
+        let named = &mut self.barriers[barrier as usize & 15];
+        for thread in named.waiting.drain(..) {
+            self.clocks.acquire(thread, &named.arriving);
+        }
+        named.arriving.clear();
+    }
+
+    /// `bar.warp.sync`.
+    pub(crate) fn warp_sync(&mut self, warp: u32, lanes: u32) {
+        self.clocks.meet(warp as usize * 32, lanes);
+    }
+
+    /// An arrival at an mbarrier; `ends` if it ends the phase.
+    pub(crate) fn mbarrier_arrives(&mut self, who: Who, address: u64, ends: bool) {
+        let object = self.mbarriers.entry(address).or_default();
+        self.clocks.release(who.thread(), &mut object.arriving);
+        if ends {
+            object.completed = std::mem::take(&mut object.arriving);
+        }
+    }
+
+    /// A wait that found its phase ended.
+    pub(crate) fn mbarrier_passed(&mut self, who: Who, address: u64) {
+        let object = self.mbarriers.entry(address).or_default();
+        self.clocks.acquire(who.thread(), &object.completed);
+    }
+
+    pub(crate) fn mbarrier_init(&mut self, address: u64) {
+        self.mbarriers.insert(address, Mbarrier::default());
+    }
+
+    /// The order that a strong access makes. (PTX ISA 8.9: release and acquire patterns, with fences or without)
+    pub(crate) fn synchronize(
+        &mut self,
+        who: Who,
+        place: Place,
+        order: Order,
+        [reads, writes]: [bool; 2],
+    ) {
+        let key = match place {
+            Place::Shared(at) => (None, at as u64),
+            Place::Global(allocation, at) => (Some(allocation), at),
+            _ => return,
+        };
+        let thread = who.thread();
+        if reads && let Some(release) = self.releases.get(&key) {
+            let own = release.block == self.block;
+            let knowledge = match own {
+                true => release.within.clone(),
+                false if order.beyond_block => release.beyond.of_block(release.block),
+                false => Knowledge::default(),
+            };
+            if order.acquire {
+                self.clocks.acquire(thread, &knowledge);
+            }
+            self.unfenced[thread][usize::from(!own)].join(&knowledge);
+        }
+        if !writes {
+            return;
+        }
+        let mut within = Knowledge::default();
+        if order.release {
+            self.clocks.release(thread, &mut within);
+        }
+        let mut beyond = within.clone();
+        // A fence before it releases too, as far as the narrower of both scopes.
+        let [of_any, of_device] = &self.fenced[thread];
+        for fenced in [of_any, of_device].into_iter().flatten() {
+            within.join(fenced);
+        }
+        if let Some(fenced) = of_device {
+            beyond.join(fenced);
+        }
+        // An atomic update goes on with the release that it reads.
+        if reads && let Some(last) = self.releases.get(&key) {
+            if last.block == self.block {
+                within.join(&last.within);
+                beyond.join(&last.beyond);
+            } else if order.beyond_block {
+                let foreign = last.beyond.of_block(last.block);
+                within.join(&foreign);
+                beyond.join(&foreign);
+            }
+        }
+        if !order.beyond_block {
+            beyond.clear();
+        }
+        let release = Release {
+            block: self.block,
+            within,
+            beyond,
+        };
+        self.releases.insert(key, release);
+    }
+
+    /// `fence`.
+    pub(crate) fn fence(&mut self, warp: u32, lanes: u32, beyond_block: bool) {
+        for lane in (0..32).filter(|lane| lanes >> lane & 1 != 0) {
+            let thread = (warp * 32 + lane) as usize;
+            let [own, foreign] = &self.unfenced[thread];
+            self.clocks.acquire(thread, own);
+            if beyond_block {
+                self.clocks.acquire(thread, foreign);
+            }
+            let mut knowledge = Knowledge::default();
+            self.clocks.release(thread, &mut knowledge);
+            // A fence for the device is one for the block.
+            if beyond_block {
+                self.fenced[thread][1] = Some(knowledge.clone());
+            }
+            self.fenced[thread][0] = Some(knowledge);
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! What is remembered of every byte of memory: who wrote it last, and who has read it since.
+//!
+//! Accesses mostly cover 16 bytes at a time, so one [`Granule`] describes 16 bytes, and falls apart into one cell a byte
+//! when an access covers only some of them.
+
+/// Bytes of a granule.
+pub(super) const GRANULE: usize = 16;
+
+/// What kind of access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Strength {
+    /// Ordinary.
+    Weak,
+    /// Atomic or volatile, for the block.
+    Block,
+    /// Atomic or volatile, for the device.
+    Device,
+    /// By an asynchronous copy.
+    Async,
+}
+
+/// One access: who, when, where in the program. 0 is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Access(u64);
+
+impl Access {
+    /// Largest number of instructions of a program that fits.
+    pub(super) const MOST_INSTRUCTIONS: usize = 1 << 20;
+    const NEVER: u32 = u32::MAX;
+
+    #[inline(always)]
+    pub(super) fn new(thread: usize, clock: u32, pc: u32, strength: Strength) -> Self {
+        Access(
+            u64::from(clock) << 32 | (thread as u64) << 22 | u64::from(pc) << 2 | strength as u64,
+        )
+    }
+
+    /// An access of a copy that nobody has waited for: ordered before nothing.
+    pub(super) fn in_flight(thread: usize, pc: u32) -> Self {
+        Self::new(thread, Self::NEVER, pc, Strength::Async)
+    }
+
+    #[inline(always)]
+    pub(super) fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    #[inline(always)]
+    pub(super) fn clock(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    #[inline(always)]
+    pub(super) fn thread(self) -> usize {
+        (self.0 >> 22 & 0x3ff) as usize
+    }
+
+    pub(super) fn pc(self) -> u32 {
+        (self.0 >> 2 & 0xf_ffff) as u32
+    }
+
+    #[inline(always)]
+    pub(super) fn strength(self) -> Strength {
+        match self.0 & 3 {
+            0 => Strength::Weak,
+            1 => Strength::Block,
+            2 => Strength::Device,
+            _ => Strength::Async,
+        }
+    }
+
+    pub(super) fn is_in_flight(self) -> bool {
+        self.clock() == Self::NEVER
+    }
+
+    /// The same access, once its copy has been waited for.
+    fn landed(self, clock: u32) -> Self {
+        Self::new(self.thread(), clock, self.pc(), self.strength())
+    }
+}
+
+/// Says which accesses happen before the present one.
+pub(super) trait Before {
+    /// Whether an access of this block does.
+    fn ordered(&self, other: Access) -> bool;
+    /// Whether an access of another block does.
+    fn ordered_block(&self, block: u32, other: Access) -> bool;
+    /// The present block.
+    fn block(&self) -> u32;
+}
+
+/// A conflict: the other access, whether it wrote, and its block if it is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Conflict {
+    pub(super) other: Access,
+    pub(super) wrote: bool,
+    pub(super) block: Option<u32>,
+}
+
+/// What is remembered of a piece of memory.
+pub(super) trait Cell: Clone + Default {
+    /// Notes an access, and returns one that it conflicts with.
+    fn access(&mut self, me: Access, write: bool, before: &impl Before) -> Option<Conflict>;
+    /// The copy in flight that wrote or read here has landed.
+    fn land(&mut self, flight: Access, clock: u32);
+}
+
+/// Strong accesses do not race with each other.
+#[inline(always)]
+fn race(me: Access, other: Access, other_block: bool) -> bool {
+    let strong = |a: Access| match a.strength() {
+        Strength::Block => !other_block,
+        Strength::Device => true,
+        _ => false,
+    };
+    !(strong(me) && strong(other))
+}
+
+/// Accesses of one block. Readers beyond the first few go to a list.
+#[derive(Debug, Clone, Default)]
+pub(super) struct BlockCell<const N: usize> {
+    /// The last weak write.
+    write: Access,
+    /// The last strong one since. It does not replace the weak one: others may race with that alone.
+    strong: Access,
+    reads: Readers<N>,
+}
+
+#[derive(Debug, Clone)]
+struct Readers<const N: usize> {
+    first: [Access; N],
+    /// Mostly there are none, and a cell should stay small.
+    #[expect(clippy::box_collection)]
+    more: Option<Box<Vec<Access>>>,
+}
+
+impl<const N: usize> Default for Readers<N> {
+    fn default() -> Self {
+        Readers {
+            first: [Access::default(); N],
+            more: None,
+        }
+    }
+}
+
+impl<const N: usize> Readers<N> {
+    fn iter(&self) -> impl Iterator<Item = Access> + '_ {
+        let more = self.more.iter().flat_map(|more| more.iter());
+        self.first
+            .iter()
+            .chain(more)
+            .copied()
+            .filter(|r| !r.is_none())
+    }
+
+    /// Adds a reader in the place of one that it makes superfluous: what comes after it comes after that one too.
+    #[inline(always)]
+    fn add(&mut self, me: Access, before: &impl Before) {
+        // A strong read races with less than a weak one, so it does not stand for it.
+        let weaker = me.strength() == Strength::Weak;
+        let free = |r: Access| {
+            r.is_none() || before.ordered(r) && (weaker || r.strength() == me.strength())
+        };
+        if let Some(at) = self.first.iter().position(|&r| free(r)) {
+            self.first[at] = me;
+            for r in &mut self.first[at + 1..] {
+                if free(*r) {
+                    *r = Access::default();
+                }
+            }
+            if let Some(more) = &mut self.more {
+                more.retain(|&r| !free(r));
+                if more.is_empty() {
+                    self.more = None;
+                }
+            }
+            return;
+        }
+        let more = self.more.get_or_insert_default();
+        match more.iter().position(|&r| free(r)) {
+            Some(at) => more[at] = me,
+            None => more.push(me),
+        }
+    }
+}
+
+impl<const N: usize> Cell for BlockCell<N> {
+    #[inline(always)]
+    fn access(&mut self, me: Access, write: bool, before: &impl Before) -> Option<Conflict> {
+        let conflict = |other: Access, wrote: bool| {
+            (!other.is_none() && !before.ordered(other) && race(me, other, false)).then_some(
+                Conflict {
+                    other,
+                    wrote,
+                    block: None,
+                },
+            )
+        };
+        let mut found = conflict(self.write, true).or(conflict(self.strong, true));
+        if write {
+            if found.is_none() {
+                found = self.reads.iter().find_map(|r| conflict(r, false));
+            }
+            if matches!(me.strength(), Strength::Block | Strength::Device) {
+                self.strong = me;
+            } else {
+                *self = BlockCell {
+                    write: me,
+                    ..BlockCell::default()
+                };
+            }
+        } else {
+            self.reads.add(me, before);
+        }
+        found
+    }
+
+    fn land(&mut self, flight: Access, clock: u32) {
+        if self.write == flight {
+            self.write = flight.landed(clock);
+        }
+        let more = self.reads.more.iter_mut().flat_map(|more| more.iter_mut());
+        for r in self.reads.first.iter_mut().chain(more) {
+            if *r == flight {
+                *r = flight.landed(clock);
+            }
+        }
+    }
+}
+
+/// Accesses of several blocks: all of the present one's, and of the others the last write and two readers of different
+/// blocks, so that whoever writes is a stranger to one of them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct GridCell {
+    block: u32,
+    own: BlockCell<1>,
+    /// Weak and strong.
+    foreign_writes: [Option<(u32, Access)>; 2],
+    foreign_reads: [Option<(u32, Access)>; 2],
+}
+
+impl GridCell {
+    /// The accesses of the last block become a stranger's.
+    fn enter(&mut self, block: u32) {
+        if self.block == block {
+            return;
+        }
+        let last = self.block;
+        for (foreign, own) in self
+            .foreign_writes
+            .iter_mut()
+            .zip([self.own.write, self.own.strong])
+        {
+            if !own.is_none() {
+                *foreign = Some((last, own));
+            }
+        }
+        if let Some(read) = self.own.reads.iter().next() {
+            let [first, second] = &mut self.foreign_reads;
+            match first {
+                None => *first = Some((last, read)),
+                Some(_) => *second = Some((last, read)),
+            }
+        }
+        self.own = BlockCell::default();
+        self.block = block;
+    }
+}
+
+impl Cell for GridCell {
+    fn access(&mut self, me: Access, write: bool, before: &impl Before) -> Option<Conflict> {
+        self.enter(before.block());
+        let conflict = |of: Option<(u32, Access)>, wrote: bool| {
+            let (block, other) = of?;
+            let racing = block != before.block()
+                && !before.ordered_block(block, other)
+                && race(me, other, true);
+            racing.then_some(Conflict {
+                other,
+                wrote,
+                block: Some(block),
+            })
+        };
+        let mut found = self.foreign_writes.iter().find_map(|&w| conflict(w, true));
+        if write && found.is_none() {
+            found = self.foreign_reads.iter().find_map(|&r| conflict(r, false));
+        }
+        found.or(self.own.access(me, write, before))
+    }
+
+    fn land(&mut self, flight: Access, clock: u32) {
+        self.own.land(flight, clock);
+    }
+}
+
+/// 16 bytes.
+#[derive(Debug, Clone, Default)]
+struct Granule<C> {
+    whole: C,
+    /// The cells of the single bytes, if they differ.
+    bytes: Option<Box<[C; GRANULE]>>,
+}
+
+impl<C: Cell> Granule<C> {
+    #[inline(always)]
+    fn access(
+        &mut self,
+        range: std::ops::Range<usize>,
+        me: Access,
+        write: bool,
+        before: &impl Before,
+    ) -> Option<(usize, Conflict)> {
+        let all = range.len() == GRANULE;
+        if all && self.bytes.is_none() {
+            return self.whole.access(me, write, before).map(|found| (0, found));
+        }
+        let bytes = self
+            .bytes
+            .get_or_insert_with(|| Box::new(std::array::from_fn(|_| self.whole.clone())));
+        let mut found = None;
+        for at in range {
+            let new = bytes[at].access(me, write, before);
+            found = found.or(new.map(|new| (at, new)));
+        }
+        if all && write {
+            // Nothing but this write is left to remember.
+            self.whole = bytes[0].clone();
+            self.bytes = None;
+        }
+        found
+    }
+
+    fn land(&mut self, range: std::ops::Range<usize>, flight: Access, clock: u32) {
+        match &mut self.bytes {
+            None => self.whole.land(flight, clock),
+            Some(bytes) => bytes[range].iter_mut().for_each(|b| b.land(flight, clock)),
+        }
+    }
+}
+
+/// A stretch of memory.
+#[derive(Debug, Default)]
+pub(super) struct Shadow<C> {
+    granules: Vec<Granule<C>>,
+}
+
+impl<C: Cell> Shadow<C> {
+    pub(super) fn new(bytes: usize) -> Self {
+        Shadow {
+            granules: vec![Granule::default(); bytes.div_ceil(GRANULE)],
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.granules.fill(Granule::default());
+    }
+
+    /// Notes an access, and returns the first byte of it that conflicts, and with what.
+    #[inline(always)]
+    pub(super) fn access(
+        &mut self,
+        at: usize,
+        len: usize,
+        me: Access,
+        write: bool,
+        before: &impl Before,
+    ) -> Option<(usize, Conflict)> {
+        let mut found = None;
+        let (mut from, end) = (at, at + len);
+        while from < end {
+            let granule = from / GRANULE;
+            let first = granule * GRANULE;
+            let to = end.min(first + GRANULE);
+            if let Some(g) = self.granules.get_mut(granule) {
+                let new = g.access(from - first..to - first, me, write, before);
+                found = found.or(new.map(|(at, conflict)| (first + at, conflict)));
+            }
+            from = to;
+        }
+        found
+    }
+
+    pub(super) fn land(&mut self, at: usize, len: usize, flight: Access, clock: u32) {
+        let (mut from, end) = (at, at + len);
+        while from < end {
+            let granule = from / GRANULE;
+            let first = granule * GRANULE;
+            let to = end.min(first + GRANULE);
+            if let Some(g) = self.granules.get_mut(granule) {
+                g.land(from - first..to - first, flight, clock);
+            }
+            from = to;
+        }
+    }
+}
+
+/// Bytes of a page of [`GlobalShadow`].
+const PAGE: usize = 4096;
+
+/// The allocations of the device: pages that come into being when they are touched.
+#[derive(Debug, Default)]
+pub(super) struct GlobalShadow {
+    allocations: Vec<Vec<Option<Box<Shadow<GridCell>>>>>,
+}
+
+impl GlobalShadow {
+    fn page(&mut self, allocation: usize, at: u64) -> &mut Shadow<GridCell> {
+        if self.allocations.len() <= allocation {
+            self.allocations.resize_with(allocation + 1, Vec::new);
+        }
+        let pages = &mut self.allocations[allocation];
+        let number = at as usize / PAGE;
+        if pages.len() <= number {
+            pages.resize_with(number + 1, || None);
+        }
+        pages[number].get_or_insert_with(|| Box::new(Shadow::new(PAGE)))
+    }
+
+    /// As [`Shadow::access`]. An access is aligned to its size, so it lies in one page.
+    pub(super) fn access(
+        &mut self,
+        allocation: usize,
+        at: u64,
+        len: usize,
+        me: Access,
+        write: bool,
+        before: &impl Before,
+    ) -> Option<Conflict> {
+        let inside = at as usize % PAGE;
+        let page = self.page(allocation, at);
+        page.access(inside, len, me, write, before)
+            .map(|(_, conflict)| conflict)
+    }
+
+    pub(super) fn land(
+        &mut self,
+        allocation: usize,
+        at: u64,
+        len: usize,
+        flight: Access,
+        clock: u32,
+    ) {
+        let inside = at as usize % PAGE;
+        self.page(allocation, at).land(inside, len, flight, clock);
+    }
+}
