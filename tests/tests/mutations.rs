@@ -5,6 +5,7 @@
 
 use flashtile::device::emulator::Options;
 use flashtile_abi::variants;
+use flashtile_emulator::AsyncTiming;
 use flashtile_tests::mutation::{
     campaign::{Campaign, Outcome},
     explained,
@@ -22,9 +23,16 @@ const SMALLEST: [&str; 3] = [
 /// Mutants of the sample, and what they are drawn from.
 const SAMPLE: (usize, u64) = (300, 1);
 
+fn sanitizing() -> Options {
+    Options {
+        sanitize: true,
+        ..Options::default()
+    }
+}
+
 fn campaign(pick: impl Fn(&str) -> bool) -> Campaign {
     let picked = variants().iter().filter(|variant| pick(variant.name));
-    Campaign::new(picked.collect(), Options::default()).unwrap()
+    Campaign::new(picked.collect(), sanitizing()).unwrap()
 }
 
 /// Requires that every mutant is noticed, or is known to be as good as the kernel.
@@ -63,21 +71,14 @@ fn a_sample_of_all_mutants_is_noticed() {
 #[test]
 fn the_unchanged_kernels_are_not_noticed() {
     for name in SMALLEST {
-        let subject = Subject::new(flashtile::kernel(name).unwrap(), &Options::default()).unwrap();
-        for async_copies in [
-            flashtile_emulator::AsyncTiming::Late,
-            flashtile_emulator::AsyncTiming::Early,
-        ] {
-            let options = Options {
-                async_copies,
-                ..Options::default()
-            };
-            assert_eq!(
-                Bench::new(&subject, &options)
-                    .unwrap()
-                    .notices(&subject.ptx),
-                None
-            );
+        let subject = Subject::new(flashtile::kernel(name).unwrap(), &sanitizing()).unwrap();
+        let early = Options {
+            async_copies: AsyncTiming::Early,
+            ..Options::default()
+        };
+        for options in [Options::default(), early, sanitizing()] {
+            let mut bench = Bench::new(&subject, &options).unwrap();
+            assert_eq!(bench.notices(&subject.ptx), None, "{name}");
         }
     }
 }

@@ -30,6 +30,9 @@ struct Arguments {
     /// Write every mutant and its fate to this file
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Without the sanitizer: results and faults alone
+    #[arg(long)]
+    plain: bool,
     /// Threads; all cores by default
     #[arg(long)]
     threads: Option<usize>,
@@ -52,7 +55,11 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
         .iter()
         .filter(|v| v.name.contains(&arguments.filter))
         .collect();
-    let mut campaign = Campaign::new(variants, Options::default())?;
+    let options = Options {
+        sanitize: !arguments.plain,
+        ..Options::default()
+    };
+    let mut campaign = Campaign::new(variants, options)?;
     if !arguments.class.is_empty() {
         campaign = campaign.filter(|mutant| arguments.class.contains(&mutant.mutation.class));
     }

@@ -164,15 +164,29 @@ impl Campaign {
             other => other.insert(Benches::new(self, mutant.kernel)?),
         };
         let text = mutant.mutation.apply(&benches.subject.ptx);
-        if let Some(death) = benches.late.notices(&text) {
-            return Ok(Outcome::Killed(death));
-        }
-        if let Some(death) = benches.early()?.notices(&text) {
-            return Ok(Outcome::Killed(death));
-        }
-        let trapped = mutant.mutation.trap(&benches.subject.ptx);
-        Ok(Outcome::Survived {
-            executed: benches.late.notices(&trapped).is_some(),
+        // What synchronises must be missed by the sanitizer itself, even where a result is wrong too. For everything
+        // else the results come first, since they cost less.
+        let death = match mutant.mutation.class.synchronises() {
+            true => benches
+                .sanitizer(&text)?
+                .or_else(|| benches.late.notices(&text)),
+            false => benches.late.notices(&text),
+        };
+        let death = match death {
+            None => benches.early()?.notices(&text),
+            found => found,
+        };
+        let death = match death {
+            None => benches.sanitizer(&text)?,
+            found => found,
+        };
+        Ok(match death {
+            Some(death) => Outcome::Killed(death),
+            None => {
+                let trapped = mutant.mutation.trap(&benches.subject.ptx);
+                let executed = benches.late.notices(&trapped).is_some();
+                Outcome::Survived { executed }
+            }
         })
     }
 }
@@ -186,19 +200,38 @@ struct Benches<'c> {
     late: Bench<'c>,
     /// They land at once. Few mutants need it.
     early: Option<Bench<'c>>,
+    /// With the sanitizer, if the options ask for it.
+    sanitizer: Option<Bench<'c>>,
 }
 
 impl<'c> Benches<'c> {
     fn new(campaign: &'c Campaign, kernel: usize) -> Result<Self, String> {
         let (subject, options) = (campaign.subject(kernel)?, &campaign.options);
-        let late = Bench::new(subject, options)?;
+        let plain = Options {
+            sanitize: false,
+            ..options.clone()
+        };
+        let late = Bench::new(subject, &plain)?;
         Ok(Self {
             kernel,
             subject,
             options,
             late,
             early: None,
+            sanitizer: None,
         })
+    }
+
+    /// What the sanitizer says, if the options ask for it.
+    fn sanitizer(&mut self, text: &str) -> Result<Option<Death>, String> {
+        if !self.options.sanitize {
+            return Ok(None);
+        }
+        let bench = match &mut self.sanitizer {
+            Some(bench) => bench,
+            none => none.insert(Bench::new(self.subject, self.options)?),
+        };
+        Ok(bench.refuses(text))
     }
 
     fn early(&mut self) -> Result<&mut Bench<'c>, String> {
@@ -207,6 +240,7 @@ impl<'c> Benches<'c> {
             none => {
                 let options = Options {
                     async_copies: AsyncTiming::Early,
+                    sanitize: false,
                     ..self.options.clone()
                 };
                 none.insert(Bench::new(self.subject, &options)?)

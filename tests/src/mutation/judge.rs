@@ -8,7 +8,7 @@ use flashtile::{
     reference::{ErrorBound, Reference},
 };
 use flashtile_abi::AttentionParams;
-use flashtile_emulator::{Emulator, FaultKind, Launch, LaunchError, Module};
+use flashtile_emulator::{Emulator, FaultKind, Launch, LaunchError, Module, Rule};
 
 use super::{
     place::{Images, Left, Place},
@@ -234,6 +234,34 @@ impl Prepared {
     }
 }
 
+/// What noticed a mutant whose launch failed.
+fn cause(error: &LaunchError) -> Cause {
+    let of_rule = |rule: Rule| match rule {
+        Rule::InstructionLimit => Cause::Hang,
+        Rule::Race
+        | Rule::ReadInFlight
+        | Rule::OverwriteInFlight
+        | Rule::ExitInFlight
+        | Rule::InactiveLane
+        | Rule::UninitializedStore
+        | Rule::UninitializedAddress
+        | Rule::UninitializedBranch => Cause::Finding,
+        _ => Cause::Fault,
+    };
+    match error {
+        LaunchError::Fault(fault) if matches!(fault.kind, FaultKind::InstructionLimit { .. }) => {
+            Cause::Hang
+        }
+        LaunchError::Fault(_) => Cause::Fault,
+        // A launch ends with its first fault: whatever else was found came before.
+        LaunchError::Findings(report) => report
+            .findings
+            .first()
+            .map_or(Cause::Finding, |finding| of_rule(finding.rule)),
+        _ => Cause::Refused,
+    }
+}
+
 /// Errors of a result; infinite where one side is NaN or infinite and the other is not the same.
 fn errors(result: &[f32], reference: &[f64]) -> impl Iterator<Item = f64> {
     result.iter().zip(reference).map(|(&x, &r)| {
@@ -299,8 +327,21 @@ impl<'s> Bench<'s> {
         })
     }
 
-    /// Runs a text over the problems, in order, until something notices it.
+    /// Runs a text over the problems, in order, until something notices it: the machine or the results.
     pub fn notices(&mut self, ptx: &str) -> Option<Death> {
+        self.first(ptx, Self::notices_at)
+    }
+
+    /// Runs a text over the problems, in order, until the machine refuses a launch. Nobody looks at results.
+    pub fn refuses(&mut self, ptx: &str) -> Option<Death> {
+        self.first(ptx, |bench, module, at| bench.run(module, at).err())
+    }
+
+    fn first(
+        &mut self,
+        ptx: &str,
+        judge: impl Fn(&mut Self, &Module, usize) -> Option<Death>,
+    ) -> Option<Death> {
         let module = match Module::parse(ptx)
             .and_then(|module| module.decode(self.subject.variant.name).map(|()| module))
         {
@@ -313,7 +354,7 @@ impl<'s> Bench<'s> {
                 });
             }
         };
-        (0..self.places.len()).find_map(|at| self.notices_at(&module, at))
+        (0..self.places.len()).find_map(|at| judge(self, &module, at))
     }
 
     fn notices_at(&mut self, module: &Module, at: usize) -> Option<Death> {
@@ -361,18 +402,7 @@ impl<'s> Bench<'s> {
         let launched = self
             .emulator
             .launch(module, self.subject.variant.name, &launch);
-        let stats = launched.map_err(|error| {
-            let cause = match &error {
-                LaunchError::Fault(fault)
-                    if matches!(fault.kind, FaultKind::InstructionLimit { .. }) =>
-                {
-                    Cause::Hang
-                }
-                LaunchError::Fault(_) => Cause::Fault,
-                _ => Cause::Refused,
-            };
-            death(cause, error.to_string())
-        })?;
+        let stats = launched.map_err(|error| death(cause(&error), error.to_string()))?;
         self.longest = self.longest.max(stats.warp_instructions);
         place
             .collect(&self.emulator, &problem.images)

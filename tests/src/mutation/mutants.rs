@@ -40,6 +40,8 @@ pub enum Class {
     Fence,
     /// Accesses that a predicate guards always happen.
     Guard,
+    /// One of the two conditions of a guard is dropped.
+    GuardPart,
     /// A predicate that decides about accesses is inverted.
     GuardInverted,
     /// An asynchronous copy reads all its bytes, whatever its source's size.
@@ -52,7 +54,7 @@ pub enum Class {
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Barrier,
         Self::BarrierCount,
         Self::WarpBarrier,
@@ -63,11 +65,21 @@ impl Class {
         Self::Commit,
         Self::Fence,
         Self::Guard,
+        Self::GuardPart,
         Self::GuardInverted,
         Self::CopySize,
         Self::Swizzle,
         Self::Offset,
     ];
+
+    /// Whether it takes away what orders threads, or asynchronous copies.
+    pub const fn synchronises(self) -> bool {
+        use Class::{Barrier, BarrierCount, Commit, Fence, Wait, WaitCount, WarpBarrier};
+        matches!(
+            self,
+            Barrier | BarrierCount | Commit | Fence | Wait | WaitCount | WarpBarrier
+        )
+    }
 
     /// Name on the command line.
     pub const fn as_str(self) -> &'static str {
@@ -82,6 +94,7 @@ impl Class {
             Self::Commit => "commit",
             Self::Fence => "fence",
             Self::Guard => "guard",
+            Self::GuardPart => "guard-part",
             Self::GuardInverted => "guard-inverted",
             Self::CopySize => "copy-size",
             Self::Swizzle => "swizzle",
@@ -181,6 +194,8 @@ pub fn mutants(text: &str) -> Result<Mutants, String> {
         constants,
         addresses: values.shared_addresses(),
         flow,
+        values,
+        divided: HashSet::new(),
         threads,
         found: Vec::new(),
         counts: [0; Class::ALL.len()],
@@ -204,6 +219,9 @@ struct Search<'l, 't> {
     /// Instructions on the way to an address in shared memory.
     addresses: HashSet<usize>,
     flow: Flow,
+    values: Values<'l, 't>,
+    /// Instructions that join a guard's two conditions and have been taken apart.
+    divided: HashSet<usize>,
     threads: u32,
     found: Vec<Mutation>,
     counts: [usize; Class::ALL.len()],
@@ -316,18 +334,20 @@ impl<'l, 't> Search<'l, 't> {
         }
         let text = &listing.text[i.range.clone()];
         let bare = text[text.find(char::is_whitespace).unwrap_or(0)..].trim_start();
+        // What stands there if memory is always accessed, and whether it is accessed where the predicate is true.
         let always = match self.flow.sides(at) {
             Some(sides) => match (self.accesses(&sides.taken), self.accesses(&sides.passed)) {
                 (false, false) => return,
                 (true, true) => None,
-                (true, false) => Some(bare),
-                (false, true) => Some(""),
+                (true, false) => Some((bare, !guard.negated)),
+                (false, true) => Some(("", guard.negated)),
             },
-            None if i.accesses_memory() => Some(bare),
+            None if i.accesses_memory() => Some((bare, !guard.negated)),
             None => return,
         };
-        if let Some(always) = always {
+        if let Some((always, if_true)) = always {
             self.add(Class::Guard, i, always);
+            self.parts(guard.predicate, if_true);
         }
         let sign = if guard.negated { "" } else { "!" };
         self.add(
@@ -335,6 +355,27 @@ impl<'l, 't> Search<'l, 't> {
             i,
             format!("@{sign}{} {bare}", guard.predicate),
         );
+    }
+
+    /// The two conditions of a guard: both are needed for an access, or either prevents it.
+    fn parts(&mut self, predicate: &str, access_if_true: bool) {
+        let listing = self.listing;
+        let Some(writer) = self.values.writer(predicate) else {
+            return;
+        };
+        let i = &listing.instructions[writer];
+        let opcode = if access_if_true {
+            "and.pred"
+        } else {
+            "or.pred"
+        };
+        if let (true, [to, a, b]) = (i.is(opcode), &i.operands[..])
+            && self.divided.insert(writer)
+        {
+            for part in [a, b] {
+                self.add(Class::GuardPart, i, format!("mov.pred {to}, {part};"));
+            }
+        }
     }
 
     fn accesses(&self, blocks: &[usize]) -> bool {

@@ -100,10 +100,14 @@ pub fn problems(variant: &Variant) -> Vec<Problem> {
     let apart = [lonely, lonely_elements];
     problems.extend(apart.map(Problem::apart));
     problems.extend(apart.map(shorter).map(Problem::apart));
-    problems.extend([heads, negative.scale(-0.3), window.scale(-0.3), no_keys].map(Problem::of));
+    problems.extend([heads, no_keys].map(Problem::of));
+    let negated = [negative, window, no_keys].map(|case| case.scale(-0.3));
+    problems.extend(negated.map(Problem::of));
     if tile.dtype != DType::F32 {
         problems.push(Problem::of(ragged.out_f32()));
+        // Columns that do not exist, of rows that do not and of rows that do.
         problems.push(Problem::apart(lonely.out_f32()));
+        problems.push(Problem::apart(base(m, n, [1, 1], pad(0, 0)).out_f32()));
     }
     if variant.score_mod == ScoreModKind::OptionalSoftcap {
         problems.push(Problem::of(whole.softcap(5.0)));

@@ -26,6 +26,14 @@ impl<'l, 't> Values<'l, 't> {
         Self { listing, writers }
     }
 
+    /// The only instruction that writes a register.
+    pub fn writer(&self, register: &str) -> Option<usize> {
+        match self.writers.get(register)?[..] {
+            [writer] => Some(writer),
+            _ => None,
+        }
+    }
+
     /// The instructions whose results become part of an address in shared memory, by whatever arithmetic.
     pub fn shared_addresses(&self) -> HashSet<usize> {
         let instructions = &self.listing.instructions;
