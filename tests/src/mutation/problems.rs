@@ -94,11 +94,10 @@ pub fn problems(variant: &Variant) -> Vec<Problem> {
         case.shape.seqlen_k -= n;
         case
     };
-    let mut problems = [ragged, ragged_elements, whole, whole_elements]
-        .map(Problem::of)
-        .to_vec();
+    let mut problems = [whole, whole_elements].map(Problem::of).to_vec();
     let apart = [lonely, lonely_elements];
     problems.extend(apart.map(Problem::apart));
+    problems.extend([ragged, ragged_elements].map(Problem::of));
     problems.extend(apart.map(shorter).map(Problem::apart));
     problems.extend([heads, no_keys].map(Problem::of));
     let negated = [negative, window, no_keys].map(|case| case.scale(-0.3));
