@@ -1,81 +1,103 @@
-//! A test suite is only as good as what it rejects: kernels with a wait or a barrier removed.
+//! A suite is only as good as what it rejects: kernels with one instruction gone, or weaker.
 //!
-//! The emulator lets asynchronous copies land as late as they may, so a kernel that does not wait for
-//! one computes with what was in shared memory before.
+//! Here are all mutants of the smallest kernel of each algorithm, and a sample of the others'. All of them:
+//! `cargo run --release -p flashtile-tests --bin mutate`.
 
-use flashtile::{Algorithm, CausalAlignment, DType, Device, EmulatorDevice};
-use flashtile_tests::{
-    Case, Distribution, Tensors, judge,
-    mutation::{lines_with, without_line},
-    run, sizes,
+use flashtile::device::emulator::Options;
+use flashtile_abi::variants;
+use flashtile_emulator::AsyncTiming;
+use flashtile_tests::mutation::{
+    campaign::{Campaign, Outcome},
+    explained,
+    judge::{Bench, Subject},
+    mutants::Class,
+    report::Report,
 };
 
-/// Masked and unmasked tiles, even and odd numbers of them, and a negated query: everything that a wait
-/// or a barrier is for. Scores are far apart, so that even a maximum must be right: the exponentials of
-/// another would overflow.
-fn cases(algorithm: Algorithm) -> [Case; 2] {
-    let case = |seqlen_k| {
-        let case = Case::new(DType::F16, sizes(128, seqlen_k, [1, 1], 32)).algorithm(algorithm);
-        case.data(Distribution::Peaked, 1)
-    };
-    let block_n = case(1).variant().tile.block_n as usize;
-    [
-        case(4 * block_n).causal(CausalAlignment::BottomRight),
-        case(3 * block_n).scale(-0.3).window(Some(150), None),
-    ]
-}
+const SMALLEST: [&str; 3] = [
+    "fused_f16_d32_sm80",
+    "two_pass_f16_d32_sm80",
+    "three_pass_f16_d32_sm80",
+];
 
-/// Whether any case is wrong, or faults, with this text in place of the kernel's.
-fn is_rejected(algorithm: Algorithm, ptx: &str) -> bool {
-    let device = EmulatorDevice::new();
-    let cases = cases(algorithm);
-    // SAFETY: the emulator checks every access.
-    unsafe { device.override_ptx(cases[0].variant(), ptx) }.unwrap();
-    cases.iter().any(|case| {
-        let tensors = Tensors::of(case);
-        match run(&device, case, &tensors) {
-            Ok(results) => judge(case, &tensors, &results).is_err(),
-            Err(_) => true,
-        }
-    })
-}
+/// Mutants of the sample, and what they are drawn from.
+const SAMPLE: (usize, u64) = (300, 1);
 
-/// The kernel of both cases, and its text.
-fn kernel(algorithm: Algorithm) -> String {
-    let [a, b] = cases(algorithm);
-    assert_eq!(a.variant().name, b.variant().name);
-    flashtile::ptx(a.variant()).unwrap()
-}
-
-#[test]
-fn intact_text_is_accepted() {
-    for algorithm in Algorithm::ALL {
-        assert!(!is_rejected(algorithm, &kernel(algorithm)), "{algorithm:?}");
+fn sanitizing() -> Options {
+    Options {
+        sanitize: true,
+        ..Options::default()
     }
 }
 
+fn campaign(pick: impl Fn(&str) -> bool) -> Campaign {
+    let picked = variants().iter().filter(|variant| pick(variant.name));
+    Campaign::new(picked.collect(), sanitizing()).unwrap()
+}
+
+/// Requires that every mutant is noticed, or is known to be as good as the kernel.
+fn check(campaign: &Campaign) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let outcomes = campaign.run(threads, |_| {}).unwrap();
+    let report = Report::new(campaign, &outcomes);
+    println!("{report}");
+    let wrong = explained::wrong(campaign, &outcomes, false);
+    assert!(wrong.is_empty(), "{wrong:?}");
+    assert_eq!(report.unexplained().count(), 0, "{report}");
+}
+
 #[test]
-fn a_kernel_that_does_not_wait_for_its_copies_is_rejected() {
-    for algorithm in Algorithm::ALL {
-        let ptx = kernel(algorithm);
-        let waits = lines_with(&ptx, "cp.async.wait");
-        assert!(waits.len() >= 2, "{algorithm:?} has {} waits", waits.len());
-        for wait in waits {
-            let rejected = is_rejected(algorithm, &without_line(&ptx, wait));
-            assert!(rejected, "{algorithm:?} without line {}", wait + 1);
+fn every_mutant_of_the_smallest_kernels_is_noticed() {
+    let campaign = campaign(|name| SMALLEST.contains(&name));
+    for class in Class::ALL {
+        let count = campaign
+            .mutants
+            .iter()
+            .filter(|m| m.mutation.class == class)
+            .count();
+        // No kernel has a fence.
+        assert_eq!(count == 0, class == Class::Fence, "{class}");
+    }
+    check(&campaign);
+}
+
+#[test]
+fn a_sample_of_all_mutants_is_noticed() {
+    let (count, seed) = SAMPLE;
+    check(&campaign(|_| true).sample(count, seed));
+}
+
+/// The judge's own control: it must let the unchanged text pass, or all of its verdicts say nothing.
+#[test]
+fn the_unchanged_kernels_are_not_noticed() {
+    for name in SMALLEST {
+        let subject = Subject::new(flashtile::kernel(name).unwrap(), &sanitizing()).unwrap();
+        let early = Options {
+            async_copies: AsyncTiming::Early,
+            ..Options::default()
+        };
+        for options in [Options::default(), early, sanitizing()] {
+            let mut bench = Bench::new(&subject, &options).unwrap();
+            assert_eq!(bench.notices(&subject.ptx), None, "{name}");
         }
     }
 }
 
+/// The instruction of a mutant that dies is executed, so a `trap` in its place is noticed too.
 #[test]
-fn a_kernel_that_lacks_a_barrier_is_rejected() {
-    for algorithm in Algorithm::ALL {
-        let ptx = kernel(algorithm);
-        let barriers = lines_with(&ptx, "bar.sync");
-        assert!(barriers.len() >= 2, "{algorithm:?}");
-        for barrier in barriers {
-            let rejected = is_rejected(algorithm, &without_line(&ptx, barrier));
-            assert!(rejected, "{algorithm:?} without line {}", barrier + 1);
+fn a_trap_shows_what_is_executed() {
+    let campaign = campaign(|name| name == SMALLEST[0]).sample(20, 2);
+    let subject = Subject::new(campaign.variants[0], &campaign.options).unwrap();
+    let outcomes = campaign.run(1, |_| {}).unwrap();
+    let mut bench = Bench::new(&subject, &campaign.options).unwrap();
+    for (mutant, outcome) in campaign.mutants.iter().zip(outcomes) {
+        if matches!(outcome, Outcome::Killed(_)) {
+            let death = bench.notices(&mutant.mutation.trap(&subject.ptx));
+            assert!(
+                death.is_some_and(|death| death.detail.contains("trap")),
+                "{}",
+                mutant.mutation
+            );
         }
     }
 }

@@ -1,4 +1,18 @@
 //! Changed texts of kernels, to see what the suite notices.
+//!
+//! `cargo run --release -p flashtile-tests --bin mutate` makes every [mutant](mutants) of every kernel and
+//! [judges](judge) it on [problems](problems) that reach all of the kernel's code.
+
+pub mod campaign;
+pub mod explained;
+mod flow;
+pub mod judge;
+mod listing;
+pub mod mutants;
+mod place;
+pub mod problems;
+pub mod report;
+mod values;
 
 /// Lines of PTX that hold this instruction.
 pub fn lines_with(ptx: &str, instruction: &str) -> Vec<usize> {

@@ -1,0 +1,128 @@
+//! The problems that a mutant has to survive: every path of a kernel, as small as it can be.
+
+use flashtile::{Algorithm, CausalAlignment, DType, ScoreModKind, Variant};
+
+use crate::{
+    case::{Case, Placement, sizes},
+    data::Distribution,
+};
+
+/// One problem: a case, and whether its log-sum-exp is wanted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Problem {
+    /// What is computed, on which data.
+    pub case: Case,
+    /// Whether the log-sum-exp is wanted.
+    pub lse: bool,
+    /// Whether each row is an allocation of its own, so that nothing beyond it can be read. The case's strides are
+    /// such that its rows are [`Self::ROW_DISTANCE`] bytes apart.
+    pub rows_apart: bool,
+}
+
+impl Problem {
+    /// How far apart the emulator puts two small allocations.
+    pub const ROW_DISTANCE: usize = 256 + 4096;
+
+    fn of(case: Case) -> Self {
+        Self {
+            case,
+            lse: true,
+            rows_apart: false,
+        }
+    }
+
+    fn apart(mut case: Case) -> Self {
+        let dtypes = [case.dtype, case.dtype, case.dtype, case.out_element()];
+        let shapes = case.shapes();
+        for i in 0..4 {
+            let elements = Self::ROW_DISTANCE / dtypes[i].bytes() as usize;
+            case.placements[i].pad = elements - shapes[i][3];
+        }
+        Self {
+            rows_apart: true,
+            ..Self::of(case)
+        }
+    }
+}
+
+/// The problems of a variant. The first is the one that most mutants fail.
+pub fn problems(variant: &Variant) -> Vec<Problem> {
+    let tile = &variant.tile;
+    let (m, n) = (tile.block_m as usize, tile.block_n as usize);
+    // Elements of 16 bytes, the unit of asynchronous copies and of wide stores.
+    let chunk = 16 / tile.dtype.bytes() as usize;
+    let dims = [tile.head_dim_qk as usize, tile.head_dim_v as usize];
+
+    let base = |queries: usize, keys: usize, dims: [usize; 2], placement: Placement| {
+        let mut case = Case::new(tile.dtype, sizes(queries, keys, [1, 1], dims[0]))
+            .algorithm(variant.algorithm);
+        case.shape.head_dim_v = dims[1];
+        case.placements = [placement; 4];
+        case.softcap = (variant.score_mod == ScoreModKind::Softcap).then_some(5.0);
+        case.data(Distribution::Normal, 1)
+    };
+    let pad = |pad: usize, offset: usize| Placement {
+        pad,
+        offset,
+        ..Placement::default()
+    };
+    let (widest, in_chunk) = (dims, dims.map(|dim| dim - chunk / 2));
+    let many = 2 * n + n - 1;
+
+    // Rows that end within a chunk, with gaps that keep them aligned. A second block with a single row, a last tile
+    // with a single key, and enough tiles before it for every stage to be used again.
+    let ragged = base(m + 1, 3 * n + 1, in_chunk, pad(chunk / 2, 0));
+    // Everything exists, but for one key. The output is written in chunks.
+    let whole = base(m, many, widest, pad(0, 0));
+    // Rows of an element, of a chunk where values can have it, each by itself.
+    let lonely = base(3, 2 * n + 1, [1, chunk], pad(0, 0));
+    let ragged_elements = base(m + 1, 3 * n + 1, in_chunk, pad(1, 1));
+    let whole_elements = base(m, many, widest, pad(1, 1));
+    let lonely_elements = base(3, 2 * n + 1, [1, 1], pad(0, 1));
+    // Several heads and batches. One tile, that needs no mask.
+    let mut heads = base(m, n, widest, pad(0, 0));
+    (heads.shape.batch, heads.shape.heads_q) = (2, 2);
+    // Queries are negated; some tiles are masked.
+    let negative = base(m, 2 * n + n / 2, widest, pad(0, 0)).causal(CausalAlignment::BottomRight);
+    let window = whole_elements.window(Some(n as u32), Some(n as u32 / 2));
+    // The first blocks of rows see no key at all, and have nothing to copy.
+    let no_keys =
+        base(2 * m + 3, n / 2 + 1, widest, pad(0, 0)).causal(CausalAlignment::BottomRight);
+
+    // With one tile less, the tile of the first row is asked for by a masked tile instead of an unmasked one.
+    let shorter = |mut case: Case| {
+        case.shape.seqlen_k -= n;
+        case
+    };
+    let mut problems = [whole, whole_elements].map(Problem::of).to_vec();
+    let apart = [lonely, lonely_elements];
+    problems.extend(apart.map(Problem::apart));
+    problems.extend([ragged, ragged_elements].map(Problem::of));
+    problems.extend(apart.map(shorter).map(Problem::apart));
+    problems.extend([heads, no_keys].map(Problem::of));
+    let negated = [negative, window, no_keys].map(|case| case.scale(-0.3));
+    problems.extend(negated.map(Problem::of));
+    if tile.dtype != DType::F32 {
+        problems.push(Problem::of(ragged.out_f32()));
+        // Columns that do not exist, of rows that do not and of rows that do.
+        problems.push(Problem::apart(lonely.out_f32()));
+        problems.push(Problem::apart(base(m, n, [1, 1], pad(0, 0)).out_f32()));
+    }
+    if variant.score_mod == ScoreModKind::OptionalSoftcap {
+        problems.push(Problem::of(whole.softcap(5.0)));
+    }
+    if variant.algorithm == Algorithm::Fused {
+        // Scores so large that each block is computed a second time.
+        let large = |case: Case| match case.softcap {
+            Some(_) => case.softcap(1e5).scale(1e3),
+            None => case.scale(1e4),
+        };
+        problems.extend([whole, whole_elements].map(large).map(Problem::of));
+        problems.extend(apart.map(large).map(Problem::apart));
+    }
+    problems.push(Problem {
+        lse: false,
+        ..Problem::of(heads.data(Distribution::Peaked, 2))
+    });
+    problems
+}
