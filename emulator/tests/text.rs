@@ -279,7 +279,7 @@ proptest! {
     }
 }
 
-/// Megabytes of branches that no compiler writes. Found to take hours, before decoding had bounds.
+/// Megabytes of branches that no compiler writes. The first took more than four minutes when decoding had no bounds.
 #[test]
 fn hostile_control_flow_decodes_in_seconds() {
     let n = 20_000;
