@@ -301,8 +301,7 @@ impl Sanitizer {
         let found = match place {
             Place::Shared(at) => self.shared.access(at, len, me, write, &before),
             Place::Global(allocation, at) => {
-                let found = self.global.access(allocation, at, len, me, write, &before);
-                found.map(|found| (at as usize, found))
+                self.global.access(allocation, at, len, me, write, &before)
             }
             Place::Local(_) | Place::Param(_) => None,
         };
