@@ -214,6 +214,7 @@ pub(crate) enum MbarrierOp {
     Init,
     Inval,
     Arrive,
+    ArriveNoComplete,
     ArriveDrop,
     ExpectTx,
     ArriveExpectTx,
@@ -229,6 +230,8 @@ pub(crate) enum MbarrierOp {
 
 pub(crate) struct Mbarrier {
     pub(crate) op: MbarrierOp,
+    /// `.relaxed`: orders nothing, but with fences.
+    pub(crate) relaxed: bool,
     pub(crate) space: Space,
     pub(crate) address: Option<Address>,
     pub(crate) dst: Dst,

@@ -90,3 +90,147 @@ fn many_readers_of_one_word() {
         clean(&body("bar.sync 0;", writer), 1024);
     }
 }
+
+#[test]
+fn an_mbarrier_has_one_name() {
+    // Made by its shared address, used by its generic one.
+    let body = |wait: &str| {
+        format!(
+            "{WORDS}mov.u32 %r8, m;\ncvta.shared.u64 %d8, m;\nsetp.eq.u32 %p1, %r0, 0;
+             @%p1 mbarrier.init.shared.b64 [%r8], 64;\nbar.sync 0;\nst.shared.u32 [%r1], %r0;
+             mbarrier.arrive.b64 %d5, [%d8];\n{wait}\nld.shared.u32 %r9, [%r2];{STORE}"
+        )
+    };
+    clean(
+        &body("W: mbarrier.test_wait.shared.b64 %p2, [%r8], %d5;\n@!%p2 bra W;"),
+        64,
+    );
+    assert!(rules(&body(""), 64).contains(&Rule::Race));
+}
+
+#[test]
+fn relaxed_mbarrier_operations_order_nothing() {
+    let body = |arrive: &str, wait: &str, [before, after]: [&str; 2]| {
+        format!(
+            "{WORDS}mov.u32 %r8, m;\nsetp.eq.u32 %p1, %r0, 0;\n@%p1 mbarrier.init.shared.b64 [%r8], 64;\nbar.sync 0;
+             st.shared.u32 [%r1], %r0;\n{before}\nmbarrier.arrive{arrive}.shared.b64 %d5, [%r8];
+             W: mbarrier.test_wait{wait}.shared.b64 %p2, [%r8], %d5;\n@!%p2 bra W;\n{after}
+             ld.shared.u32 %r9, [%r2];{STORE}"
+        )
+    };
+    let fence = "fence.acq_rel.cta;";
+    clean(&body("", "", ["", ""]), 64);
+    clean(&body(".release.cta", ".acquire.cta", ["", ""]), 64);
+    clean(&body(".relaxed.cta", "", [fence, ""]), 64);
+    clean(&body("", ".relaxed.cta", ["", fence]), 64);
+    clean(&body(".relaxed.cta", ".relaxed.cta", [fence, fence]), 64);
+    for (arrive, wait, fences) in [
+        (".relaxed.cta", "", ["", ""]),
+        ("", ".relaxed.cta", ["", ""]),
+        (".relaxed.cta", ".relaxed.cta", ["", fence]),
+        (".relaxed.cta", ".relaxed.cta", [fence, ""]),
+    ] {
+        let found = rules(&body(arrive, wait, fences), 64);
+        assert!(found.contains(&Rule::Race), "{arrive} {wait} {fences:?}");
+    }
+}
+
+#[test]
+fn a_phase_may_end_with_its_bytes() {
+    // The last thing that the phase waits for is the transaction count, whichever warp comes last.
+    let body = |last: u32| {
+        format!(
+            "{WORDS}mov.u32 %r8, m;\nsetp.eq.u32 %p1, %r0, 0;\n@%p1 mbarrier.init.shared.b64 [%r8], 64;
+             @%p1 mbarrier.expect_tx.relaxed.cta.shared.b64 [%r8], 16;\nbar.sync 0;\nst.shared.u32 [%r1], %r0;
+             mbarrier.arrive.shared.b64 %d5, [%r8];\nsetp.eq.u32 %p3, %r0, {last};
+             @%p3 mbarrier.complete_tx.relaxed.cta.shared.b64 [%r8], 16;
+             W: mbarrier.test_wait.shared.b64 %p2, [%r8], %d5;\n@!%p2 bra W;\nld.shared.u32 %r9, [%r2];{STORE}"
+        )
+    };
+    clean(&body(0), 64);
+    clean(&body(32), 64);
+}
+
+#[test]
+fn mbarrier_operands_and_misuse() {
+    let body = |rest: &str| {
+        format!(
+            "mov.u32 %r8, m;\nsetp.eq.u32 %p1, %r0, 0;\n@%p1 mbarrier.init.shared.b64 [%r8], 32;\nbar.sync 0;\n{rest}"
+        )
+    };
+    assert_eq!(
+        rules(
+            &body("mbarrier.test_wait.parity.shared.b64 %p2, [%r8], %r50;"),
+            32
+        ),
+        [Rule::UninitializedAddress]
+    );
+    assert_eq!(
+        rules(
+            &body("mbarrier.arrive.noComplete.shared.b64 %d5, [%r8], 1;"),
+            32
+        ),
+        [Rule::Mbarrier]
+    );
+    clean(
+        &body(
+            "setp.ne.u32 %p3, %r0, 3;\n@%p3 mbarrier.arrive.noComplete.shared.b64 %d5, [%r8], 1;",
+        ),
+        32,
+    );
+    assert_eq!(
+        rules(&body("@%p1 mbarrier.init.shared.b64 [%r8], 32;"), 32),
+        [Rule::Mbarrier]
+    );
+    clean(
+        &body("@%p1 mbarrier.inval.shared.b64 [%r8];\n@%p1 mbarrier.init.shared.b64 [%r8], 32;"),
+        32,
+    );
+    // A state that is looked at is a value like any other.
+    clean(
+        &body(&format!(
+            "mbarrier.arrive.shared.b64 %d5, [%r8];\n@%p1 mov.u32 %r9, 1;\nmbarrier.pending_count.b64 %r9, %d5;{STORE}"
+        )),
+        32,
+    );
+    assert_eq!(
+        rules(&format!("mbarrier.pending_count.b64 %r9, %d30;{STORE}"), 32),
+        [Rule::UninitializedStore]
+    );
+}
+
+/// Thread t copies 16 bytes from b[t] to s[t].
+const COPY: &str =
+    "mov.u32 %r5, s;\nshl.b32 %r4, %r0, 4;\nadd.u32 %r1, %r5, %r4;\nmul.wide.u32 %d3, %r0, 16;
+add.s64 %d3, %d1, %d3;\nxor.b32 %r2, %r0, 32;\nshl.b32 %r2, %r2, 4;\nadd.u32 %r2, %r2, %r5;
+mov.u32 %r8, m;\nsetp.eq.u32 %p1, %r0, 0;\n@%p1 mbarrier.init.shared.b64 [%r8], 64;\nbar.sync 0;
+cp.async.cg.shared.global [%r1], [%d3], 16;\n";
+
+#[test]
+fn copies_that_an_mbarrier_waits_for() {
+    let wait =
+        "mov.u32 %r7, 0;\nW: mbarrier.test_wait.parity.shared.b64 %p2, [%r8], %r7;\n@!%p2 bra W;";
+    let read = |from: &str| format!("ld.shared.u32 %r9, [{from}];{STORE}");
+    let arrive = "cp.async.mbarrier.arrive.noinc.shared.b64 [%r8];";
+    for from in ["%r1", "%r2"] {
+        clean(&format!("{COPY}{arrive}\n{wait}\n{}", read(from)), 64);
+        clean(
+            &format!(
+                "{COPY}cp.async.mbarrier.arrive.shared.b64 [%r8];\nmbarrier.arrive.shared.b64 _, [%r8];\n{wait}\n{}",
+                read(from)
+            ),
+            64,
+        );
+    }
+    // The arrival is not a wait: not even the thread's own copies are there.
+    let found = rules(&format!("{COPY}{arrive}\n{}", read("%r1")), 64);
+    assert!(found.contains(&Rule::ReadInFlight), "{found:?}");
+    let overwrite = "st.shared.u32 [%r1], %r0;";
+    let found = rules(&format!("{COPY}{arrive}\n{overwrite}\n{wait}"), 64);
+    assert!(found.contains(&Rule::OverwriteInFlight), "{found:?}");
+    // An ordinary wait covers them too.
+    clean(
+        &format!("{COPY}{arrive}\ncp.async.wait_all;\n{}", read("%r1")),
+        64,
+    );
+}

@@ -581,13 +581,16 @@ impl Warp {
         machine: &Machine<'_>,
         op: &Mbarrier,
         lane: u32,
-        (place, address): (Place, u64),
+        place: Place,
         ends: bool,
         result: Option<u64>,
     ) {
         let who = self.who(lane);
         if let Some(address) = op.address {
             self.check_operand(watch, machine, address.base, 1 << lane, "the address");
+        }
+        if let Some(operand) = op.operand {
+            self.check_operand(watch, machine, operand, 1 << lane, "the operand");
         }
         let makes = matches!(op.op, MbarrierOp::Init | MbarrierOp::Inval);
         let order = Order {
@@ -597,13 +600,18 @@ impl Warp {
         watch.access(machine, who, place, 8, true, order);
         watch.set_written(machine, self.index, place, 8, low(8));
         match op.op {
-            MbarrierOp::Init | MbarrierOp::Inval => watch.mbarrier_init(address),
+            MbarrierOp::Init => watch.mbarrier_init(machine, who, place),
+            MbarrierOp::Inval => watch.mbarrier_inval(place),
+            MbarrierOp::CopyArrive(_) => watch.mbarrier_copies(who, place),
             MbarrierOp::Arrive
+            | MbarrierOp::ArriveNoComplete
             | MbarrierOp::ArriveDrop
-            | MbarrierOp::ArriveExpectTx
-            | MbarrierOp::CopyArrive(_) => watch.mbarrier_arrives(who, address, ends),
-            _ if result == Some(1) => watch.mbarrier_passed(who, address),
+            | MbarrierOp::ArriveExpectTx => watch.mbarrier_arrives(who, place, op.relaxed),
+            _ if result == Some(1) => watch.mbarrier_passed(who, place, op.relaxed),
             _ => {}
+        }
+        if ends {
+            watch.mbarrier_ends(place);
         }
         if let Some(dst) = op.dst {
             watch.registers[self.index as usize].put_all(dst, 1 << lane, 0);
