@@ -9,7 +9,7 @@ use crate::archive::Compiler;
 use crate::check::{Problem, check_entry, check_module};
 use crate::compile::Compile;
 use crate::error::{Error, Result};
-use crate::finish::finish;
+use crate::finish::{finish, without_lines};
 use crate::ptx::Module;
 use crate::ptxas::{Facts, Ptxas};
 use crate::spec::{self, EntrySpec};
@@ -176,6 +176,7 @@ impl Builder {
                     kernels: &self.kernels,
                     arch,
                     target_dir: &target_dir.join(arch),
+                    lines: false,
                     echo: self.echo,
                 };
                 kernels.extend(self.finish_and_check(&compile.run()?, &specs, arch)?);
@@ -206,6 +207,53 @@ impl Builder {
             ptxas: ptxas.map(|p| p.version),
             kernels,
         })
+    }
+
+    /// Compiles the kernels with line tables, and writes the PTX of those whose name contains `filter` to the folder,
+    /// with `.file` and `.loc` directives in it: for whoever wants to know which line of Rust an instruction is from,
+    /// the emulator's sanitizer among them. Returns their names, and whether the instructions are those that
+    /// [`build`](Self::build) gives. Line tables should change none, but nothing promises that.
+    pub fn write_with_lines(&self, folder: &Path, filter: &str) -> Result<Vec<(String, bool)>> {
+        let toolchain = match &self.toolchain {
+            Some(toolchain) => toolchain.clone(),
+            None => Toolchain::find(&self.kernels)?,
+        };
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        let mut written = Vec::new();
+        for arch in spec::arches().filter(|a| self.arches.is_empty() || self.arches.contains(a)) {
+            let specs: Vec<_> = self
+                .specs
+                .iter()
+                .filter(|s| s.arch == arch && s.name.contains(filter))
+                .cloned()
+                .collect();
+            if specs.is_empty() {
+                continue;
+            }
+            let modules = [false, true].map(|lines| {
+                let folder = if lines {
+                    format!("{arch}-lines")
+                } else {
+                    arch.to_owned()
+                };
+                let compile = Compile {
+                    toolchain: &toolchain,
+                    kernels: &self.kernels,
+                    arch,
+                    target_dir: &self.work_folder().join(folder),
+                    lines,
+                    echo: self.echo,
+                };
+                finish(&Module::parse(&compile.run()?)?, &specs)
+            });
+            let [plain, with_lines] = modules;
+            for (plain, entry) in plain?.iter().zip(with_lines?) {
+                let path = folder.join(format!("{}.ptx", entry.name));
+                fs::write(&path, &entry.ptx).map_err(Error::io(&path))?;
+                written.push((entry.name, without_lines(&entry.ptx) == plain.ptx));
+            }
+        }
+        Ok(written)
     }
 
     fn work_folder(&self) -> PathBuf {

@@ -46,6 +46,8 @@ pub(crate) struct Compile<'a> {
     pub arch: &'a str,
     /// Where cargo works; another one for every arch.
     pub target_dir: &'a Path,
+    /// Whether instructions say from which line they come.
+    pub lines: bool,
     /// Whether the compiler's messages go to the terminal as they come.
     pub echo: bool,
 }
@@ -67,6 +69,9 @@ impl Compile<'_> {
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
         for setting in PROFILE {
             command.args(["--config", setting]);
+        }
+        if self.lines {
+            command.args(["--config", "profile.release.debug=\"line-tables-only\""]);
         }
         if let Core::Sources(library) = &self.toolchain.core {
             command.arg("-Zbuild-std=core");

@@ -62,6 +62,12 @@ fn finish_entry(
     let _ = writeln!(out, ".version {}", module.version);
     let _ = writeln!(out, ".target {}", module.target);
     let _ = writeln!(out, ".address_size {}\n", module.address_size);
+    if text.contains(".loc ") {
+        for file in &module.files {
+            // Paths begin where the checkout does.
+            let _ = writeln!(out, "{}", file.replace("\"/flashtile/", "\""));
+        }
+    }
     if ptx::identifiers(&clean).any(|w| w == SHARED_SYMBOL) {
         let _ = writeln!(out, ".extern .shared .align 1024 .b8 {SHARED_SYMBOL}[];\n");
     }
@@ -151,13 +157,41 @@ fn without_noise(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for line in text.lines() {
         let bare = line.trim();
-        if !noise.contains(&bare) && !bare.starts_with(".loc ") {
+        if bare.starts_with(".loc") {
+            out.push_str(&line_of_source(bare));
+        } else if !noise.contains(&bare) && !is_debug_label(bare) {
             out.push_str(line.trim_end());
             out.push('\n');
         }
     }
     out.truncate(out.trim_end().len());
     out
+}
+
+/// A `.loc` without the name of the function, which is in a section that is dropped.
+fn line_of_source(loc: &str) -> String {
+    let parts: Vec<&str> = loc.split(',').map(str::trim).collect();
+    let inlined = parts.iter().find(|p| p.starts_with("inlined_at"));
+    let words: Vec<&str> = parts[0].split_whitespace().take(4).collect();
+    let inlined = inlined.map_or(String::new(), |p| format!(", {p}"));
+    format!("\t{}{inlined}\n", words.join(" "))
+}
+
+/// Labels that only debug sections refer to.
+fn is_debug_label(line: &str) -> bool {
+    ["$L__tmp", "$L__func_begin", "$L__func_end"]
+        .iter()
+        .any(|prefix| line.starts_with(prefix))
+        && line.ends_with(':')
+}
+
+/// The text without its line table.
+pub(crate) fn without_lines(ptx: &str) -> String {
+    let kept = ptx.lines().filter(|line| {
+        let bare = line.trim_start();
+        !bare.starts_with(".loc ") && !bare.starts_with(".file ")
+    });
+    kept.flat_map(|line| [line, "\n"]).collect()
 }
 
 /// Gives private variables names that don't depend on the crate's version and place: mangled names

@@ -24,6 +24,13 @@ struct Arguments {
     /// Write every kernel's machine code to this folder, as text (needs ptxas and nvdisasm)
     #[arg(long, value_name = "DIR")]
     sass: Option<PathBuf>,
+    /// Write every kernel's PTX with the Rust lines that its instructions are from to this folder, and stop; `flashtile
+    /// attend --sanitize --ptx` shows them
+    #[arg(long, value_name = "DIR", conflicts_with = "check")]
+    lines: Option<PathBuf>,
+    /// With --lines: only the kernels whose name contains this
+    #[arg(long, value_name = "TEXT", requires = "lines")]
+    filter: Option<String>,
     /// Write the archive even if kernels spill registers or pass another limit
     #[arg(long)]
     allow_spills: bool,
@@ -93,6 +100,20 @@ fn run(arguments: &Arguments) -> Result<bool> {
     }
     if let Some(arch) = arguments.arch {
         builder = builder.arch(arch.into());
+    }
+    if let Some(folder) = &arguments.lines {
+        let filter = arguments.filter.as_deref().unwrap_or_default();
+        let written = builder.write_with_lines(folder, filter)?;
+        if written.is_empty() {
+            return Err(Error::Archive {
+                what: format!("no kernel's name contains `{filter}`"),
+            });
+        }
+        for (name, same) in written {
+            let word = if same { "the same" } else { "NOT the same" };
+            println!("{name}: {word} instructions as without lines");
+        }
+        return Ok(true);
     }
     let build = builder.build()?;
     drop(lock);

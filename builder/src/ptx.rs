@@ -14,6 +14,8 @@ pub struct Module {
     pub target: String,
     /// `.address_size`, e.g. "64".
     pub address_size: String,
+    /// The `.file` directives, if the compiler wrote line tables.
+    pub files: Vec<String>,
     /// Everything else but debug sections, in order.
     pub items: Vec<Item>,
 }
@@ -68,7 +70,13 @@ impl Module {
                     scanner.skip_line();
                 }
                 // Debug information.
-                ".file" | ".loc" => scanner.skip_line(),
+                ".file" => {
+                    module.files.push(one_line.trim().to_owned());
+                    scanner.skip_line();
+                }
+                ".loc" => scanner.skip_line(),
+                // Labels between debug sections.
+                label if label.starts_with("$L__") && label.ends_with(':') => scanner.skip_line(),
                 ".section" => {
                     scanner.item(true, line)?;
                 }

@@ -93,9 +93,15 @@ pub struct VerifyArgs {
     /// A short sweep that runs every kernel at least once
     #[arg(long)]
     pub quick: bool,
-    /// Only cases whose name contains this (or is exactly this)
+    /// Only cases whose line or whose kernel's name contains this
     #[arg(long, value_name = "TEXT")]
     pub filter: Option<String>,
+    /// This one case, as a failure prints it
+    #[arg(long, value_name = "LINE", conflicts_with_all = ["quick", "filter"])]
+    pub case: Option<String>,
+    /// Emulator only: run every case under the sanitizer, whose findings are failures
+    #[arg(long)]
+    pub sanitize: bool,
     /// Where to run: auto, cuda, cuda:N, emulator or cpu
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,

@@ -43,10 +43,10 @@ const TENSORS: [(&str, &str); 3] = [
     ("v", "[batch, seqlen_k, heads_kv, head_dim_v]"),
 ];
 
-/// A file whose header is read and found good.
+/// A file, or anything else to read from, whose header is read and found good.
 #[derive(Debug)]
-pub struct Source {
-    file: File,
+pub struct Source<R = File> {
+    file: R,
     dtype: DType,
     tensors: [Tensor; 3],
 }
@@ -62,6 +62,9 @@ struct Tensor {
 
 impl Source {
     /// Opens a file and reads its header; no tensor yet.
+    ///
+    /// # Errors
+    /// The file can't be read, or is not what [`Source::new`] takes.
     pub fn open(path: &Path) -> Result<Self> {
         let bad = |expected: &str, found: String| Failure::bad(path.display(), expected, found);
         let unreadable = |error: std::io::Error| bad("a file that can be read", error.to_string());
@@ -70,8 +73,20 @@ impl Source {
         if !kind.is_file() {
             return Err(bad("a regular file", "a folder, device or pipe".into()));
         }
-        let mut file = File::open(path).map_err(unreadable)?;
+        let file = File::open(path).map_err(unreadable)?;
         let length = file.metadata().map_err(unreadable)?.len();
+        Self::new(file, length, path.display())
+    }
+}
+
+impl<R: Read + Seek> Source<R> {
+    /// Reads the header of a safetensors file of so many bytes; `name` is for messages.
+    ///
+    /// # Errors
+    /// It is no safetensors file, not whole, or has no q, k and v that go together.
+    pub fn new(mut file: R, length: u64, name: impl fmt::Display) -> Result<Self> {
+        let bad = |expected: &str, found: String| Failure::bad(&name, expected, found);
+        let unreadable = |error: std::io::Error| bad("a file that can be read", error.to_string());
         let mut word = [0; 8];
         file.read_exact(&mut word).map_err(|_| {
             bad(
@@ -130,6 +145,9 @@ impl Source {
     }
 
     /// Reads q, k and v.
+    ///
+    /// # Errors
+    /// The file got shorter, can't be read, or a tensor does not fit in memory.
     pub fn read(mut self) -> Result<[Vec<u8>; 3]> {
         let mut contents = [const { Vec::new() }; 3];
         for (content, tensor) in contents.iter_mut().zip(self.tensors) {

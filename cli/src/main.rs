@@ -6,12 +6,9 @@
 mod args;
 mod attend;
 mod doctor;
-mod failure;
 mod findings;
-mod input;
 mod interrupt;
 mod kernels;
-mod memory;
 mod output;
 mod progress;
 mod target;
@@ -21,6 +18,8 @@ use std::process::ExitCode;
 
 use args::Command;
 use failure::Outcome;
+// The modules that the library half holds, under the names that the others use.
+use flashtile_cli::{failure, input, memory};
 
 fn main() -> ExitCode {
     interrupt::install();

@@ -1,8 +1,8 @@
 //! Progress on a terminal.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 /// A spinner with the time that has passed. Hidden if stderr is no terminal.
 pub fn spinner(message: &'static str, hidden: bool) -> ProgressBar {
@@ -17,15 +17,19 @@ pub fn spinner(message: &'static str, hidden: bool) -> ProgressBar {
     bar
 }
 
-/// A bar of so many steps. Hidden if stderr is no terminal.
-pub fn bar(steps: usize, hidden: bool) -> ProgressBar {
+/// A bar of so many steps, with their rate. Hidden if stderr is no terminal.
+pub fn bar(steps: usize, what: &'static str, hidden: bool) -> ProgressBar {
     if hidden {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(steps as u64);
-    let template = "{elapsed} [{bar:30}] {pos}/{len} {wide_msg}";
+    let template = "{elapsed} [{bar:30}] {pos}/{len} {rate} {wide_msg}";
     if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style.progress_chars("=> "));
+        let rate = move |state: &ProgressState, out: &mut dyn fmt::Write| {
+            // A line that cannot be formatted is drawn without it.
+            let _ = write!(out, "{:.0} {what}/s", state.per_sec());
+        };
+        bar.set_style(style.with_key("rate", rate).progress_chars("=> "));
     }
     bar.enable_steady_tick(Duration::from_millis(200));
     bar

@@ -6,6 +6,7 @@ use flashtile::{
     CudaDevice, Device, DeviceInfo, EmulatorDevice, Error, ErrorClass, Inputs, Outputs, Problem,
     Variant, device::emulator::Report,
 };
+use flashtile_verify::{Case, Results, Tensors, memory as verify};
 
 use crate::{
     args::DeviceChoice,
@@ -131,6 +132,14 @@ impl Target {
             });
         }
         Ok(device.load(variant)?)
+    }
+
+    /// Runs a case of `verify`.
+    pub fn run(&self, case: &Case, tensors: &Tensors) -> Result<Results, Error> {
+        match self.device() {
+            None => verify::run_on_cpu(case, tensors),
+            Some(device) => verify::run(device, case, tensors),
+        }
     }
 
     /// Computes attention.

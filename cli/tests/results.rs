@@ -209,9 +209,26 @@ fn a_sweep_passes_on_the_cpu_and_runs_kernels_on_the_emulator() {
         "--device",
         "emulator",
         "--filter",
-        "d32:32-causal",
+        "fused_bf16_d64_softcap",
     ]));
     assert!(text.contains(" passed, 0 failed"), "{text}");
+}
+
+#[test]
+fn one_case_is_what_its_line_says() {
+    let line = "two-pass bf16 b2 q37 k70 h6/2 d40/24 causal=top-left window=5,-1 q=heads-first+3@1 data=1e4 poison seed=7";
+    for device in ["cpu", "emulator"] {
+        let found = json(&succeeds(&run(&[
+            "verify", "--device", device, "--json", "--case", line,
+        ])));
+        assert_eq!((&found["passed"], &found["failed"]), (&1.into(), &0.into()));
+        assert_eq!(found["device"], device);
+    }
+    let text = succeeds(&run(&["verify", "--sanitize", "--case", line]));
+    assert!(
+        text.starts_with("emulator, sanitized: 1 passed, 0 failed"),
+        "{text}"
+    );
 }
 
 #[test]

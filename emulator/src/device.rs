@@ -10,6 +10,7 @@ use crate::error::{Fault, LaunchError, MemoryError};
 use crate::exec;
 use crate::memory::DeviceMemory;
 use crate::module::Module;
+use crate::numerics::Numerics;
 use crate::parse::tree::{Init, VarSpace};
 use crate::sanitize::{Report, Sanitizer};
 
@@ -99,6 +100,8 @@ pub struct Options {
     /// Whether to check what hardware does not: races, uninitialised values, asynchronous copies that are still under
     /// way. A launch with findings fails with [`LaunchError::Findings`]. Its blocks run one after the other.
     pub sanitize: bool,
+    /// The arithmetic of tensor cores and of approximate functions.
+    pub numerics: Numerics,
 }
 
 impl Default for Options {
@@ -112,6 +115,7 @@ impl Default for Options {
             schedule: Schedule::InOrder,
             block_order: BlockOrder::Ascending,
             sanitize: false,
+            numerics: Numerics::default(),
         }
     }
 }
@@ -338,7 +342,7 @@ impl Emulator {
         if gx == 0 || gy == 0 || gz == 0 || gx > i32::MAX as u64 || gy > 65535 || gz > 65535 {
             return bad(format!("a grid of {gx} x {gy} x {gz} blocks"));
         }
-        let program = module.program(at)?;
+        let program = module.program(at, self.options.numerics)?;
         let shared = program
             .static_shared
             .next_multiple_of(program.dynamic_align)

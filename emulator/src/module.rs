@@ -1,10 +1,12 @@
 //! A parsed module and what can be asked of it.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::decode;
 use crate::error::ParseError;
+use crate::numerics::Numerics;
 use crate::parse;
 use crate::parse::tree::{Tree, VarSpace, Variable};
 use crate::program::Program;
@@ -37,6 +39,9 @@ pub struct Entry {
     pub static_shared: u64,
 }
 
+/// An entry, decoded for each numerics that it was launched with.
+type Programs = HashMap<Numerics, Result<Arc<Program>, ParseError>>;
+
 /// PTX text, parsed. Entries are decoded when they are first launched.
 #[derive(Debug)]
 pub struct Module {
@@ -44,7 +49,7 @@ pub struct Module {
     pub(crate) text: String,
     pub(crate) tree: Tree,
     entries: Vec<Entry>,
-    programs: Vec<OnceLock<Result<Arc<Program>, ParseError>>>,
+    programs: Vec<Mutex<Programs>>,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);
@@ -93,7 +98,7 @@ impl Module {
                 }
             })
             .collect();
-        let programs = entries.iter().map(|_| OnceLock::new()).collect();
+        let programs = entries.iter().map(|_| Mutex::default()).collect();
         let id = NEXT_ID.fetch_add(1, Relaxed);
         Ok(Module {
             id,
@@ -128,7 +133,7 @@ impl Module {
     /// The first instruction of the entry that the emulator does not know.
     pub fn decode(&self, entry: &str) -> Result<(), ParseError> {
         match self.entries.iter().position(|e| e.name == entry) {
-            Some(at) => self.program(at).map(drop),
+            Some(at) => self.program(at, Numerics::default()).map(drop),
             None => Ok(()),
         }
     }
@@ -149,9 +154,17 @@ impl Module {
         &self.entries[at]
     }
 
-    pub(crate) fn program(&self, at: usize) -> Result<Arc<Program>, ParseError> {
-        self.programs[at]
-            .get_or_init(|| decode::decode(self, at).map(Arc::new))
+    pub(crate) fn program(
+        &self,
+        at: usize,
+        numerics: Numerics,
+    ) -> Result<Arc<Program>, ParseError> {
+        // Every update is a single insertion, so the map is whole even after a panic.
+        let programs = self.programs[at].lock();
+        programs
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(numerics)
+            .or_insert_with(|| decode::decode(self, at, numerics).map(Arc::new))
             .clone()
     }
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Run, fault, kernel, run};
-use flashtile_emulator::{FaultKind, Options};
+use flashtile_emulator::{FaultKind, Launch, Module, Numerics, Options, TensorCores};
 
 /// bf16 of a small integer.
 fn bf16(v: i32) -> u16 {
@@ -95,4 +95,91 @@ fn matrices_need_the_whole_warp() {
         matches!(found.kind, FaultKind::Misaligned { align: 16, .. }),
         "{found}"
     );
+}
+
+/// A launch has its device's arithmetic, and one module serves devices of all kinds. The row is 4 times 2^-25: Ampere's
+/// last place beside 1 is 2^-24, Hopper's 2^-25, and rounding to nearest after each addition leaves 1.
+#[test]
+fn numerics() {
+    // Columns 0, 1, 8 and 9 of A and rows 0, 1, 8 and 9 of B, f16: 2^-12 and 2^-13 in the lanes with t = 0.
+    let mut body = "and.b32 %r1, %r0, 3; setp.eq.u32 %p1, %r1, 0;\n".to_owned();
+    for n in 0..4 {
+        body += &format!("selp.b32 %r{}, 0x0c000c00, 0, %p1;\n", 10 + n);
+    }
+    for n in 0..2 {
+        body += &format!("selp.b32 %r{}, 0x08000800, 0, %p1;\n", 14 + n);
+    }
+    for n in 20..24 {
+        body += &format!("mov.b32 %r{n}, 0x3f800000;\n");
+    }
+    body += "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%r20,%r21,%r22,%r23}, {%r10,%r11,%r12,%r13}, {%r14,%r15}, {%r20,%r21,%r22,%r23};\n\
+        mov.b32 %r9, %r20;";
+    body += common::STORE;
+    let module = Module::parse(&kernel("", &body)).unwrap();
+    let result = |numerics| {
+        let run = Run::new(Options {
+            numerics,
+            ..Options::default()
+        });
+        let params: Vec<u8> = run.buffers.iter().flat_map(|b| b.to_le_bytes()).collect();
+        let launch = Launch {
+            grid: [1; 3],
+            block: [32, 1, 1],
+            dynamic_shared: 0,
+            params: &params,
+        };
+        run.device.launch(&module, "k", &launch).unwrap();
+        run.get(0, 32)
+    };
+    let all = |word: u32| vec![word; 32];
+    for (tensor_cores, want) in [
+        (TensorCores::Fast, 0x3f80_0000),
+        (TensorCores::Ampere, 0x3f80_0000),
+        (TensorCores::Hopper, 0x3f80_0001),
+        (TensorCores::Fast, 0x3f80_0000),
+    ] {
+        let numerics = Numerics {
+            tensor_cores,
+            perturb: None,
+        };
+        assert_eq!(result(numerics), all(want), "{numerics}");
+    }
+}
+
+/// The approximate functions of f32 follow the seed.
+#[test]
+fn perturbed_functions() {
+    // 3 + the thread: no powers of two, whose reciprocals may be exact.
+    let body = "cvt.rn.f32.u32 %f0, %r0; add.f32 %f0, %f0, 0f40400000; rcp.approx.ftz.f32 %f1, %f0; mov.b32 %r9, %f1;";
+    let text = kernel("", &format!("{body}{}", common::STORE));
+    let result = |perturb| {
+        let run = Run::new(Options {
+            numerics: Numerics {
+                perturb,
+                ..Numerics::default()
+            },
+            ..Options::default()
+        });
+        run.launch(&text, 1, 32, 0).unwrap();
+        run.get(0, 32)
+    };
+    let exact = result(None);
+    for (thread, &word) in exact.iter().enumerate() {
+        assert_eq!(f32::from_bits(word), 1.0 / (thread as f32 + 3.0));
+    }
+    let (one, two) = (result(Some(1)), result(Some(2)));
+    assert_eq!(one, result(Some(1)));
+    assert!(one != exact && two != exact && one != two);
+    for (moved, exact) in one.iter().zip(&exact) {
+        assert!(moved.abs_diff(*exact) <= 1, "{moved:#x} {exact:#x}");
+    }
+}
+
+#[test]
+fn names_of_tensor_cores() {
+    for cores in TensorCores::ALL {
+        assert_eq!(cores.to_string().parse(), Ok(cores));
+    }
+    let error = "volta".parse::<TensorCores>().unwrap_err();
+    assert!(error.to_string().contains("volta"), "{error}");
 }

@@ -174,6 +174,11 @@ fn arithmetic() {
         ),
         ("set.eq.u32.u32 %r9, %r0, 0;", u32::MAX),
         ("slct.s32.s32 %r9, 4, 5, -1;", 5),
+        // A negative subnormal number is negative, unless it is flushed; -0 and NaN are as in a comparison.
+        ("slct.s32.f32 %r9, 4, 5, 0f80000001;", 5),
+        ("slct.ftz.s32.f32 %r9, 4, 5, 0f80000001;", 4),
+        ("slct.s32.f32 %r9, 4, 5, 0f80000000;", 4),
+        ("slct.s32.f32 %r9, 4, 5, 0f7FC00000;", 5),
         ("mov.b64 %d3, {1, 2}; mov.b64 {_, %r9}, %d3;", 2),
         ("mad.wide.s32 %d3, -2, 3, 10; cvt.u32.u64 %r9, %d3;", 4),
         (

@@ -1,22 +1,138 @@
 //! Every device there is.
+//!
+//! | variable | meaning | default |
+//! |---|---|---|
+//! | `FLASHTILE_TEST_DEVICE` | `emulator` or `cuda` alone | `all` |
+//! | `FLASHTILE_TEST_NUMERICS` | tensor cores of the emulator, separated by commas: `fast`, `ampere`, `hopper` | `fast` |
+//! | `FLASHTILE_TEST_PERTURB` | seed by which the emulator's approximate functions are off | none |
+//! | `FLASHTILE_TEST_SANITIZE` | 1: the emulator sanitizes | 0 |
+//! | `FLASHTILE_TEST_SCHEDULE` | seed of the order in which the emulator's warps run | in order |
 
-use std::sync::OnceLock;
+use std::{
+    env,
+    str::FromStr,
+    sync::{Mutex, PoisonError},
+};
 
-use flashtile::{CudaDevice, Device, EmulatorDevice};
+use flashtile::{
+    CudaDevice, Device, EmulatorDevice,
+    device::emulator::{Numerics, Options, Schedule, TensorCores},
+};
+use flashtile_verify::Case;
 
-/// The emulator, then each GPU of this machine.
-pub fn devices() -> &'static [Box<dyn Device>] {
-    static DEVICES: OnceLock<Vec<Box<dyn Device>>> = OnceLock::new();
-    DEVICES.get_or_init(|| {
-        let mut devices: Vec<Box<dyn Device>> = vec![Box::new(EmulatorDevice::new())];
-        // No driver and no GPU is the ordinary case; a GPU that cannot be opened is a failure.
-        let gpus = flashtile::device::cuda::devices().map_or(0, |found| found.len());
-        for ordinal in 0..gpus as u32 {
-            match CudaDevice::new(ordinal) {
-                Ok(device) => devices.push(Box::new(device)),
-                Err(error) => panic!("GPU {ordinal}: {error}"),
-            }
+/// Most instructions that a warp executes at a time under `FLASHTILE_TEST_SCHEDULE`.
+const SHARE: u32 = 40;
+
+type Devices = &'static [Box<dyn Device>];
+
+/// Devices that no thread uses now.
+static IDLE: Mutex<Vec<Devices>> = Mutex::new(Vec::new());
+
+/// A thread's devices, which others may have when it ends.
+struct Lent(Devices);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        IDLE.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(self.0);
+    }
+}
+
+thread_local! {
+    static DEVICES: Lent = {
+        let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Lent(idle.unwrap_or_else(|| Vec::leak(open())))
+    };
+}
+
+/// The emulator, with each of the arithmetics that the environment asks for, then each GPU of this machine. Each thread
+/// has its own: an emulator's allocations wait for its launches to end.
+pub fn devices() -> Devices {
+    DEVICES.with(|lent| lent.0)
+}
+
+fn open() -> Vec<Box<dyn Device>> {
+    let choice = variable("FLASHTILE_TEST_DEVICE").unwrap_or_else(|| "all".into());
+    let (emulators, gpus) = match choice.as_str() {
+        "all" => (true, true),
+        "emulator" => (true, false),
+        "cuda" => (false, true),
+        other => panic!("FLASHTILE_TEST_DEVICE: expected all, emulator or cuda, found `{other}`"),
+    };
+    let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    if emulators {
+        let models = variable("FLASHTILE_TEST_NUMERICS").unwrap_or_else(|| "fast".into());
+        for model in models.split(',') {
+            devices.push(emulator(parse(model.trim())));
         }
-        devices
-    })
+    }
+    // No driver and no GPU is the ordinary case; a GPU that cannot be opened is a failure.
+    let found = match flashtile::device::cuda::devices() {
+        Ok(found) if gpus => found.len(),
+        _ => 0,
+    };
+    for ordinal in 0..found as u32 {
+        match CudaDevice::new(ordinal) {
+            Ok(device) => devices.push(Box::new(device)),
+            Err(error) => panic!("GPU {ordinal}: {error}"),
+        }
+    }
+    assert!(
+        !devices.is_empty(),
+        "FLASHTILE_TEST_DEVICE={choice}: there is no GPU"
+    );
+    devices
+}
+
+/// An emulator as the environment wants it.
+fn emulator(tensor_cores: TensorCores) -> Box<dyn Device> {
+    let schedule = match variable("FLASHTILE_TEST_SCHEDULE") {
+        Some(seed) => Schedule::Seeded {
+            seed: parse(&seed),
+            share: SHARE,
+        },
+        None => Schedule::InOrder,
+    };
+    Box::new(EmulatorDevice::with_options(Options {
+        memory_limit: 8 << 30,
+        schedule,
+        sanitize: sanitizes(),
+        numerics: Numerics {
+            tensor_cores,
+            perturb: variable("FLASHTILE_TEST_PERTURB").map(|seed| parse(&seed)),
+        },
+        ..Options::default()
+    }))
+}
+
+/// Whether the suite's emulator has its sanitizer on.
+fn sanitizes() -> bool {
+    variable("FLASHTILE_TEST_SANITIZE").is_some_and(|on| parse::<u8>(&on) != 0)
+}
+
+/// An environment variable that is set, and not to nothing.
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// A mistyped variable would otherwise test something else than was asked for.
+fn parse<T: FromStr<Err: std::fmt::Display>>(value: &str) -> T {
+    value
+        .parse()
+        .unwrap_or_else(|error| panic!("`{value}` in the environment: {error}"))
+}
+
+/// The command that repeats a case on the device of this number.
+pub fn command(case: &Case, number: usize) -> String {
+    let device = match number.checked_sub(1) {
+        None => "emulator".into(),
+        Some(ordinal) => format!("cuda:{ordinal}"),
+    };
+    let sanitize = if number == 0 && sanitizes() {
+        " --sanitize"
+    } else {
+        ""
+    };
+    format!("flashtile verify --device {device}{sanitize} --case '{case}'")
 }

@@ -1,15 +1,19 @@
 //! Cases by chance: proptest strategies, and the runner that makes them the same on every machine.
 
-use flashtile::{Algorithm, CausalAlignment, DType, OutDType, Window};
+use std::time::Duration;
+
+use flashtile::{Algorithm, CausalAlignment, DType, OutDType, ScoreModKind, Variant, Window};
+use flashtile_abi::variants;
+use flashtile_verify::{
+    Case, Distribution, Placement,
+    shrink::shrink,
+    sizes,
+    sweep::{Dims, dims},
+};
 use proptest::{
     prelude::*,
     sample::select,
     test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner},
-};
-
-use crate::{
-    case::{Case, Placement, sizes},
-    data::Distribution,
 };
 
 /// Largest amount of arithmetic of one case, in multiply-adds over padded tiles. Keeps a case of the
@@ -27,7 +31,11 @@ fn environment(name: &str, default: f64) -> f64 {
     }
 }
 
-/// Runs a property on generated cases; a failure is shrunk and printed as a case's text.
+/// Longest search for a smaller case.
+const SHRINKING: Duration = Duration::from_secs(60);
+
+/// Runs a property on generated cases, or on the one that `FLASHTILE_TEST_CASE` holds. A failure is shrunk
+/// and printed as the command that repeats it.
 ///
 /// # Panics
 /// If the property fails.
@@ -36,16 +44,57 @@ pub fn for_all(
     strategy: impl Strategy<Value = Case>,
     property: impl Fn(&Case) -> Result<(), String>,
 ) {
+    if !repeats(&property) {
+        generate(cases, 0, strategy, property);
+    }
+}
+
+/// [`for_all`] with so many cases of each variant there is.
+///
+/// # Panics
+/// If the property fails.
+pub fn for_each_variant(cases: u32, axes: Axes, property: impl Fn(&Case) -> Result<(), String>) {
+    if repeats(&property) {
+        return;
+    }
+    for (at, variant) in variants().iter().enumerate() {
+        let axes = Axes {
+            variant: Some(variant),
+            ..axes
+        };
+        generate(cases, 1 + at as u64, case(axes), &property);
+    }
+}
+
+/// Tries the property on the case in `FLASHTILE_TEST_CASE`, if there is one.
+fn repeats(property: impl Fn(&Case) -> Result<(), String>) -> bool {
+    let Ok(text) = std::env::var("FLASHTILE_TEST_CASE") else {
+        return false;
+    };
+    match text.parse().and_then(|case| property(&case)) {
+        Ok(()) => true,
+        Err(reason) => panic!("{reason}"),
+    }
+}
+
+/// Generates cases from a seed and a salt, and tries the property on them.
+fn generate(
+    cases: u32,
+    salt: u64,
+    strategy: impl Strategy<Value = Case>,
+    property: impl Fn(&Case) -> Result<(), String>,
+) {
     let factor = environment("FLASHTILE_TEST_CASES", 1.0);
     let config = Config {
         cases: ((f64::from(cases) * factor).ceil() as u32).max(1),
         failure_persistence: None,
-        // Each step runs a kernel; a minute is plenty.
-        max_shrink_time: 60_000,
+        // `shrink` knows better what is simple.
+        max_shrink_iters: 0,
         ..Config::default()
     };
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&(environment("FLASHTILE_TEST_SEED", 0.0) as u64).to_le_bytes());
+    seed[8..16].copy_from_slice(&salt.to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
     let mut runner = TestRunner::new_with_rng(config, rng);
     let strategy = strategy.prop_map(Shown);
@@ -55,10 +104,23 @@ pub fn for_all(
     match result {
         Ok(()) => {}
         Err(TestError::Fail(reason, Shown(case))) => {
-            panic!("{reason}\n  smallest failing case: FLASHTILE_TEST_CASE='{case}'")
+            let failure = |case: &Case| property(case).err();
+            let (smallest, reason) = shrink(case, reason.to_string(), SHRINKING, failure);
+            panic!("{reason}\n  {}", repetition(&smallest))
         }
         Err(TestError::Abort(reason)) => panic!("{reason}"),
     }
+}
+
+/// The command that tries the property of the test that runs now on one case.
+fn repetition(case: &Case) -> String {
+    // The test harness names its threads; with one thread only, there is no name.
+    let thread = std::thread::current();
+    let test = thread.name().filter(|name| *name != "main");
+    format!(
+        "FLASHTILE_TEST_CASE='{case}' cargo test --release -p flashtile-tests {}",
+        test.unwrap_or_default()
+    )
 }
 
 /// A case that proptest prints as its text.
@@ -84,6 +146,8 @@ pub struct Axes {
     pub masks: bool,
     /// Algorithms to choose from.
     pub algorithms: &'static [Algorithm],
+    /// The variant that all cases are of; its algorithm, dtype and head dimensions are taken then.
+    pub variant: Option<&'static Variant>,
 }
 
 impl Axes {
@@ -94,15 +158,17 @@ impl Axes {
         placements: true,
         masks: true,
         algorithms: &Algorithm::ALL,
+        variant: None,
     };
 
-    /// Small fused problems, for laws that need several launches.
+    /// Small problems, for laws that need several launches.
     pub const SMALL: Self = Self {
         head_dim: 64,
         mixed_dims: true,
         placements: false,
         masks: true,
-        algorithms: &[Algorithm::Fused],
+        algorithms: &Algorithm::ALL,
+        variant: None,
     };
 }
 
@@ -218,6 +284,10 @@ fn heads() -> impl Strategy<Value = [usize; 2]> {
         (1, 3),
         (7, 1),
         (3, 2),
+        (5, 1),
+        (8, 1),
+        (12, 1),
+        (16, 1),
     ])
     .prop_map(|(ratio, kv)| [ratio * kv, kv])
 }
@@ -244,46 +314,100 @@ fn data() -> impl Strategy<Value = Distribution> {
     ]
 }
 
-/// Cases of all kinds.
-pub fn case(axes: Axes) -> impl Strategy<Value = Case> {
-    let dtype = select(vec![DType::F16, DType::Bf16, DType::F32]);
-    let dims = (head_dim(axes.head_dim), head_dim(axes.head_dim), 0..3u32).prop_map(
+/// Head dimensions of queries and keys, and of values: mostly the same.
+fn dims_of_models(axes: Axes) -> impl Strategy<Value = (usize, usize)> {
+    let dim = || head_dim(axes.head_dim);
+    (dim(), dim(), 0..3u32).prop_map(
         move |(qk, v, differ)| match axes.mixed_dims && differ == 0 {
             true => (qk, v),
             false => (qk, qk),
         },
-    );
+    )
+}
+
+/// Head dimensions, up to `largest`, for which the variant is chosen.
+fn dims_of(variant: &Variant, largest: usize) -> impl Strategy<Value = (usize, usize)> + use<> {
+    // The least of either for which the variant is chosen whatever the other one is.
+    let (least_qk, least_v) = dims(variant, Dims::NarrowValues);
+    let between = |least: usize, most: u32| {
+        let most = (most as usize).min(largest);
+        // Rows of whole 16 bytes more often than not.
+        prop_oneof![
+            2 => Just(most),
+            1 => Just((most - most % 8).max(least)),
+            2 => least..=most,
+        ]
+    };
+    let tile = &variant.tile;
+    (
+        between(least_qk, tile.head_dim_qk),
+        between(least_v, tile.head_dim_v),
+    )
+}
+
+/// Cases of all kinds.
+pub fn case(axes: Axes) -> impl Strategy<Value = Case> {
+    let dtypes = match axes.variant {
+        Some(variant) => vec![variant.tile.dtype],
+        None => vec![DType::F16, DType::Bf16, DType::F32],
+    };
+    let algorithms = match axes.variant {
+        Some(variant) => vec![variant.algorithm],
+        None => axes.algorithms.to_vec(),
+    };
+    let dims = match axes.variant {
+        Some(variant) => dims_of(variant, axes.head_dim).boxed(),
+        None => dims_of_models(axes).boxed(),
+    };
     let shape = (1usize..=2, length(), length(), heads(), dims);
     let softmax = (scale(), softcap(), data(), any::<bool>());
-    let kernel = (dtype, select(axes.algorithms));
+    let kernel = (select(dtypes), select(algorithms));
     (kernel, shape, mask(axes.masks), softmax, any::<u32>())
         .prop_flat_map(move |((dtype, algorithm), shape, mask, softmax, seed)| {
             let places = placements(dtype, axes.placements);
             (Just((dtype, algorithm, shape, mask, softmax, seed)), places)
         })
-        .prop_map(|((dtype, algorithm, shape, mask, softmax, seed), places)| {
-            let (batch, q, k, heads, (head_dim_qk, head_dim_v)) = shape;
-            let (scale, softcap, data, out_f32) = softmax;
-            let mut case = Case {
-                scale,
-                softcap,
-                causal: mask.0,
-                window: mask.1,
-                placements: places,
-                ..Case::new(dtype, sizes(1, 1, heads, head_dim_qk))
-            }
-            .algorithm(algorithm)
-            .data(data, seed.into());
-            if out_f32 {
-                case.out_dtype = OutDType::F32;
-            }
-            case.shape.batch = batch;
-            case.shape.head_dim_v = head_dim_v;
-            let tile = case.variant().tile;
-            case.shape.seqlen_q = q.resolve(tile.block_m, 1);
-            case.shape.seqlen_k = k.resolve(tile.block_n, 0);
-            within(case)
-        })
+        .prop_map(
+            move |((dtype, algorithm, shape, mask, softmax, seed), places)| {
+                let (batch, q, k, heads, (head_dim_qk, head_dim_v)) = shape;
+                let (scale, softcap, data, out_f32) = softmax;
+                let mut case = Case {
+                    scale,
+                    softcap,
+                    causal: mask.0,
+                    window: mask.1,
+                    placements: places,
+                    ..Case::new(dtype, sizes(1, 1, heads, head_dim_qk))
+                }
+                .algorithm(algorithm)
+                .data(data, seed.into());
+                if out_f32 {
+                    case.out_dtype = OutDType::F32;
+                }
+                case.shape.batch = batch;
+                case.shape.head_dim_v = head_dim_v;
+                if let Some(variant) = axes.variant {
+                    fit(&mut case, variant);
+                }
+                let tile = case.variant().tile;
+                case.shape.seqlen_q = q.resolve(tile.block_m, 1);
+                case.shape.seqlen_k = k.resolve(tile.block_n, 0);
+                within(case)
+            },
+        )
+}
+
+/// Makes a case of the variant's head dimensions one that it caps, or does not.
+fn fit(case: &mut Case, variant: &Variant) {
+    match variant.score_mod {
+        ScoreModKind::None => case.softcap = None,
+        ScoreModKind::OptionalSoftcap => {}
+        ScoreModKind::Softcap => {
+            case.softcap = case.softcap.or(Some(20.0));
+            // Scores next to 0 are not capped, so another kernel computes them.
+            case.scale = case.scale.filter(|scale| scale.abs() > 1e-6);
+        }
+    }
 }
 
 /// The same case, smaller where it would take too long.

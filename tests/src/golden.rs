@@ -3,16 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use flashtile::DType;
+use flashtile_verify::{Case, Tensors, sizes};
 use safetensors::SafeTensors;
 
-use crate::{
-    case::{Case, sizes},
-    data::Tensors,
-};
-
-/// The repository's own sample, q, k and v.
+/// The repository's own sample, q, k and v. `FLASHTILE_EXAMPLES` is its folder where there is no checkout.
 pub fn sample() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data/minilm-128.safetensors")
+    let folder = match std::env::var_os("FLASHTILE_EXAMPLES") {
+        Some(folder) => folder.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data"),
+    };
+    folder.join("minilm-128.safetensors")
 }
 
 /// The folder of larger samples, which are not part of the repository.

@@ -268,6 +268,36 @@ fn ties_subnormals_and_wide_ranges() {
     });
 }
 
+/// f16's subnormal numbers weigh as much as others: products and sums are f32, where they are ordinary numbers.
+/// So a power of two taken out of the values and put back into the output changes no bit, and neither does one
+/// taken out of the queries and put into the scale. (The bound, made for numbers around 1, can't tell 1e-6 from 0.)
+#[test]
+fn subnormal_f16_numbers_are_numbers() {
+    let tiny = 2f32.powi(-24);
+    for algorithm in Algorithm::ALL {
+        let case = Case::new(DType::F16, sizes(37, 150, [2, 1], 40));
+        let case = case.algorithm(algorithm).out_f32().scale(0.125);
+        let mut whole = Tensors::of(&case);
+        // Integers below 1024: multiples of the smallest subnormal number, once they are scaled.
+        let integer = |x: &mut f32| *x = (*x * 300.0).round().clamp(-1023.0, 1023.0);
+        whole.v.iter_mut().for_each(integer);
+        whole.q.iter_mut().for_each(|x| *x = (*x * 4.0).round());
+        let (mut values, mut queries) = (whole.clone(), whole.clone());
+        values.v.iter_mut().for_each(|x| *x *= tiny);
+        queries.q.iter_mut().for_each(|x| *x *= tiny);
+        for device in devices() {
+            let expected = run(&**device, &case, &whole).unwrap();
+            judge(&case, &whole, &expected).unwrap();
+            let mut found = run(&**device, &case, &values).unwrap();
+            found.out.iter_mut().for_each(|x| *x /= tiny);
+            assert_same_bits("subnormal values", &found.out, &expected.out).unwrap();
+            let found = run(&**device, &case.scale(0.125 / tiny), &queries).unwrap();
+            assert_same_bits("subnormal queries", &found.out, &expected.out).unwrap();
+            assert_same_bits("their lse", &found.lse, &expected.lse).unwrap();
+        }
+    }
+}
+
 /// The sign of a zero in q and k changes no bit; in v, no number.
 #[test]
 fn negative_zero_is_zero() {

@@ -1,90 +1,55 @@
-//! Every kernel there is, by construction: a variant that no case reaches fails here.
+//! Every kernel there is, through every class of cases, by construction.
 
-use flashtile::{CausalAlignment, DType, ScoreModKind, Variant};
+use std::ops::ControlFlow;
+
 use flashtile_abi::variants;
-use flashtile_tests::{Case, check, sizes};
+use flashtile_tests::{
+    Case, check,
+    parallel::{cores, in_order},
+    shrink::shrink,
+    sweep::{self, Coverage},
+};
 
-/// Cases that plan to this variant: its widest dimensions and its narrowest ones.
-fn cases(variant: &Variant) -> Vec<Case> {
-    let tile = &variant.tile;
-    let (widest_qk, widest_v) = (tile.head_dim_qk as usize, tile.head_dim_v as usize);
-    let caps: &[Option<f32>] = match variant.score_mod {
-        ScoreModKind::None => &[None],
-        ScoreModKind::Softcap => &[Some(3.0)],
-        ScoreModKind::OptionalSoftcap => &[None, Some(3.0)],
-    };
-    let (block_m, block_n) = (tile.block_m as usize, tile.block_n as usize);
-    let mut cases = Vec::new();
-    for (seed, &softcap) in caps.iter().enumerate() {
-        // Two query blocks, one of a single row; the last key tile is short.
-        let shape = sizes(block_m + 1, 2 * block_n + 3, [1, 1], widest_qk);
-        let mut case = Case::new(tile.dtype, shape).algorithm(variant.algorithm);
-        case.shape.head_dim_v = widest_v;
-        case.softcap = softcap;
-        case.seed = seed as u64;
-        cases.push(case);
-        // A masked and an unmasked tile; nothing is a multiple of 16 bytes.
-        let mut narrow = case.causal(CausalAlignment::BottomRight);
-        narrow.shape.seqlen_q = 19;
-        narrow.seed += 2;
-        if let Some((qk, v)) = narrowest(&narrow, variant) {
-            (narrow.shape.head_dim_qk, narrow.shape.head_dim_v) = (qk, v);
-            cases.push(narrow);
-        }
-    }
-    cases
+/// Failures that are reported; each is shrunk.
+const REPORTED: usize = 5;
+
+/// Runs cases on all cores, and returns what was covered and what is wrong.
+fn run(cases: &[Case]) -> (Coverage, Vec<String>) {
+    let (mut coverage, mut failures) = (Coverage::default(), Vec::new());
+    let workers = vec![(); cores()];
+    in_order(
+        &workers,
+        cases,
+        |(), case| check(case),
+        |at, outcome| {
+            // What counts is what has run, not what was planned.
+            coverage.add(&cases[at]);
+            if let Err(reason) = outcome {
+                let limit = std::time::Duration::from_secs(20);
+                let (_, smallest) = shrink(cases[at], reason, limit, |case| check(case).err());
+                failures.push(smallest);
+            }
+            match failures.len() {
+                REPORTED => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        },
+    );
+    (coverage, failures)
 }
 
-/// The smallest head dimensions for which the variant is chosen.
-fn narrowest(case: &Case, variant: &Variant) -> Option<(usize, usize)> {
-    let plans = |qk: usize, v: usize| {
-        let mut case = *case;
-        (case.shape.head_dim_qk, case.shape.head_dim_v) = (qk, v);
-        case.variant().name == variant.name
-    };
-    let (widest_qk, widest_v) = (variant.tile.head_dim_qk, variant.tile.head_dim_v);
-    (1..=widest_qk as usize)
-        .flat_map(|qk| [(qk, 1), (qk, (widest_v as usize).min(qk))])
-        .find(|&(qk, v)| plans(qk, v))
-}
-
-/// The variants of an element type, all of whose cases are run.
-fn check_all(dtype: DType) {
-    let mut failures = Vec::new();
-    for variant in variants().iter().filter(|v| v.tile.dtype == dtype) {
-        let cases = cases(variant);
-        let reached = cases.iter().any(|c| c.variant().name == variant.name);
-        if !reached {
-            failures.push(format!("no case plans to {}", variant.name));
-        }
-        for case in cases {
-            assert_eq!(case.variant().name, variant.name, "{case}");
-            failures.extend(check(&case).err());
-        }
-    }
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
-}
-
+/// A variant without a case of some class fails here, and so does a class without a case of some variant.
 #[test]
-fn every_f16_variant() {
-    check_all(DType::F16);
+fn every_variant_through_every_class() {
+    let (coverage, failures) = run(&sweep::full());
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+    let missing = coverage.missing();
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
-#[test]
-fn every_bf16_variant() {
-    check_all(DType::Bf16);
-}
-
-#[test]
-fn every_f32_variant() {
-    check_all(DType::F32);
-}
-
-/// The three tests above cover the list only as long as there are no other element types.
+/// The sweep's list of variants is the library's, and that is the one the kernels are made from.
 #[test]
 fn no_variant_is_forgotten() {
-    let covered = [DType::F16, DType::Bf16, DType::F32];
-    for variant in variants() {
-        assert!(covered.contains(&variant.tile.dtype), "{}", variant.name);
-    }
+    let swept: Vec<_> = flashtile::kernels().map(|kernel| kernel.variant).collect();
+    assert!(swept.into_iter().eq(variants()));
 }

@@ -69,11 +69,10 @@ impl Decoder<'_> {
                 let (ty, by) = (types[0], types[1]);
                 let (ftz, float) = (form.has(".ftz"), by.name == "f32");
                 let f = wide3(move |a, b, c| {
-                    let keep = if float {
-                        float::compare_f32::<true>(Cmp::Ge, c as u32, 0)
-                            || !ftz && float::compare_f32::<false>(Cmp::Ge, c as u32, 0)
-                    } else {
-                        c as u32 as i32 >= 0
+                    let keep = match (float, ftz) {
+                        (true, true) => float::compare_f32::<true>(Cmp::Ge, c as u32, 0),
+                        (true, false) => float::compare_f32::<false>(Cmp::Ge, c as u32, 0),
+                        (false, _) => c as u32 as i32 >= 0,
                     };
                     if keep { a } else { b }
                 });

@@ -5,7 +5,7 @@ use super::{Decoded, Decoder, Form};
 use crate::parse::tree::Type;
 use crate::program::{Kind, NarrowFn, Op, WideFn};
 use crate::semantics::float::{self, MinMax, Mods, TestP};
-use crate::semantics::special::{self, Special};
+use crate::semantics::special::{self, Special, perturb::perturbed_f32_lanes};
 use crate::semantics::{Float, Round, half};
 
 pub(super) fn round_of(mods: &[&str]) -> Round {
@@ -74,9 +74,12 @@ impl Decoder<'_> {
         };
         if let Some(op) = special {
             let f: NarrowFn = match (format, pair) {
-                (Float::F32, _) => {
-                    Box::new(move |d, a, _, _| special::approx_f32_lanes(op, ftz, d, a))
-                }
+                (Float::F32, _) => match self.numerics.perturb {
+                    None => Box::new(move |d, a, _, _| special::approx_f32_lanes(op, ftz, d, a)),
+                    Some(seed) => {
+                        Box::new(move |d, a, _, _| perturbed_f32_lanes(op, seed, ftz, d, a))
+                    }
+                },
                 (_, false) => narrow1(move |a| special::approx_half(op, format, ftz, a)),
                 _ => narrow1(move |a| {
                     half::x2_unary(a, |half| {

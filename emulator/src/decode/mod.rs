@@ -18,6 +18,7 @@ use crate::error::{ParseError, Space};
 use crate::exec::{LOCAL_BASE, LOCAL_WINDOW, PARAM_WINDOW, SHARED_BASE, SHARED_WINDOW};
 use crate::isa::{self, Group, Row};
 use crate::module::Module;
+use crate::numerics::Numerics;
 use crate::parse::tree::{Base, Body, Operand, RegId, Statement, Type, VarRef, VarSpace, Variable};
 use crate::program::{
     Address, Constant, Dst, Inst, Kind, NOWHERE, NarrowFn, Op, Origin, PredSrc, Program, Special,
@@ -28,7 +29,11 @@ use crate::program::{
 type Decoded<T> = Result<T, String>;
 
 /// Decodes the entry at that place of the module.
-pub(crate) fn decode(module: &Module, at: usize) -> Result<Program, ParseError> {
+pub(crate) fn decode(
+    module: &Module,
+    at: usize,
+    numerics: Numerics,
+) -> Result<Program, ParseError> {
     let entry = &module.tree.entries[at];
     let body = &entry.body;
     let text = module.text.as_str();
@@ -77,6 +82,7 @@ pub(crate) fn decode(module: &Module, at: usize) -> Result<Program, ParseError> 
     let mut decoder = Decoder {
         body,
         layout: &layout,
+        numerics,
         places: assignment.places,
         rows: assignment.rows,
         preds: assignment.preds,
@@ -296,6 +302,7 @@ impl Form<'_> {
 struct Decoder<'m> {
     body: &'m Body,
     layout: &'m Layout,
+    numerics: Numerics,
     places: Vec<Src>,
     rows: u32,
     preds: u32,

@@ -300,6 +300,7 @@ impl Decoder<'_> {
     fn mma(&mut self, form: &Form<'_>) -> Decoded<Op> {
         let shape = form.mods[0];
         let types = &form.mods[form.mods.len() - 4..];
+        let cores = self.numerics.tensor_cores;
         /// Slices as arrays of the lengths that decoding has checked.
         macro_rules! call {
             (|$d:ident, $a:ident, $b:ident, $c:ident| $body:expr) => {
@@ -333,37 +334,37 @@ impl Decoder<'_> {
             (".m16n8k16", ".f32", name @ (".f16" | ".bf16")) => {
                 let kind = half(name);
                 (
-                    call!(|d, a, b, c| mma::mma_m16n8k16_f32(kind, d, a, b, c)),
+                    call!(|d, a, b, c| mma::mma_m16n8k16_f32(cores, kind, d, a, b, c)),
                     [4, 4, 2],
                 )
             }
             (".m16n8k8", ".f32", name @ (".f16" | ".bf16")) => {
                 let kind = half(name);
                 (
-                    call!(|d, a, b, c| mma::mma_m16n8k8_f32(kind, d, a, b, c)),
+                    call!(|d, a, b, c| mma::mma_m16n8k8_f32(cores, kind, d, a, b, c)),
                     [4, 2, 1],
                 )
             }
             (".m16n8k16", ".f16", _) => (
-                call!(|d, a, b, c| mma::mma_m16n8k16_f16(d, a, b, c)),
+                call!(|d, a, b, c| mma::mma_m16n8k16_f16(cores, d, a, b, c)),
                 [2, 4, 2],
             ),
             (".m16n8k8", ".f16", _) => (
-                call!(|d, a, b, c| mma::mma_m16n8k8_f16(d, a, b, c)),
+                call!(|d, a, b, c| mma::mma_m16n8k8_f16(cores, d, a, b, c)),
                 [2, 2, 1],
             ),
             (".m16n8k8", _, ".tf32") => (
-                call!(|d, a, b, c| mma::mma_m16n8k8_tf32(d, a, b, c)),
+                call!(|d, a, b, c| mma::mma_m16n8k8_tf32(cores, d, a, b, c)),
                 [4, 4, 2],
             ),
             (".m16n8k4", _, ".tf32") => (
-                call!(|d, a, b, c| mma::mma_m16n8k4_tf32(d, a, b, c)),
+                call!(|d, a, b, c| mma::mma_m16n8k4_tf32(cores, d, a, b, c)),
                 [4, 2, 1],
             ),
             (".m16n8k32", ".f32", _) => {
                 let (at, bt) = (fp8(types[1]), fp8(types[2]));
                 (
-                    call!(|d, a, b, c| mma::mma_m16n8k32_fp8(at, bt, d, a, b, c)),
+                    call!(|d, a, b, c| mma::mma_m16n8k32_fp8(cores, at, bt, d, a, b, c)),
                     [4, 4, 2],
                 )
             }

@@ -13,16 +13,17 @@
 //! | B, tf32, k8 | register i | t + 4i | g |
 //! | C, D (32-bit) | register i | g, + 8 if i >= 2 | 2t + i % 2 |
 //!
-//! **Numerics.** Each element is `c`, then for k ascending `fma(a, b, sum)` in f32, rounded to nearest even, subnormals
-//! kept, NaN canonical. PTX leaves order and rounding open; hardware adds several products at once and truncates. The
-//! bits are the same with and without vector instructions, since every path rounds the same fused operations in the
-//! same order.
+//! **Numerics.** PTX leaves order and rounding open. With [`TensorCores::Fast`] each element is `c`, then for k ascending
+//! `fma(a, b, sum)` in f32, rounded to nearest even, subnormals kept, NaN canonical. Hardware adds several products at
+//! once and truncates: [`fused`] is its rule. The bits are the same with and without vector instructions.
 
 use super::{
     Float, Lanes, Num, Round,
     cvt::{f16_to_f32, f16_to_f32_lanes, f32_to_f16x2_lanes},
     float::canonical_f32,
 };
+use crate::numerics::TensorCores;
+use fused::FusedSum;
 
 /// A 16-bit element format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +34,15 @@ pub enum Half {
     Bf16,
 }
 
+impl Half {
+    const fn format(self) -> Float {
+        match self {
+            Half::F16 => Float::F16,
+            Half::Bf16 => Float::Bf16,
+        }
+    }
+}
+
 /// The A operand, row by row.
 pub type TileA<const K: usize> = [[f32; K]; 16];
 /// The B operand, one row per k. Columns may be in any order, as long as it is the accumulator's.
@@ -41,7 +51,7 @@ pub type TileB<const K: usize> = [[f32; 8]; K];
 /// registers.
 pub type TileC = [[f32; 8]; 16];
 
-/// `c += a * b`, k ascending, fused; NaN results are canonical.
+/// `c += a * b`, k ascending, one fused multiply-add after the other; NaN results are canonical.
 pub fn multiply<const K: usize>(a: &TileA<K>, b: &TileB<K>, c: &mut TileC) {
     #[cfg(target_arch = "x86_64")]
     if x86::available() {
@@ -109,7 +119,8 @@ fn unpack_half<const K: usize>(kind: Half, a: &[Lanes], b: &[Lanes]) -> (TileA<K
     (tile_a, tile_b)
 }
 
-fn half_f32<const K: usize>(
+fn half<const K: usize>(
+    sum: Option<FusedSum>,
     kind: Half,
     d: &mut [Lanes; 4],
     a: &[Lanes],
@@ -118,12 +129,15 @@ fn half_f32<const K: usize>(
 ) {
     let (a, b) = unpack_half::<K>(kind, a, b);
     let mut tile = unpack_c(c);
-    multiply(&a, &b, &mut tile);
+    match sum {
+        None => multiply(&a, &b, &mut tile),
+        Some(sum) => fused::multiply(sum, [kind.format(); 2], &a, &b, &mut tile),
+    }
     pack_d(d, &tile);
 }
 
-/// `mma.sync.aligned.m16n8k16.row.col.f32.{f16,bf16}.{f16,bf16}.f32`.
-pub fn mma_m16n8k16_f32(
+fn half_k16(
+    sum: Option<FusedSum>,
     kind: Half,
     d: &mut [Lanes; 4],
     a: &[Lanes; 4],
@@ -133,20 +147,34 @@ pub fn mma_m16n8k16_f32(
     #[cfg(target_arch = "x86_64")]
     if x86::available() {
         // SAFETY: the processor has the features that the function is compiled for.
-        return unsafe { x86::half_k16(kind, d, a, b, c) };
+        return unsafe { x86::half_k16(sum, kind, d, a, b, c) };
     }
-    half_f32::<16>(kind, d, a, b, c);
+    half::<16>(sum, kind, d, a, b, c);
+}
+
+/// `mma.sync.aligned.m16n8k16.row.col.f32.{f16,bf16}.{f16,bf16}.f32`.
+pub fn mma_m16n8k16_f32(
+    cores: TensorCores,
+    kind: Half,
+    d: &mut [Lanes; 4],
+    a: &[Lanes; 4],
+    b: &[Lanes; 2],
+    c: &[Lanes; 4],
+) {
+    half_k16(FusedSum::of(cores, kind.format(), false), kind, d, a, b, c);
 }
 
 /// `mma.sync.aligned.m16n8k8.row.col.f32.{f16,bf16}.{f16,bf16}.f32`.
 pub fn mma_m16n8k8_f32(
+    cores: TensorCores,
     kind: Half,
     d: &mut [Lanes; 4],
     a: &[Lanes; 2],
     b: &[Lanes; 1],
     c: &[Lanes; 4],
 ) {
-    half_f32::<8>(kind, d, a, b, c);
+    let sum = FusedSum::of(cores, kind.format(), false);
+    half::<8>(sum, kind, d, a, b, c);
 }
 
 /// f16 accumulators: register 0 holds row g, register 1 row g + 8, columns 2t and 2t + 1 in its halves.
@@ -164,21 +192,42 @@ fn narrow_d(d: &mut [Lanes; 2], wide: &[Lanes; 4]) {
     }
 }
 
-/// `mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16`: summed in f32, rounded to f16 once at the end.
-pub fn mma_m16n8k16_f16(d: &mut [Lanes; 2], a: &[Lanes; 4], b: &[Lanes; 2], c: &[Lanes; 2]) {
+/// `mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16`. With fast tensor cores summed in f32 and rounded to f16 once,
+/// at the end.
+pub fn mma_m16n8k16_f16(
+    cores: TensorCores,
+    d: &mut [Lanes; 2],
+    a: &[Lanes; 4],
+    b: &[Lanes; 2],
+    c: &[Lanes; 2],
+) {
+    let sum = FusedSum::of(cores, Float::F16, true);
     let mut wide = [[0; 32]; 4];
-    mma_m16n8k16_f32(Half::F16, &mut wide, a, b, &widen_c(c));
+    half_k16(sum, Half::F16, &mut wide, a, b, &widen_c(c));
     narrow_d(d, &wide);
 }
 
 /// `mma.sync.aligned.m16n8k8.row.col.f16.f16.f16.f16`.
-pub fn mma_m16n8k8_f16(d: &mut [Lanes; 2], a: &[Lanes; 2], b: &[Lanes; 1], c: &[Lanes; 2]) {
+pub fn mma_m16n8k8_f16(
+    cores: TensorCores,
+    d: &mut [Lanes; 2],
+    a: &[Lanes; 2],
+    b: &[Lanes; 1],
+    c: &[Lanes; 2],
+) {
+    let sum = FusedSum::of(cores, Float::F16, true);
     let mut wide = [[0; 32]; 4];
-    mma_m16n8k8_f32(Half::F16, &mut wide, a, b, &widen_c(c));
+    half::<8>(sum, Half::F16, &mut wide, a, b, &widen_c(c));
     narrow_d(d, &wide);
 }
 
-fn tf32<const K: usize>(d: &mut [Lanes; 4], a: &[Lanes], b: &[Lanes], c: &[Lanes; 4]) {
+fn tf32<const K: usize>(
+    cores: TensorCores,
+    d: &mut [Lanes; 4],
+    a: &[Lanes],
+    b: &[Lanes],
+    c: &[Lanes; 4],
+) {
     let value = |x: u32| f32::from_bits(x & !0x1fff);
     let a: TileA<K> = std::array::from_fn(|row| {
         std::array::from_fn(|k| value(a[2 * (k / 4) + row / 8][4 * (row % 8) + k % 4]))
@@ -186,18 +235,33 @@ fn tf32<const K: usize>(d: &mut [Lanes; 4], a: &[Lanes], b: &[Lanes], c: &[Lanes
     let b: TileB<K> =
         std::array::from_fn(|k| std::array::from_fn(|p| value(b[k / 4][4 * column(p) + k % 4])));
     let mut tile = unpack_c(c);
-    multiply(&a, &b, &mut tile);
+    match FusedSum::of(cores, Float::Tf32, false) {
+        None => multiply(&a, &b, &mut tile),
+        Some(sum) => fused::multiply(sum, [Float::Tf32; 2], &a, &b, &mut tile),
+    }
     pack_d(d, &tile);
 }
 
 /// `mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32`. The low 13 bits of the operands are ignored.
-pub fn mma_m16n8k8_tf32(d: &mut [Lanes; 4], a: &[Lanes; 4], b: &[Lanes; 2], c: &[Lanes; 4]) {
-    tf32::<8>(d, a, b, c);
+pub fn mma_m16n8k8_tf32(
+    cores: TensorCores,
+    d: &mut [Lanes; 4],
+    a: &[Lanes; 4],
+    b: &[Lanes; 2],
+    c: &[Lanes; 4],
+) {
+    tf32::<8>(cores, d, a, b, c);
 }
 
 /// `mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32`.
-pub fn mma_m16n8k4_tf32(d: &mut [Lanes; 4], a: &[Lanes; 2], b: &[Lanes; 1], c: &[Lanes; 4]) {
-    tf32::<4>(d, a, b, c);
+pub fn mma_m16n8k4_tf32(
+    cores: TensorCores,
+    d: &mut [Lanes; 4],
+    a: &[Lanes; 2],
+    b: &[Lanes; 1],
+    c: &[Lanes; 4],
+) {
+    tf32::<4>(cores, d, a, b, c);
 }
 
 const fn fp8_table(f: Float) -> [f32; 256] {
@@ -220,6 +284,7 @@ pub fn fp8_values(f: Float) -> &'static [f32; 256] {
 
 /// `mma.sync.aligned.m16n8k32.row.col.f32.{e4m3,e5m2}.{e4m3,e5m2}.f32`.
 pub fn mma_m16n8k32_fp8(
+    cores: TensorCores,
     a_type: Float,
     b_type: Float,
     d: &mut [Lanes; 4],
@@ -235,8 +300,27 @@ pub fn mma_m16n8k32_fp8(
         |x| b_values[usize::from(x)],
     );
     let mut tile = unpack_c(c);
-    multiply(&a, &b, &mut tile);
+    match cores {
+        TensorCores::Fast => multiply(&a, &b, &mut tile),
+        TensorCores::Ampere => fused::multiply(fused::ADA_FP8, [a_type, b_type], &a, &b, &mut tile),
+        TensorCores::Hopper => fp8_as_f16(&a, &b, &mut tile),
+    }
     pack_d(d, &tile);
+}
+
+/// What Hopper makes of an 8-bit `mma.sync`: its operands as f16, a product of half the columns of A (those where
+/// k % 4 < 2), another of the rest that adds to it, and an addition of c.
+fn fp8_as_f16(a: &TileA<32>, b: &TileB<32>, c: &mut TileC) {
+    let mut sums: TileC = [[0.0; 8]; 16];
+    for part in 0..2 {
+        let from = |k: usize| 4 * (k / 2) + 2 * part + k % 2;
+        let a: TileA<16> = a.map(|row| std::array::from_fn(|k| row[from(k)]));
+        let b: TileB<16> = std::array::from_fn(|k| b[from(k)]);
+        fused::multiply(fused::HOPPER_F16, [Float::F16; 2], &a, &b, &mut sums);
+    }
+    for (c, sum) in c.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+        *c = f32::from_bits(canonical_f32((*c + sum).to_bits()));
+    }
 }
 
 /// 8-bit fragments, their bytes mapped to `T`.
@@ -331,6 +415,7 @@ pub fn mma_m16n8k16_s32(
     bytes_s32::<16>(signed, satfinite, d, a, b, c);
 }
 
+pub mod fused;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -4,7 +4,10 @@
 //! function is computed in f64 and rounded once, so the error is at most 0.5 ulp of the result format plus about
 //! 2^-28 ulp (from the f64 rounding). `rcp` and `sqrt` are exactly the correctly rounded results.
 //! `ex2` is self-contained and gives the same bits on every machine; `lg2`, `sin`, `cos` and `tanh` take the standard
-//! library's f64 routine, whose last f64 bit may depend on the platform.
+//! library's f64 routine, whose last f64 bit may depend on the platform. [`perturb`] makes four of them as wrong as the
+//! manual allows.
+
+pub mod perturb;
 
 use super::{
     Float, Lanes, Num, Round,

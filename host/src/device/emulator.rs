@@ -8,6 +8,7 @@ use std::{
 use flashtile_abi::Variant;
 pub use flashtile_emulator::{BlockOrder, Finding, Options, Report, Rule, Schedule, Site, Stats};
 use flashtile_emulator::{Emulator, Launch, LaunchError, MemoryError, Module};
+pub use flashtile_emulator::{Numerics, TensorCores};
 
 use super::{Device, DeviceInfo, LaunchConfig, Stream};
 use crate::error::{Error, Result};
@@ -51,6 +52,9 @@ impl EmulatorDevice {
     pub fn with_options(options: Options) -> Self {
         let mut info = DeviceInfo::emulator();
         info.total_memory = options.memory_limit;
+        if options.numerics != Numerics::default() {
+            info.name = format!("{} ({})", info.name, options.numerics);
+        }
         Self {
             info,
             emulator: Emulator::new(options),

@@ -108,7 +108,7 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// `address` was returned by this device's `allocate`, and nothing uses the memory any more.
     unsafe fn free(&self, address: u64) -> Result<()>;
 
-    /// Copies bytes to the device, and returns when they are read from `source`.
+    /// Copies bytes to the device, and returns when they have arrived: kernels in any stream see them.
     ///
     /// # Errors
     /// What the device says of the addresses, or of the work before.
@@ -126,7 +126,7 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// The source is allocated on this device.
     unsafe fn read(&self, address: u64, destination: &mut [u8]) -> Result<()>;
 
-    /// Sets bytes.
+    /// Sets bytes, and returns when they are set: kernels in any stream see them.
     ///
     /// # Errors
     /// What the device says of the addresses, or of the work before.

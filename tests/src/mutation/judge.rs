@@ -14,7 +14,7 @@ use super::{
     place::{Images, Left, Place},
     problems::{Problem, problems},
 };
-use crate::{check, data::Tensors};
+use crate::data::Tensors;
 
 /// What noticed a mutant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -199,8 +199,8 @@ impl Prepared {
         let case = &self.problem.case;
         let (reference, bound) = self.bound.get_or_init(|| {
             (
-                check::oracle(case, &self.tensors),
-                check::bound(case, &self.tensors),
+                crate::oracle(case, &self.tensors),
+                crate::bound(case, &self.tensors),
             )
         });
         let lse: Vec<f32> = left

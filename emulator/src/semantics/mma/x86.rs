@@ -1,6 +1,6 @@
-//! The f32 matrix product with AVX2, FMA and F16C; the same bits as the portable one.
+//! Matrix products with AVX2, FMA and F16C; the same bits as the portable ones.
 
-use super::{Half, Lanes, TileA, TileB, TileC};
+use super::{Half, Lanes, TileA, TileB, TileC, fused, fused::FusedSum};
 use std::arch::x86_64::*;
 
 /// Whether the functions of this module may be called. The standard library caches the answer.
@@ -79,9 +79,10 @@ pub(super) fn multiply<const K: usize>(a: &TileA<K>, b: &TileB<K>, c: &mut TileC
     }
 }
 
-/// The whole of m16n8k16 in f32, from registers to registers.
+/// The whole of m16n8k16 with 16-bit operands, from registers to registers.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn half_k16(
+    sum: Option<FusedSum>,
     kind: Half,
     d: &mut [Lanes; 4],
     a: &[Lanes; 4],
@@ -144,7 +145,12 @@ pub(super) fn half_k16(
             save(&mut tile_b[8 * i + 2 * t + 1], odd);
         }
     }
-    multiply(&tile_a, &tile_b, &mut tile_c);
+    match sum {
+        None => multiply(&tile_a, &tile_b, &mut tile_c),
+        Some(sum) => {
+            fused::multiply(sum, [kind.format(); 2], &tile_a, &tile_b, &mut tile_c);
+        }
+    }
     for (row, c) in tile_c.iter().enumerate() {
         let (g, low) = (row % 8, row / 8);
         let both = _mm256_castps_si256(load(c));

@@ -48,6 +48,11 @@ pub(super) mod codes {
     pub const ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: c_int = 76;
     pub const ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: c_int = 97;
     pub const FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
+    /// `CU_LAUNCH_PARAM_END`, `CU_LAUNCH_PARAM_BUFFER_POINTER`, `CU_LAUNCH_PARAM_BUFFER_SIZE`: what
+    /// stands in pointers of `extra`.
+    pub const LAUNCH_PARAM_END: usize = 0;
+    pub const LAUNCH_PARAM_BUFFER_POINTER: usize = 1;
+    pub const LAUNCH_PARAM_BUFFER_SIZE: usize = 2;
     pub const JIT_ERROR_LOG_BUFFER: c_int = 5;
     pub const JIT_ERROR_LOG_BUFFER_SIZE_BYTES: c_int = 6;
 }
@@ -135,6 +140,8 @@ driver! {
     context_pop = b"cuCtxPopCurrent_v2\0" (context: *mut Handle);
     /// Waits for all work of the calling thread's context.
     context_synchronize = b"cuCtxSynchronize\0" ();
+    /// Waits for a stream.
+    stream_synchronize = b"cuStreamSynchronize\0" (stream: Handle);
     /// Loads a module.
     module_load = b"cuModuleLoadDataEx\0" (
         module: *mut Handle, image: *const c_void, options: c_uint, names: *mut c_int, values: *mut *mut c_void

@@ -1,6 +1,7 @@
 //! NVIDIA GPUs, through the driver API.
 
 mod driver;
+mod raw;
 
 use std::{
     collections::HashMap,
@@ -12,6 +13,7 @@ use std::{
 use flashtile_abi::Variant;
 
 use self::driver::{Driver, Handle, Ordinal, codes};
+pub use self::raw::RawModule;
 use super::{Device, DeviceInfo, DeviceKind, LaunchConfig, Stream};
 use crate::error::{Error, Result};
 
@@ -235,6 +237,14 @@ impl CudaDevice {
         Ok(Pushed(self.driver))
     }
 
+    /// Waits for the default stream, in which fills and small copies may still be under way when the
+    /// driver returns: a kernel in a non-blocking stream would not wait for them. The device's context
+    /// must be current.
+    fn finish_default_stream(&self) -> Result<()> {
+        // SAFETY: a null handle is the default stream of the current context.
+        unsafe { self.driver.stream_synchronize(null_mut()) }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Every update of the state is a single insertion, so it is whole even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -247,10 +257,10 @@ impl CudaDevice {
             return Ok(loaded);
         }
         let module = match state.overrides.get(variant.name) {
-            Some(ptx) => self.compile(variant, ptx)?,
-            None => self.compile(variant, &crate::kernels::ptx(variant)?)?,
+            Some(ptx) => self.compile(variant.name, ptx)?,
+            None => self.compile(variant.name, &crate::kernels::ptx(variant)?)?,
         };
-        let function = self.function(variant, module);
+        let function = self.function(module, variant.name, variant.shared_bytes);
         let function = function.inspect_err(|_| {
             // SAFETY: the module was just loaded in this context, and nothing of it is in use.
             let _ = unsafe { self.driver.module_unload(module) };
@@ -260,9 +270,10 @@ impl CudaDevice {
         Ok(loaded)
     }
 
-    fn compile(&self, variant: &Variant, ptx: &str) -> Result<Handle> {
+    /// Compiles PTX text; `name` is for messages. The device's context must be current.
+    fn compile(&self, name: &str, ptx: &str) -> Result<Handle> {
         let fault = |reason: String| Error::Fault {
-            context: format!("loading {}", variant.name),
+            context: format!("loading {name}"),
             reason,
         };
         let image =
@@ -300,12 +311,14 @@ impl CudaDevice {
         }
     }
 
-    fn function(&self, variant: &Variant, module: Handle) -> Result<Handle> {
+    /// An entry point of a loaded module, ready for so much dynamic shared memory. The device's context
+    /// must be current.
+    fn function(&self, module: Handle, entry: &str, shared_bytes: u32) -> Result<Handle> {
         let fault = |reason: String| Error::Fault {
-            context: format!("loading {}", variant.name),
+            context: format!("loading {entry}"),
             reason,
         };
-        let name = CString::new(variant.name).map_err(|error| fault(error.to_string()))?;
+        let name = CString::new(entry).map_err(|error| fault(error.to_string()))?;
         let mut function = null_mut();
         // SAFETY: the module is loaded, the name ends with 0; writes one handle.
         unsafe {
@@ -318,7 +331,7 @@ impl CudaDevice {
             self.driver.function_set(
                 function,
                 codes::FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                variant.shared_bytes as c_int,
+                shared_bytes as c_int,
             )?;
         }
         Ok(function)
@@ -355,8 +368,9 @@ impl Device for CudaDevice {
         // SAFETY: the source is a slice; the caller vouches for the destination.
         unsafe {
             self.driver
-                .memory_write(address, source.as_ptr().cast(), source.len())
+                .memory_write(address, source.as_ptr().cast(), source.len())?;
         }
+        self.finish_default_stream()
     }
 
     unsafe fn read(&self, address: u64, destination: &mut [u8]) -> Result<()> {
@@ -374,7 +388,8 @@ impl Device for CudaDevice {
     unsafe fn fill(&self, address: u64, bytes: usize, value: u8) -> Result<()> {
         let _pushed = self.push()?;
         // SAFETY: the caller vouches for the range.
-        unsafe { self.driver.memory_fill(address, value, bytes) }
+        unsafe { self.driver.memory_fill(address, value, bytes)? };
+        self.finish_default_stream()
     }
 
     fn load(&self, variant: &'static Variant) -> Result<()> {

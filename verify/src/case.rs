@@ -1,7 +1,8 @@
 //! One attention problem with its layouts and its data, as a value.
 
 use flashtile::{
-    Algorithm, CausalAlignment, DType, OutDType, Problem, Shape, TensorLayout, Variant, Window,
+    Algorithm, CausalAlignment, DType, DeviceInfo, OutDType, Problem, Shape, TensorLayout, Variant,
+    Window,
 };
 
 use crate::data::Distribution;
@@ -71,6 +72,9 @@ pub struct Case {
     pub data: Distribution,
     /// Which elements exactly.
     pub seed: u64,
+    /// Keys that no query sees, and values of tiles without a visible key, are infinite or NaN in memory.
+    /// The result may not change.
+    pub poison: bool,
 }
 
 /// One batch of `heads_q` heads over `heads_kv`, q and k and v of one head_dim.
@@ -101,6 +105,7 @@ impl Case {
             placements: [Placement::default(); 4],
             data: Distribution::Normal,
             seed: 0,
+            poison: false,
         }
     }
 
@@ -203,11 +208,39 @@ impl Case {
     }
 
     /// The kernel that computes it on the emulator.
+    ///
+    /// # Errors
+    /// What the library says of the problem.
+    pub fn planned(&self) -> flashtile::Result<&'static Variant> {
+        let plan = self.problem().plan(&DeviceInfo::emulator())?;
+        Ok(plan.variant())
+    }
+
+    /// The kernel that computes it on the emulator.
+    ///
+    /// # Panics
+    /// If the library refuses the problem: for cases that the program itself made.
     pub fn variant(&self) -> &'static Variant {
-        let info = flashtile::DeviceInfo::emulator();
-        match self.problem().plan(&info) {
-            Ok(plan) => plan.variant(),
+        match self.planned() {
+            Ok(variant) => variant,
             Err(error) => panic!("{self}: {error}"),
         }
+    }
+
+    /// Bytes that running and judging the case takes, roughly; `None` past 64 bits or past strides of
+    /// 62 bits. To be asked before anything is made of a case that a user typed.
+    pub fn bytes(&self) -> Option<u64> {
+        let mut bytes = 0u64;
+        for (shape, placement) in self.shapes().into_iter().zip(&self.placements) {
+            let row = shape[3].checked_add(placement.pad)?;
+            let elements = shape[..3]
+                .iter()
+                .try_fold(row, |product, &extent| product.checked_mul(extent.max(1)))?
+                .checked_add(placement.offset)?;
+            // On the host and on the device, and in f32 and f64 for the judgement.
+            let all = u64::try_from(elements).ok()?.checked_mul(32)?;
+            bytes = bytes.checked_add(all)?;
+        }
+        (bytes < 1 << 62).then_some(bytes)
     }
 }

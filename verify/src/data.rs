@@ -21,17 +21,25 @@ pub enum Distribution {
     Wide,
     /// Subnormal numbers of the element type.
     Subnormal,
+    /// 1e4 and -1e4, and in queries and keys 0 three times out of four. So f32 holds every score exactly,
+    /// and ties are ties whatever the order of sums. f32's own queries and keys are up to a quarter less:
+    /// the bound of its arithmetic says nothing where large scores tie.
+    Large,
+    /// Normal, but one key of each head is far out, where all queries point.
+    Dominant,
 }
 
 impl Distribution {
     /// Every distribution.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Normal,
         Self::Peaked,
         Self::Ternary,
         Self::ZeroScores,
         Self::Wide,
         Self::Subnormal,
+        Self::Large,
+        Self::Dominant,
     ];
 
     /// Name in a case's text.
@@ -43,6 +51,8 @@ impl Distribution {
             Self::ZeroScores => "zero-scores",
             Self::Wide => "wide",
             Self::Subnormal => "subnormal",
+            Self::Large => "1e4",
+            Self::Dominant => "dominant",
         }
     }
 }
@@ -102,7 +112,12 @@ impl Random {
     fn element(&mut self, data: Distribution, dtype: DType, is_value: bool) -> f32 {
         let sign = if self.bits() & 1 == 0 { 1.0 } else { -1.0 };
         match data {
-            Distribution::Normal => self.normal(),
+            Distribution::Normal | Distribution::Dominant => self.normal(),
+            Distribution::Large if !is_value && !self.bits().is_multiple_of(4) => 0.0,
+            Distribution::Large if !is_value && dtype == DType::F32 => {
+                sign * (1e4 - 2.5e3 * self.uniform()) as f32
+            }
+            Distribution::Large => sign * 1e4,
             Distribution::Peaked if is_value => self.normal(),
             Distribution::Peaked => 10.0 * self.normal(),
             Distribution::ZeroScores if is_value => self.normal(),
@@ -143,6 +158,9 @@ impl Tensors {
             };
             let count: usize = shape.iter().product();
             let mut values: Vec<f32> = (0..count).map(|_| next()).collect();
+            if case.data == Distribution::Dominant {
+                dominate(which, shape, &mut values, &mut random);
+            }
             if case.placements[which].broadcast && shape[0] > 1 {
                 let one = values[..count / shape[0]].to_vec();
                 values = one.repeat(shape[0]);
@@ -154,6 +172,21 @@ impl Tensors {
             k: std::mem::take(&mut tensors[1]),
             v: std::mem::take(&mut tensors[2]),
         }
+    }
+}
+
+/// Turns all queries to the first axis, and puts one key of each head far out on it.
+fn dominate(which: usize, shape: [usize; 4], values: &mut [f32], random: &mut Random) {
+    match which {
+        0 => values.iter_mut().step_by(shape[3]).for_each(|x| *x = 8.0),
+        1 if shape[1] > 0 => {
+            for b in 0..shape[0] {
+                for h in 0..shape[2] {
+                    values[row(shape, b, random.below(shape[1]), h).start] = 64.0;
+                }
+            }
+        }
+        _ => {}
     }
 }
 

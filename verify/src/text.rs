@@ -1,4 +1,11 @@
 //! Cases as lines of text, and back.
+//!
+//! ```text
+//! fused f16 b1 q37 k70 h2/1 d32/32 causal=bottom-right window=64,-1 scale=5e-1 softcap=3e1
+//!     out-dtype=f32 q=heads-first+8@1,backwards,broadcast data=peaked poison seed=7
+//! ```
+//!
+//! Words in any order; what is left out is as in [`Case::new`].
 
 use std::{fmt, str::FromStr};
 
@@ -55,6 +62,9 @@ impl fmt::Display for Case {
         if self.data != Distribution::Normal {
             write!(f, " data={}", self.data.as_str())?;
         }
+        if self.poison {
+            write!(f, " poison")?;
+        }
         write!(f, " seed={}", self.seed)
     }
 }
@@ -87,7 +97,11 @@ impl FromStr for Placement {
         let (order, numbers) = place.split_once('+').ok_or("no `+`")?;
         let (pad, offset) = numbers.split_once('@').ok_or("no `@`")?;
         let mut placement = Self {
-            heads_first: order == "heads-first",
+            heads_first: match order {
+                "heads-first" => true,
+                "seqlen-first" => false,
+                other => return Err(format!("`{other}` is neither heads-first nor seqlen-first")),
+            },
             pad: number(pad)?,
             offset: number(offset)?,
             ..Self::default()
@@ -96,7 +110,7 @@ impl FromStr for Placement {
             match flag {
                 "backwards" => placement.backwards = true,
                 "broadcast" => placement.broadcast = true,
-                other => return Err(format!("`{other}`?")),
+                other => return Err(format!("`{other}` is neither backwards nor broadcast")),
             }
         }
         Ok(placement)
@@ -111,6 +125,9 @@ impl FromStr for Case {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Err("an empty line".into());
+        }
         let mut case = Self::new(DType::F16, sizes(1, 1, [1, 1], 1));
         for word in text.split_whitespace() {
             case.read_word(word)
@@ -131,6 +148,10 @@ impl Case {
         }
         if let Some(&dtype) = DTYPES.iter().find(|d| d.as_str() == word) {
             self.dtype = dtype;
+            return Ok(());
+        }
+        if word == "poison" {
+            self.poison = true;
             return Ok(());
         }
         let pair = |rest: &str| -> Result<(usize, usize), String> {
@@ -154,7 +175,10 @@ impl Case {
             "causal" if value == "bottom-right" => self.causal = Some(CausalAlignment::BottomRight),
             "causal" if value == "top-left" => self.causal = Some(CausalAlignment::TopLeft),
             "window" => {
-                let side = |text| Ok::<_, String>(u32::try_from(number::<i64>(text)?).ok());
+                let side = |text| match text {
+                    "-1" => Ok(None),
+                    keys => number(keys).map(Some),
+                };
                 let (left, right) = value.split_once(',').ok_or("no `,`")?;
                 (self.window.left, self.window.right) = (side(left)?, side(right)?);
             }
@@ -169,5 +193,48 @@ impl Case {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_is_what_is_read() {
+        let line = "two-pass bf16 b2 q37 k70 h6/2 d40/24 causal=top-left window=5,-1 scale=-5e-1 softcap=3e1 \
+                    out-dtype=f32 q=heads-first+8@1,backwards,broadcast out=seqlen-first+0@3 data=1e4 poison seed=7";
+        let case: Case = line.parse().unwrap();
+        assert_eq!(case.to_string(), line);
+        assert!(case.poison && case.placements[0].broadcast && case.window.right.is_none());
+        assert_eq!(case.data, Distribution::Large);
+    }
+
+    #[test]
+    fn nonsense_is_refused_word_by_word() {
+        for bad in [
+            "quick",
+            "b",
+            "b-1",
+            "h2",
+            "d32",
+            "q1.5",
+            "causal=sideways",
+            "window=1",
+            "window=-2,0",
+            "window=0,4294967296",
+            "scale=big",
+            "out-dtype=f16",
+            "q=upwards+0@0",
+            "q=heads-first",
+            "q=heads-first+0@0,sideways",
+            "data=nice",
+            "seed=-1",
+            "\u{fc}=1",
+            "\u{fc}",
+        ] {
+            let error = bad.parse::<Case>().unwrap_err();
+            assert!(error.starts_with(bad), "{error}");
+        }
     }
 }

@@ -1,0 +1,263 @@
+//! What is run, in order: what tells most comes first.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+/// A program and how it is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Name; `suite-laws` is also chosen by `suite`.
+    pub name: String,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Variables of its environment.
+    pub env: Vec<(String, String)>,
+    /// Longest time.
+    pub limit: Duration,
+    /// File of the results that takes the program's standard output; without one it goes to the log.
+    pub stdout: Option<&'static str>,
+    /// Why it cannot run here, if so.
+    pub skip: Option<String>,
+}
+
+/// Where and how large.
+#[derive(Clone, Debug)]
+pub struct Plan<'a> {
+    /// The packed folder.
+    pub folder: &'a Path,
+    /// The results.
+    pub results: &'a Path,
+    /// `cuda`, `cuda:N` or `emulator`.
+    pub device: &'a str,
+    /// Small versions of everything.
+    pub quick: bool,
+}
+
+/// The program that this is.
+pub const SELF: &str = "flashtile-gpu-check";
+
+impl Plan<'_> {
+    fn path(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+
+    fn result(&self, name: &str) -> String {
+        self.results.join(name).display().to_string()
+    }
+
+    fn step(&self, name: &str, seconds: u64, command: &[&str]) -> Step {
+        let mut command: Vec<String> = command.iter().map(|&word| word.to_owned()).collect();
+        // Programs of the folder are named without a path.
+        if self.folder.join(&command[0]).is_file() {
+            command[0] = self.path(&command[0]);
+        }
+        Step {
+            name: name.into(),
+            command,
+            env: Vec::new(),
+            limit: Duration::from_secs(seconds),
+            stdout: None,
+            skip: None,
+        }
+    }
+
+    /// Whether a GPU is asked for.
+    pub fn on_gpu(&self) -> bool {
+        self.device != "emulator"
+    }
+
+    /// The step that says whether there is a GPU.
+    pub fn probe(&self) -> Step {
+        self.step("gpu", 60, &[SELF, "gpu", "--device", self.device])
+    }
+
+    /// Every step after the probe.
+    pub fn steps(&self) -> Vec<Step> {
+        let device = self.device;
+        let mut steps = vec![
+            self.step("doctor", 60, &["flashtile", "doctor"]),
+            self.tool("smi", 30, &["nvidia-smi"]),
+        ];
+        let out = self.result("micro.jsonl");
+        steps.push(self.step(
+            "micro",
+            240,
+            &[SELF, "micro", "--device", device, "--out", &out],
+        ));
+        steps.push(self.step(
+            "verify-quick",
+            150,
+            &["flashtile", "verify", "--quick", "--device", device],
+        ));
+        let data = self.path("data/minilm-128.safetensors");
+        steps.push(self.step(
+            "attend",
+            60,
+            &["flashtile", "attend", &data, "--check", "--device", device],
+        ));
+        let out = self.result("repeat.json");
+        let mut repeat = vec![SELF, "repeat", "--device", device, "--out", &out];
+        if self.quick {
+            repeat.extend(["--quick", "--launches", "4", "--filter", "_d64"]);
+        }
+        steps.push(self.step("repeat", 200, &repeat));
+        steps.extend(self.suite());
+        let out = self.result("dense.bin");
+        let mut dense = vec![SELF, "dense", "--device", device, "--out", &out];
+        if self.quick {
+            dense.extend(["--divisor", "256"]);
+        }
+        steps.push(self.step("dense", 120, &dense));
+        steps.extend(self.benches());
+        steps.extend(self.sanitizers());
+        if !self.quick {
+            steps.push(self.step("verify", 240, &["flashtile", "verify", "--device", device]));
+        }
+        steps
+    }
+
+    /// A program of the system, if it is there.
+    fn tool(&self, name: &str, seconds: u64, command: &[&str]) -> Step {
+        let mut step = self.step(name, seconds, command);
+        if !self.on_gpu() {
+            step.skip = Some("needs a GPU".into());
+        } else {
+            match find(&step.command[0]) {
+                Some(path) => step.command[0] = path.display().to_string(),
+                None => step.skip = Some(format!("there is no {} on the path", step.command[0])),
+            }
+        }
+        step
+    }
+
+    /// The suite's programs, in the order of their names but for the quickest two.
+    fn suite(&self) -> Vec<Step> {
+        let files = std::fs::read_dir(self.folder.join("suite"));
+        let mut names: Vec<String> = files
+            .into_iter()
+            .flatten()
+            .filter_map(|file| file.ok()?.file_name().into_string().ok())
+            .collect();
+        names.sort_by_key(|name| {
+            let first = ["variants", "golden"]
+                .iter()
+                .position(|quick| quick == name);
+            (first.unwrap_or(2), name.clone())
+        });
+        let device = if self.on_gpu() { "cuda" } else { "emulator" };
+        let mut steps = Vec::new();
+        for name in names {
+            let mut step = self.step(&format!("suite-{name}"), 240, &[&format!("suite/{name}")]);
+            step.env = vec![
+                ("FLASHTILE_TEST_DEVICE".into(), device.into()),
+                ("FLASHTILE_EXAMPLES".into(), self.path("data")),
+                ("FLASHTILE_DATA".into(), self.path("data")),
+            ];
+            if self.quick {
+                // The test of the generator itself needs all of its cases.
+                let skip = ["--skip", "generated_cases_reach_everything"];
+                step.command.extend(skip.map(String::from));
+                step.env
+                    .push(("FLASHTILE_TEST_CASES".into(), "0.05".into()));
+            }
+            steps.push(step);
+        }
+        steps
+    }
+
+    /// Our times, and right after them those of others in the same cells.
+    fn benches(&self) -> Vec<Step> {
+        let ordinal = self
+            .device
+            .split_once(':')
+            .map_or("0", |(_, number)| number);
+        let mut forward = vec!["forward", "--device", ordinal];
+        if self.quick {
+            forward.extend([
+                "--head-dim",
+                "64",
+                "--hidden",
+                "64",
+                "--seqlen",
+                "64",
+                "--repetitions",
+                "1",
+            ]);
+        }
+        let mut forward = self.step("forward", 240, &forward);
+        forward.stdout = Some("forward.csv");
+        if !self.on_gpu() {
+            forward.skip = Some("needs a GPU".into());
+        }
+        let script = self.path("peers.py");
+        let mut peers = self.tool("peers", 240, &["python3", &script]);
+        peers.stdout = Some("peers.csv");
+        peers.env.push(("PYTHONUNBUFFERED".into(), "1".into()));
+        if peers.skip.is_none() && !has_torch(&peers.command[0]) {
+            peers.skip = Some("python3 has no torch that sees a GPU".into());
+        }
+        vec![forward, peers]
+    }
+
+    /// NVIDIA's own checkers, over every kernel once.
+    fn sanitizers(&self) -> Vec<Step> {
+        let verify = self.path("flashtile");
+        let tools = ["memcheck", "racecheck", "initcheck", "synccheck"];
+        let step = |tool: &&str| {
+            let command = [
+                "compute-sanitizer",
+                "--tool",
+                tool,
+                "--error-exitcode",
+                "9",
+                "--print-limit",
+                "40",
+                &verify,
+                "verify",
+                "--quick",
+                "--device",
+                self.device,
+            ];
+            self.tool(&format!("sanitize-{tool}"), 200, &command)
+        };
+        tools.iter().map(step).collect()
+    }
+}
+
+/// A program on the path, or where CUDA keeps its own.
+fn find(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = env::split_paths(&path).collect();
+    folders.push("/usr/local/cuda/bin".into());
+    folders.push("/usr/local/nvidia/bin".into());
+    folders
+        .into_iter()
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+}
+
+fn has_torch(python: &str) -> bool {
+    let script = "import sys, torch; sys.exit(not torch.cuda.is_available())";
+    let status = Command::new(python)
+        .args(["-c", script])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// Whether a step is asked for: by its name, or by what comes before a dash.
+pub fn chosen(step: &str, wanted: &[String]) -> bool {
+    let group = |want: &String| {
+        step.strip_prefix(want.as_str())
+            .is_some_and(|rest| rest.starts_with('-'))
+    };
+    // `verify` means the long one: `verify-quick` has a name of its own.
+    wanted
+        .iter()
+        .any(|want| want == step || want != "verify" && group(want))
+}

@@ -1,0 +1,251 @@
+//! The micro-tests themselves: they run on the emulator, they assemble, and they find what is planted.
+
+use std::{collections::HashSet, fs, process::Command};
+
+use flashtile_gpu_check::{
+    dense,
+    machine::{Emulated, Machine, models},
+    micro::{Target, Test, all, module},
+    report::{Outcome, Verdict, judge},
+};
+
+fn device() -> Emulated {
+    Emulated::new("in place of a GPU", Default::default())
+}
+
+#[test]
+fn the_emulator_agrees_with_itself() {
+    let (device, models) = (device(), models());
+    let wrong: Vec<_> = (all().iter())
+        .map(|test| judge(&device, &models, test))
+        .filter(|outcome| outcome.verdict != Verdict::Identical)
+        .filter_map(|outcome| outcome.line())
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A result that nothing computes would agree with itself too.
+#[test]
+fn results_depend_on_the_inputs() {
+    // The same in every warp, or zero always.
+    let constant = ["activemask.b32", "elect.sync", "lop3.b32, 0"];
+    let constant = |name: &str| constant.contains(&name) || name.ends_with("source size 0");
+    let device = device();
+    for test in all().iter().filter(|test| !constant(&test.name)) {
+        let output = device.run(test).unwrap();
+        let differs = (0..test.outs.len()).any(|word| {
+            let values: HashSet<u32> = output
+                .iter()
+                .skip(word)
+                .step_by(test.outs.len())
+                .copied()
+                .collect();
+            values.len() > 1
+        });
+        assert!(differs, "{}", test.name);
+    }
+}
+
+#[test]
+fn names_are_unique() {
+    let tests = all();
+    let names: HashSet<_> = tests.iter().map(|test| &test.name).collect();
+    assert_eq!(names.len(), tests.len());
+    assert!(tests.len() > 300);
+}
+
+/// The emulator with one output bit of one test wrong.
+struct Broken {
+    inner: Emulated,
+    word: usize,
+    bit: u32,
+}
+
+impl Machine for Broken {
+    fn name(&self) -> String {
+        "broken".into()
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        self.inner.capability()
+    }
+
+    fn run(&self, test: &Test) -> Result<Vec<u32>, String> {
+        let mut output = self.inner.run(test)?;
+        output[self.word] ^= 1 << self.bit;
+        Ok(output)
+    }
+}
+
+fn named(name: &str) -> Test {
+    let found = all().into_iter().find(|test| test.name == name);
+    found.unwrap_or_else(|| panic!("no test is called {name}"))
+}
+
+fn with_bit(name: &str, word: usize, bit: u32) -> Outcome {
+    let device = Broken {
+        inner: device(),
+        word,
+        bit,
+    };
+    judge(&device, &models(), &named(name))
+}
+
+#[test]
+fn a_planted_difference_is_found() {
+    // Exact: thread 5, first of two words.
+    let found = with_bit("shfl.sync.idx.b32", 10, 3);
+    assert_eq!(found.verdict, Verdict::Different);
+    let comparison = found.comparison.as_ref().unwrap();
+    assert_eq!((comparison.differing, comparison.incomparable), (1, 1));
+    let sample = &comparison.samples[0];
+    assert_eq!(
+        (sample.thread, sample.word, sample.input.len(), sample.ulp),
+        (5, 0, 3, None)
+    );
+    assert!(found.line().unwrap().contains("thread 5"));
+
+    // An approximation: one unit is allowed, 2^14 are not. Thread 8 computes 2^1.
+    let found = with_bit("ex2.approx.ftz.f32", 8, 0);
+    assert_eq!(found.verdict, Verdict::Allowed);
+    assert_eq!(found.comparison.unwrap().max_ulp, 1);
+    assert_eq!(
+        with_bit("ex2.approx.ftz.f32", 8, 20).verdict,
+        Verdict::Different
+    );
+
+    // A sum whose order is open: the report says how many differ from which model.
+    let found = with_bit(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32, ordinary",
+        77,
+        0,
+    );
+    assert_eq!(found.verdict, Verdict::Allowed);
+    assert_eq!((found.models[0].differing, found.models[0].max_ulp), (1, 1));
+}
+
+#[test]
+fn experiments_report_what_the_device_gave() {
+    let found = judge(
+        &device(),
+        &models(),
+        &named("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32, experiments"),
+    );
+    assert!(found.answers.iter().all(|answer| answer.uniform));
+    let answer = |name: &str| {
+        let found = found
+            .answers
+            .iter()
+            .find(|answer| answer.experiment == name);
+        u32::from_str_radix(
+            &found
+                .unwrap_or_else(|| panic!("no experiment `{name}`"))
+                .device,
+            16,
+        )
+        .unwrap()
+    };
+    // What the emulator's own way of summing gives: one by one, ascending, rounded to nearest.
+    assert_eq!(answer("1 and 2^-24, tie to even"), 0x3f80_0000);
+    assert_eq!(answer("1 + u and 2^-24, tie to even"), 0x3f80_0002);
+    assert_eq!(answer("1 and 2 times 2^-24"), 0x3f80_0000);
+    assert_eq!(
+        f32::from_bits(answer("2^14, -2^14, and 2^-14 at 9")),
+        2f32.powi(-14)
+    );
+    assert_eq!(
+        f32::from_bits(answer("2^14 at 0, -2^14 at 9, c = 2^-14")),
+        0.0
+    );
+    assert_eq!(answer("2^-149 twice"), 2);
+    // A lane that has another sum than the others does not go unseen.
+    let odd = with_bit(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32, experiments",
+        130,
+        0,
+    );
+    assert_eq!(
+        odd.answers.iter().filter(|answer| !answer.uniform).count(),
+        1
+    );
+}
+
+struct Old;
+
+impl Machine for Old {
+    fn name(&self) -> String {
+        "old".into()
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        (8, 6)
+    }
+
+    fn run(&self, test: &Test) -> Result<Vec<u32>, String> {
+        match test.target {
+            Target::Sm80 => Err("no".into()),
+            _ => panic!("{} is too new", test.name),
+        }
+    }
+}
+
+#[test]
+fn what_a_device_lacks_is_skipped_and_what_it_refuses_fails() {
+    let old = Old;
+    assert_eq!(
+        judge(&old, &models(), &named("elect.sync")).verdict,
+        Verdict::Skipped
+    );
+    let refused = judge(&old, &models(), &named("prmt.b32"));
+    assert_eq!(refused.verdict, Verdict::Failed);
+    assert!(refused.line().unwrap().contains("old: no"));
+}
+
+#[test]
+fn sweeps_run_and_find_what_is_planted() {
+    let (there, here) = (device(), &models()[0]);
+    for sweep in dense::sweeps(4096) {
+        let (section, _) = dense::run(&there, here, &sweep).unwrap();
+        assert_eq!(
+            (section.by_ulp, section.nan_bits, section.incomparable),
+            ([0; 4], 0, 0),
+            "{}",
+            section.line()
+        );
+        assert_eq!(section.count, sweep.count);
+    }
+    let broken = Broken {
+        inner: device(),
+        word: 100,
+        bit: 2,
+    };
+    let sweep = dense::sweeps(4096)[0];
+    let (section, _) = dense::run(&broken, here, &sweep).unwrap();
+    assert_eq!(
+        (section.by_ulp, section.max_ulp, section.within),
+        ([0, 0, 0, 1], 4, Some(false))
+    );
+    assert_eq!(section.at, sweep.start + 100 * sweep.step);
+}
+
+#[test]
+fn everything_assembles() {
+    let Some(ptxas) = std::env::var_os("FLASHTILE_PTXAS") else {
+        println!("skipped: FLASHTILE_PTXAS is not set");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let tests = all();
+    for target in [Target::Sm80, Target::Sm89, Target::Sm90] {
+        let path = folder.path().join(target.name()).with_extension("ptx");
+        fs::write(&path, module(&tests, target)).unwrap();
+        let arch = format!("-arch={}", target.name());
+        let output = Command::new(&ptxas)
+            .args([&arch, "-O1", "-o", "/dev/null"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {log}", target.name());
+    }
+}

@@ -1,0 +1,67 @@
+//! The reader of safetensors files.
+
+use std::io::Cursor;
+
+use flashtile::{DeviceInfo, ErrorClass, Inputs, cpu};
+use flashtile_cli::{failure::Result, input::Source};
+use safetensors::tensor::Metadata;
+
+/// Most multiplications of a problem that is computed.
+const MOST_WORK: u128 = 1 << 16;
+
+/// Any bytes as what `flashtile attend` is given: an error in one sentence, or tensors whose attention can be computed.
+/// The bytes are taken as a whole file, and as a header that gets its size in front and its tensors' bytes behind.
+pub fn safetensors(data: &[u8]) {
+    check(attend(data));
+    let sized = serde_json::from_slice::<Metadata>(data).map_or(0, |header| header.data_len());
+    if sized <= 1 << 16 {
+        let mut file = (data.len() as u64).to_le_bytes().to_vec();
+        file.extend_from_slice(data);
+        // Bytes of finite numbers in every type.
+        file.extend((0..sized).map(|n| (n % 61) as u8));
+        check(attend(&file));
+    }
+}
+
+fn check(outcome: Result<()>) {
+    if let Err(failure) = outcome {
+        assert_ne!(failure.exit_status(), 1, "{failure}");
+        assert!(!failure.to_string().is_empty());
+    }
+}
+
+/// What the command does from the file to the result, on the CPU.
+fn attend(file: &[u8]) -> Result<()> {
+    let source = Source::new(Cursor::new(file), file.len() as u64, "in.safetensors")?;
+    assert!(source.bytes() <= file.len() as u64);
+    let problem = source.problem().lse(true);
+    match problem.plan(&DeviceInfo::emulator()) {
+        Err(error) if error.class() == ErrorClass::BadInput => return Err(error.into()),
+        _ => {}
+    }
+    let [q, k, v] = source.read()?;
+    let inputs = Inputs {
+        q: &q,
+        k: &k,
+        v: &v,
+    };
+    let s = problem.shape();
+    let sizes = [
+        s.batch,
+        s.heads_q,
+        s.seqlen_q,
+        s.seqlen_k.max(1),
+        s.head_dim_qk + s.head_dim_v,
+    ];
+    let work = sizes
+        .iter()
+        .try_fold(1u128, |work, &n| work.checked_mul(n as u128));
+    if work.is_some_and(|work| work <= MOST_WORK) {
+        let outputs = cpu::attention(&problem, &inputs)?;
+        assert_eq!(
+            Some(outputs.out.len() / problem.dtype.bytes() as usize),
+            problem.out.elements()
+        );
+    }
+    Ok(())
+}

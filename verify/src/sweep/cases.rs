@@ -1,0 +1,166 @@
+//! A case for each class, for any variant.
+
+use flashtile::{CausalAlignment, OutDType, ScoreModKind, Variant};
+
+use super::class::{Class, Dims, Lie, Queries, Score, Sides, is_prime};
+use crate::{
+    case::{Case, sizes},
+    data::Distribution,
+};
+
+/// A variant's case of a class; `None` if the class does not apply to it.
+pub fn case(variant: &'static Variant, class: Class) -> Option<Case> {
+    class.applies(variant).then(|| {
+        let at = Class::all().iter().position(|other| *other == class);
+        example(variant, class, at.unwrap_or_default())
+    })
+}
+
+/// Head dimensions (of queries and keys, of values) for which the variant is chosen.
+pub fn dims(variant: &Variant, dims: Dims) -> (usize, usize) {
+    let tile = &variant.tile;
+    let widest = (tile.head_dim_qk as usize, tile.head_dim_v as usize);
+    let chosen = |qk: usize, v: usize| {
+        let mut case = plain(variant, 1, 1);
+        (case.shape.head_dim_qk, case.shape.head_dim_v) = (qk, v);
+        case.planned().is_ok_and(|found| found.name == variant.name)
+    };
+    let least_qk = |v| (1..=widest.0).find(|&qk| chosen(qk, v)).unwrap_or(widest.0);
+    let least_v = |qk| (1..=widest.1).find(|&v| chosen(qk, v)).unwrap_or(widest.1);
+    match dims {
+        Dims::Widest => widest,
+        Dims::NarrowQueries => {
+            let qk = least_qk(widest.1);
+            (qk, least_v(qk))
+        }
+        Dims::NarrowValues => {
+            let v = least_v(widest.0);
+            (least_qk(v), v)
+        }
+        // Tiles' dimensions are multiples of 32.
+        Dims::Ragged => (widest.0 - 3, widest.1 - 5),
+    }
+}
+
+/// Unmasked, of these lengths, at the variant's own head dimensions.
+fn plain(variant: &Variant, seqlen_q: usize, seqlen_k: usize) -> Case {
+    let tile = &variant.tile;
+    let shape = sizes(seqlen_q, seqlen_k, [1, 1], tile.head_dim_qk as usize);
+    let mut case = Case::new(tile.dtype, shape).algorithm(variant.algorithm);
+    case.shape.head_dim_v = tile.head_dim_v as usize;
+    if variant.score_mod == ScoreModKind::Softcap {
+        case.softcap = Some(3.0);
+    }
+    case
+}
+
+/// A case of a class that applies; `at` varies what the class leaves open.
+fn example(variant: &Variant, class: Class, at: usize) -> Case {
+    let (block_m, block_n) = (variant.tile.block_m as usize, variant.tile.block_n as usize);
+    let plain = |q, k| plain(variant, q, k);
+    // A block of queries and a part of one; two tiles of keys and a part of one.
+    let ordinary = || plain(block_m + 5, 2 * block_n + 3);
+    let mut case = match class {
+        Class::Edges { q, k } => {
+            let case = plain(q.of(variant.tile.block_m), k.of(variant.tile.block_n));
+            match at % 2 {
+                0 => case,
+                _ => case.causal(CausalAlignment::BottomRight),
+            }
+        }
+        Class::Mask {
+            causal,
+            sides,
+            queries,
+        } => {
+            let (q, k) = match queries {
+                Queries::Fewer => (block_m / 2 + 5, block_m / 2 + 2 * block_n + 9),
+                Queries::AsMany => (block_m + 3, block_m + 3),
+                Queries::More => (block_m + block_n + 9, block_n + 5),
+            };
+            let mut case = plain(q, k);
+            case.causal = causal;
+            // A window's edges cut tiles, and leave whole ones on either side.
+            let (left, right) = (Some(block_n as u32 / 2 + 3), Some(block_n as u32 / 4 + 1));
+            match sides {
+                Sides::None => case,
+                Sides::Left => case.window(left, None),
+                Sides::Right => case.window(None, right),
+                Sides::Both => case.window(left, right),
+            }
+        }
+        Class::Ratio(ratio) => {
+            let mut case = plain(3, block_n + 1);
+            // Several groups where they are small, so that both numbers count.
+            case.shape.heads_kv = if ratio < 8 { 2 } else { 1 };
+            case.shape.heads_q = ratio * case.shape.heads_kv;
+            case
+        }
+        Class::Groups => {
+            let mut case = plain(19, block_n + 5).causal(CausalAlignment::BottomRight);
+            (case.shape.batch, case.shape.heads_q, case.shape.heads_kv) = (2, 6, 2);
+            case
+        }
+        Class::Data(data) => ordinary().data(data, 0),
+        Class::PoisonBefore => plain(5, 3 * block_n + 1).window(Some(2), Some(0)),
+        Class::PoisonBehind => plain(5, 3 * block_n + 1).causal(CausalAlignment::TopLeft),
+        Class::Primes => plain(prime_after(block_m), prime_after(2 * block_n)),
+        Class::ManyTiles => plain(2, 8 * block_n + 7),
+        Class::Dims(_) | Class::OutF32 => ordinary(),
+        Class::Memory(tensor, lie) => in_memory(plain(21, block_n + 9), tensor, lie),
+        Class::Score(score) => {
+            let case = ordinary();
+            match score {
+                Score::NegativeScale => case.scale(-0.2),
+                Score::ZeroScale => case.scale(0.0),
+                Score::Capped => case.softcap(2.0),
+                Score::Uncapped => case,
+            }
+        }
+    };
+    case.poison = matches!(class, Class::PoisonBefore | Class::PoisonBehind);
+    if class == Class::OutF32 {
+        case.out_dtype = OutDType::F32;
+    }
+    let chosen = match class {
+        Class::Dims(dims) => dims,
+        // Gaps that keep rows aligned need rows that are.
+        Class::Memory(..) => Dims::Widest,
+        // Both ways to copy rows, where the class does not care.
+        _ if at % 3 == 1 => Dims::Ragged,
+        _ => Dims::Widest,
+    };
+    (case.shape.head_dim_qk, case.shape.head_dim_v) = dims(variant, chosen);
+    if case.data == Distribution::Normal && at % 5 == 4 {
+        // Scores far apart tell a wrong maximum from a right one.
+        case.data = Distribution::Peaked;
+    }
+    case.seed = at as u64;
+    case
+}
+
+/// The case with one tensor lying as asked.
+fn in_memory(mut case: Case, tensor: usize, lie: Lie) -> Case {
+    (case.shape.batch, case.shape.heads_q, case.shape.heads_kv) = (2, 4, 2);
+    let dtype = if tensor == 3 {
+        case.out_element()
+    } else {
+        case.dtype
+    };
+    let aligned = 16 / dtype.bytes() as usize;
+    let placement = &mut case.placements[tensor];
+    match lie {
+        Lie::Unaligned => placement.offset = 1,
+        Lie::Gaps => placement.pad = aligned,
+        Lie::OddGaps => placement.pad = 3,
+        Lie::HeadsFirst => placement.heads_first = true,
+        Lie::Backwards => placement.backwards = true,
+        Lie::Broadcast => placement.broadcast = true,
+    }
+    case
+}
+
+fn prime_after(n: usize) -> usize {
+    // There is one before 2 n (Bertrand).
+    (n + 1..).find(|&p| is_prime(p)).unwrap_or(n)
+}

@@ -1,0 +1,331 @@
+//! Classes of cases: what a case tests.
+
+use std::fmt;
+
+use flashtile::{CausalAlignment, DType, OutDType, ScoreModKind, Variant, Window};
+
+use crate::{case::Case, data::Distribution, memory::unseen_keys};
+
+/// A length against a tile's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edge {
+    /// 0.
+    Zero,
+    /// 1.
+    One,
+    /// One less than the tile.
+    Less,
+    /// The tile.
+    Equal,
+    /// One more than the tile.
+    More,
+}
+
+impl Edge {
+    /// Every edge.
+    pub const ALL: [Self; 5] = [Self::Zero, Self::One, Self::Less, Self::Equal, Self::More];
+
+    /// The length.
+    pub fn of(self, block: u32) -> usize {
+        let block = block as usize;
+        match self {
+            Self::Zero => 0,
+            Self::One => 1,
+            Self::Less => block - 1,
+            Self::Equal => block,
+            Self::More => block + 1,
+        }
+    }
+}
+
+/// Which sides of the window are bounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sides {
+    /// There is no window.
+    None,
+    /// The left one.
+    Left,
+    /// The right one.
+    Right,
+    /// Both.
+    Both,
+}
+
+impl Sides {
+    const ALL: [Self; 4] = [Self::None, Self::Left, Self::Right, Self::Both];
+
+    fn of(window: Window) -> Self {
+        match (window.left, window.right) {
+            (None, None) => Self::None,
+            (Some(_), None) => Self::Left,
+            (None, Some(_)) => Self::Right,
+            (Some(_), Some(_)) => Self::Both,
+        }
+    }
+}
+
+/// How many queries there are, against the keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queries {
+    /// Fewer.
+    Fewer,
+    /// As many.
+    AsMany,
+    /// More: under most masks, some see nothing.
+    More,
+}
+
+impl Queries {
+    const ALL: [Self; 3] = [Self::Fewer, Self::AsMany, Self::More];
+
+    fn of(case: &Case) -> Self {
+        match case.shape.seqlen_q.cmp(&case.shape.seqlen_k) {
+            std::cmp::Ordering::Less => Self::Fewer,
+            std::cmp::Ordering::Equal => Self::AsMany,
+            std::cmp::Ordering::Greater => Self::More,
+        }
+    }
+}
+
+/// The head dimensions among those that a variant is chosen for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dims {
+    /// Those it is made for.
+    Widest,
+    /// The smallest head_dim_qk.
+    NarrowQueries,
+    /// The smallest head_dim_v.
+    NarrowValues,
+    /// Neither is a multiple of 8, so that rows are copied element by element.
+    Ragged,
+}
+
+/// How one tensor lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// At an address that is no multiple of 16 bytes.
+    Unaligned,
+    /// With gaps between its rows, which begin at multiples of 16 bytes.
+    Gaps,
+    /// With gaps after which rows begin anywhere.
+    OddGaps,
+    /// Heads before positions.
+    HeadsFirst,
+    /// From the last position to the first.
+    Backwards,
+    /// One memory for all batches. Inputs only.
+    Broadcast,
+}
+
+impl Lie {
+    const ALL: [Self; 6] = [
+        Self::Unaligned,
+        Self::Gaps,
+        Self::OddGaps,
+        Self::HeadsFirst,
+        Self::Backwards,
+        Self::Broadcast,
+    ];
+}
+
+/// What becomes of a score before the softmax.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Score {
+    /// Multiplied by a negative number.
+    NegativeScale,
+    /// Multiplied by 0.
+    ZeroScale,
+    /// Capped.
+    Capped,
+    /// Not capped.
+    Uncapped,
+}
+
+/// What a case tests. Which classes a case is in is read off the case itself ([`Class::holds`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Lengths at the edges of both tiles.
+    Edges {
+        /// Queries against BLOCK_M.
+        q: Edge,
+        /// Keys against BLOCK_N.
+        k: Edge,
+    },
+    /// A mask, its alignment, and where the diagonal lies.
+    Mask {
+        /// Causal, or not.
+        causal: Option<CausalAlignment>,
+        /// Window.
+        sides: Sides,
+        /// Lengths.
+        queries: Queries,
+    },
+    /// So many query heads for each of keys and values.
+    Ratio(usize),
+    /// Several batches, several groups of several heads.
+    Groups,
+    /// Elements of a distribution.
+    Data(Distribution),
+    /// Infinities and NaN in whole tiles before the first key that a query sees.
+    PoisonBefore,
+    /// The same behind the last key that a query sees.
+    PoisonBehind,
+    /// Lengths that are prime numbers, beyond a tile.
+    Primes,
+    /// More than eight tiles of keys.
+    ManyTiles,
+    /// Head dimensions.
+    Dims(Dims),
+    /// How a tensor (0 to 3: q, k, v, out) lies in memory.
+    Memory(usize, Lie),
+    /// f32 output of 16-bit inputs.
+    OutF32,
+    /// Scale and cap.
+    Score(Score),
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+impl Class {
+    /// Every class.
+    pub fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for q in Edge::ALL {
+            all.extend(Edge::ALL.map(|k| Self::Edges { q, k }));
+        }
+        let alignments = [
+            None,
+            Some(CausalAlignment::BottomRight),
+            Some(CausalAlignment::TopLeft),
+        ];
+        for causal in alignments {
+            for sides in Sides::ALL {
+                all.extend(Queries::ALL.map(|queries| Self::Mask {
+                    causal,
+                    sides,
+                    queries,
+                }));
+            }
+        }
+        all.extend((1..=16).map(Self::Ratio));
+        all.extend(Distribution::ALL.map(Self::Data));
+        for tensor in 0..4 {
+            let lies = Lie::ALL.into_iter();
+            let sensible = lies.filter(|&lie| tensor < 3 || lie != Lie::Broadcast);
+            all.extend(sensible.map(|lie| Self::Memory(tensor, lie)));
+        }
+        let dims = [
+            Dims::Widest,
+            Dims::NarrowQueries,
+            Dims::NarrowValues,
+            Dims::Ragged,
+        ];
+        all.extend(dims.map(Self::Dims));
+        let scores = [
+            Score::NegativeScale,
+            Score::ZeroScale,
+            Score::Capped,
+            Score::Uncapped,
+        ];
+        all.extend(scores.map(Self::Score));
+        all.extend([
+            Self::Groups,
+            Self::PoisonBefore,
+            Self::PoisonBehind,
+            Self::Primes,
+            Self::ManyTiles,
+            Self::OutF32,
+        ]);
+        all
+    }
+
+    /// Whether the variant has such cases.
+    pub fn applies(self, variant: &Variant) -> bool {
+        match self {
+            Self::Score(Score::Capped) => variant.score_mod != ScoreModKind::None,
+            // A cap of scores that are all 0 is none, so the library takes the other kernel.
+            Self::Score(Score::Uncapped | Score::ZeroScale) => {
+                variant.score_mod != ScoreModKind::Softcap
+            }
+            Self::OutF32 => variant.tile.dtype != DType::F32,
+            _ => true,
+        }
+    }
+
+    /// Whether the case, computed by this variant, is in the class.
+    pub fn holds(self, case: &Case, variant: &Variant) -> bool {
+        let (s, tile) = (&case.shape, &variant.tile);
+        match self {
+            Self::Edges { q, k } => {
+                s.seqlen_q == q.of(tile.block_m) && s.seqlen_k == k.of(tile.block_n)
+            }
+            Self::Mask {
+                causal,
+                sides,
+                queries,
+            } => {
+                case.causal == causal
+                    && Sides::of(case.window) == sides
+                    && Queries::of(case) == queries
+                    && [s.seqlen_q, s.seqlen_k].iter().all(|&n| n > 0)
+            }
+            Self::Ratio(ratio) => s.heads_q == ratio * s.heads_kv,
+            Self::Groups => s.batch > 1 && s.heads_kv > 1 && s.heads_q > s.heads_kv,
+            Self::Data(data) => case.data == data,
+            Self::PoisonBefore | Self::PoisonBehind => {
+                let unseen = unseen_keys(&case.problem());
+                let mut tiles = unseen.chunks(tile.block_n as usize);
+                let outer = match self {
+                    Self::PoisonBefore => tiles.next(),
+                    _ => tiles.next_back(),
+                };
+                let seen = unseen.contains(&false);
+                case.poison && seen && outer.is_some_and(|tile| !tile.contains(&false))
+            }
+            Self::Primes => {
+                is_prime(s.seqlen_q)
+                    && is_prime(s.seqlen_k)
+                    && s.seqlen_q > tile.block_m as usize
+                    && s.seqlen_k > tile.block_n as usize
+            }
+            Self::ManyTiles => s.seqlen_k > 8 * tile.block_n as usize,
+            Self::Dims(dims) => (s.head_dim_qk, s.head_dim_v) == super::cases::dims(variant, dims),
+            Self::Memory(tensor, lie) => {
+                let [batch, seqlen, heads, dim] = case.shapes()[tensor];
+                let placement = &case.placements[tensor];
+                let dtype = if tensor == 3 {
+                    case.out_element()
+                } else {
+                    case.dtype
+                };
+                let aligned = 16 / dtype.bytes() as usize;
+                let row = dim + placement.pad;
+                match lie {
+                    Lie::Unaligned => !placement.offset.is_multiple_of(aligned),
+                    Lie::Gaps => placement.pad > 0 && row.is_multiple_of(aligned),
+                    Lie::OddGaps => placement.pad > 0 && !row.is_multiple_of(aligned),
+                    Lie::HeadsFirst => placement.heads_first && heads > 1 && seqlen > 1,
+                    Lie::Backwards => placement.backwards && seqlen > 1,
+                    Lie::Broadcast => placement.broadcast && batch > 1,
+                }
+            }
+            Self::OutF32 => case.out_dtype == OutDType::F32 && case.dtype != DType::F32,
+            Self::Score(Score::NegativeScale) => case.scale.is_some_and(|scale| scale < 0.0),
+            Self::Score(Score::ZeroScale) => case.scale == Some(0.0),
+            Self::Score(Score::Capped) => case.softcap.is_some(),
+            Self::Score(Score::Uncapped) => case.softcap.is_none(),
+        }
+    }
+}
+
+/// Whether a number is prime.
+pub(super) fn is_prime(n: usize) -> bool {
+    n > 1
+        && (2..n)
+            .take_while(|d| d * d <= n)
+            .all(|d| !n.is_multiple_of(d))
+}

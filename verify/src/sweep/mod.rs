@@ -1,0 +1,90 @@
+//! Every kernel through every class of cases.
+//!
+//! Nothing is listed by name: variants come from the library's own list, classes from [`Class::all`],
+//! and [`Coverage`] counts what the cases that ran were, so that a new variant, distribution or class
+//! without a case of its own is missing from the table.
+
+mod cases;
+mod class;
+
+use std::collections::{BTreeMap, HashSet};
+
+use flashtile::Variant;
+
+use crate::case::Case;
+
+pub use cases::{case, dims};
+pub use class::{Class, Dims, Edge, Lie, Queries, Score, Sides};
+
+/// One case of every class that applies to the variant.
+pub fn of_variant(variant: &'static Variant) -> Vec<Case> {
+    let classes = Class::all().into_iter();
+    unique(classes.filter_map(|class| case(variant, class)))
+}
+
+/// Every variant through every class.
+pub fn full() -> Vec<Case> {
+    unique(flashtile::kernels().flat_map(|kernel| of_variant(kernel.variant)))
+}
+
+/// Every variant once at its own head dimensions, and every tenth class: another tenth for each variant,
+/// so that all classes are reached by some.
+pub fn quick() -> Vec<Case> {
+    let classes = Class::all();
+    let variants = flashtile::kernels().enumerate();
+    unique(variants.flat_map(|(turn, kernel)| {
+        let some = classes.iter().enumerate();
+        let some = some.filter(move |(at, class)| {
+            (at + turn) % 10 == 0 || **class == Class::Dims(Dims::Widest)
+        });
+        some.filter_map(move |(_, &class)| case(kernel.variant, class))
+    }))
+}
+
+fn unique(cases: impl Iterator<Item = Case>) -> Vec<Case> {
+    let mut seen = HashSet::new();
+    cases.filter(|case| seen.insert(case.to_string())).collect()
+}
+
+/// How many cases of each class each variant has been through.
+#[derive(Clone, Debug, Default)]
+pub struct Coverage {
+    counts: BTreeMap<(&'static str, String), usize>,
+}
+
+impl Coverage {
+    /// Counts a case that ran, in every class it is in.
+    pub fn add(&mut self, case: &Case) {
+        let Ok(variant) = case.planned() else { return };
+        for class in Class::all() {
+            if class.holds(case, variant) {
+                *self
+                    .counts
+                    .entry((variant.name, class.to_string()))
+                    .or_default() += 1;
+            }
+        }
+    }
+
+    /// How many cases of the class the variant has been through.
+    pub fn count(&self, variant: &Variant, class: Class) -> usize {
+        let key = (variant.name, class.to_string());
+        self.counts.get(&key).copied().unwrap_or(0)
+    }
+
+    /// Every variant of the library with every class that applies to it and has had no case.
+    pub fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        for kernel in flashtile::kernels() {
+            for class in Class::all() {
+                if class.applies(kernel.variant) && self.count(kernel.variant, class) == 0 {
+                    missing.push(format!("{}: no case of {class}", kernel.variant.name));
+                }
+            }
+        }
+        missing
+    }
+}
+
+#[cfg(test)]
+mod tests;
