@@ -278,3 +278,32 @@ proptest! {
         survives(&words.concat());
     }
 }
+
+/// Megabytes of branches that no compiler writes. The first took more than four minutes when decoding had no bounds.
+#[test]
+fn hostile_control_flow_decodes_in_seconds() {
+    let n = 20_000;
+    let ladder = |i: usize| {
+        let other = n - 1 - i;
+        format!("@%p1 bra M{i};\nL{i}: mov.u32 %r{i}, 1;\nM{i}: @%p2 bra L{other};\n")
+    };
+    let nest = |i: usize| format!("N{i}: mov.u32 %r{i}, %r{};\n", i * 7 % n);
+    let back = |i: usize| format!("@%p1 bra N{};\n", n - 1 - i);
+    let bodies: [String; 2] = [
+        (0..n).map(ladder).collect(),
+        (0..n).map(nest).chain((0..n).map(back)).collect(),
+    ];
+    for body in bodies {
+        let registers = ".reg .pred %p<3>;\n.reg .b32 %r<20000>;\n";
+        let text = format!(
+            ".version 7.8\n.target sm_80\n.address_size 64\n.entry k() {{\n{registers}{body}ret;\n}}"
+        );
+        let start = std::time::Instant::now();
+        Module::parse(&text).unwrap().decode("k").unwrap();
+        assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+    }
+    let entries: String = (0..n).map(|i| format!(".entry e{i}() {{}}\n")).collect();
+    let start = std::time::Instant::now();
+    assert_eq!(Module::parse(&entries).unwrap().entries().count(), n);
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+}

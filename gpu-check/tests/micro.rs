@@ -46,6 +46,56 @@ fn results_depend_on_the_inputs() {
     }
 }
 
+/// The opcodes of PTX text, with their modifiers.
+fn opcodes(text: &str) -> HashSet<String> {
+    let instructions = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.ends_with(';'));
+    let opcode = |line: &str| {
+        let line = match line.strip_prefix('@') {
+            Some(guarded) => guarded.split_once(' ')?.1,
+            None => line,
+        };
+        let word = line.split([' ', '\t', ';']).next()?;
+        word.starts_with(|c: char| c.is_ascii_lowercase())
+            .then(|| word.to_owned())
+    };
+    instructions.filter_map(opcode).collect()
+}
+
+/// Coverage by construction: what a kernel computes with is compared. Moves, plain loads and stores, and control flow
+/// are left to the kernels' own tests.
+#[test]
+fn every_instruction_of_the_kernels_is_compared() {
+    let tested: HashSet<String> = all().iter().flat_map(|test| opcodes(&test.ptx())).collect();
+    let plain = [
+        "bra",
+        "bra.uni",
+        "ret",
+        "or.pred",
+        "and.pred",
+        "not.pred",
+        "mov.pred",
+        "bar.warp.sync",
+    ];
+    let mut missing = Vec::new();
+    for kernel in flashtile::kernels() {
+        for opcode in opcodes(&flashtile::ptx(kernel.variant).unwrap()) {
+            let plain = plain.contains(&opcode.as_str())
+                || ["ld.", "st.", "mov."]
+                    .iter()
+                    .any(|name| opcode.starts_with(name));
+            if !plain && !tested.contains(&opcode) {
+                missing.push(opcode);
+            }
+        }
+    }
+    missing.sort();
+    missing.dedup();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
 #[test]
 fn names_are_unique() {
     let tests = all();

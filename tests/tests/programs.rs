@@ -10,7 +10,7 @@ fn bytes(random: &mut Random, len: usize) -> Vec<u8> {
 #[test]
 fn random_programs() {
     let mut random = Random::new(7);
-    for _ in 0..2000 {
+    for _ in 0..1000 {
         let len = 100 + random.below(900);
         fuzzing::emulator(&bytes(&mut random, len));
     }
@@ -19,7 +19,7 @@ fn random_programs() {
 #[test]
 fn every_instruction() {
     let mut random = Random::new(8);
-    for _ in 0..4 {
+    for _ in 0..2 {
         let bytes = bytes(&mut random, 2 << 20);
         let programs = Program::of_each_form(&mut Unstructured::new(&bytes)).unwrap();
         assert!(programs.len() > 1000, "{}", programs.len());

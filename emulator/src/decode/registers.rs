@@ -9,6 +9,10 @@ use crate::isa::Row;
 use crate::parse::tree::{Base, Body, Operand, RegId};
 use crate::program::{Kind, Src};
 
+/// Steps that sharing places may take. No compiler's text comes near it; a hostile one's registers keep places of their
+/// own from there on.
+const MOST_STEPS: u64 = 1 << 27;
+
 pub(super) struct Assignment {
     /// The place of each register.
     pub(super) places: Vec<Src>,
@@ -87,6 +91,7 @@ pub(super) fn assign(
     }
     loops.sort_unstable();
     loops.dedup();
+    let mut steps = MOST_STEPS;
     for at in 0..count {
         if first[at] == u32::MAX {
             continue;
@@ -95,12 +100,17 @@ pub(super) fn assign(
         while changed {
             changed = false;
             for &(head, tail) in &loops {
+                steps = steps.saturating_sub(1);
+                if steps == 0 {
+                    (first[at], last[at]) = (0, body.statements.len() as u32);
+                    break;
+                }
                 let (from, to) = (first[at], last[at]);
                 let inside = from >= head && to <= tail;
                 let apart = to < head || from > tail;
                 if apart
                     || from <= head && to >= tail
-                    || inside && written_first[at] && straight(&jumps, head, from, to)
+                    || inside && written_first[at] && straight(&jumps, head, from, to, &mut steps)
                 {
                     continue;
                 }
@@ -175,8 +185,13 @@ fn undefined(body: &Body, forms: &[(&'static Row, Vec<&str>)], graph: &Graph) ->
         }
     }
     let mut changed = true;
+    let mut steps = MOST_STEPS;
     while changed {
         changed = false;
+        steps = steps.saturating_sub((words * starts.len()) as u64);
+        if steps == 0 {
+            return (0..count as RegId).collect();
+        }
         for block in 0..starts.len() {
             for &to in &graph.next[end(block) - 1] {
                 let to = block_of(to);
@@ -210,11 +225,12 @@ fn undefined(body: &Body, forms: &[(&'static Row, Vec<&str>)], graph: &Graph) ->
 
 /// Whether no jump of the loop leads past a register's first write to a place where it may be read: such a read would
 /// see an older iteration's value.
-fn straight(jumps: &[(u32, u32)], head: u32, write: u32, last: u32) -> bool {
-    let from = jumps.partition_point(|&(n, _)| n < head);
-    !jumps[from..]
+fn straight(jumps: &[(u32, u32)], head: u32, write: u32, last: u32, steps: &mut u64) -> bool {
+    let begin = jumps.partition_point(|&(n, _)| n < head);
+    let end = jumps.partition_point(|&(n, _)| n < write);
+    *steps = steps.saturating_sub(end.saturating_sub(begin) as u64);
+    !jumps[begin..end.max(begin)]
         .iter()
-        .take_while(|&&(n, _)| n < write)
         .any(|&(_, to)| to > write && to <= last)
 }
 

@@ -1,6 +1,6 @@
 //! The grammar of a module: directives and declarations.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::lexer::{Lexer, Spanned, Token};
 use super::tree::*;
@@ -19,6 +19,7 @@ pub(crate) fn parse(text: &str) -> Result<Tree> {
         last_end: 0,
         tree: Tree::default(),
         globals: HashMap::new(),
+        entries: HashSet::new(),
     };
     parser.module()?;
     Ok(parser.tree)
@@ -32,6 +33,8 @@ pub(super) struct Parser<'t> {
     pub(super) last_end: usize,
     pub(super) tree: Tree,
     pub(super) globals: HashMap<&'t str, usize>,
+    /// Names of the entries so far.
+    entries: HashSet<&'t str>,
 }
 
 impl<'t> Parser<'t> {
@@ -542,7 +545,7 @@ impl<'t> Parser<'t> {
         }
         self.expect(b'{')?;
         let body = self.body(names)?;
-        if self.tree.entries.iter().any(|e| e.name == name) {
+        if !self.entries.insert(name) {
             return Err(self.error(format!("the entry `{name}` is defined twice")));
         }
         self.tree.entries.push(EntryTree {

@@ -203,6 +203,12 @@ fn comparisons() -> Vec<Form> {
             ));
         }
     }
+    for (dtype, kind) in [("b16", B16), ("b32", B32), ("b64", B64)] {
+        for comparison in ["eq", "ne"] {
+            let name = format!("setp.{comparison}.{dtype}");
+            forms.push(Form::new(name, &[kind, kind], Pred));
+        }
+    }
     for comparison in ["lo", "ls", "hi", "hs"] {
         forms.push(Form::new(
             format!("setp.{comparison}.u32"),

@@ -233,7 +233,11 @@ impl<'a> Session<'a> {
             state,
             step.command.join(" ")
         )?;
-        let last_line = append(&mut self.log, &output)?;
+        let mut last_line = append(&mut self.log, &output)?;
+        if let (Some(name), true) = (step.stdout, last_line.is_empty()) {
+            let text = fs::read_to_string(self.results.join(name)).unwrap_or_default();
+            last_line = text.lines().last().unwrap_or_default().to_owned();
+        }
         fs::remove_file(&output)?;
         println!("  {state}, {seconds:.1} s  {last_line}");
         self.done.push(Done {

@@ -20,6 +20,7 @@ fn options() -> Options {
     Options {
         // Nothing that they run comes near it.
         max_instructions: Some(50_000_000),
+        sanitize: true,
         ..Options::default()
     }
 }

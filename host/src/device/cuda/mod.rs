@@ -325,7 +325,7 @@ impl CudaDevice {
             self.driver
                 .module_function(&raw mut function, module, name.as_ptr())
         }
-        .map_err(|error| fault(format!("no such entry point: {error}")))?;
+        .map_err(|error| fault(format!("its entry point cannot be had: {error}")))?;
         // SAFETY: the function is of a loaded module; the value is checked by the driver.
         unsafe {
             self.driver.function_set(
