@@ -1,7 +1,7 @@
 //! Where a test's PTX runs: a GPU, or the emulator.
 
 use flashtile::{CudaDevice, Device, DeviceBuffer, LaunchConfig, Stream};
-use flashtile_emulator::{Emulator, Launch, Module, Options};
+use flashtile_emulator::{Emulator, Launch, Module, Numerics, Options, TensorCores};
 
 use crate::{
     compare::Format,
@@ -159,9 +159,18 @@ impl Machine for Emulated {
 }
 
 /// The emulator's models of the tensor cores: the first is the one that every test is compared with, the others are
-/// tried where a test depends on them. A new model is one line here.
+/// tried where a test depends on them.
 pub fn model_options() -> Vec<(&'static str, Options)> {
-    vec![("default", Options::default())]
+    let with = |tensor_cores| Options {
+        numerics: Numerics {
+            tensor_cores,
+            ..Numerics::default()
+        },
+        ..Options::default()
+    };
+    TensorCores::ALL
+        .map(|cores| (cores.name(), with(cores)))
+        .to_vec()
 }
 
 /// An emulator for each model.

@@ -54,7 +54,8 @@ impl<C: Config> Kernel<C> for FusedKernel {
             }
             block.take_care();
             pass = Fused::<C>::START;
-            stream.start::<C, Fused<C>>(&block);
+            // It has tiles: without any, it would have been careful at once.
+            stream.restart::<C, Fused<C>>(&block);
         }
 
         let inverse_sum = softmax::normalise::<C::Output>(&mut pass.stats.sum);

@@ -123,11 +123,12 @@ pub fn load_query<C: Config>(block: &Block) {
     };
     // Queries that stay in shared memory are waited for with the first K tile. Where there is none, no copy
     // may be under way when the epilogue writes over them.
-    if C::Query::IN_REGISTERS || block.range.begin < block.range.end {
+    let wanted = C::Query::IN_REGISTERS || block.range.begin < block.range.end;
+    if wanted {
         loader.load(tile, block.thread, block.q_begin, block.params.seqlen_q);
     }
     sync::cp_async_commit();
-    if block.has(flags::NEGATE_Q) && block.range.begin < block.range.end {
+    if wanted && block.has(flags::NEGATE_Q) {
         sync::cp_async_wait::<0>();
         loader.negate(tile, block.thread);
     }
@@ -203,11 +204,18 @@ impl Stream {
     /// Starts the copy of the first tile, if there is any: always one group.
     #[inline(always)]
     pub fn start<C: Config, P: Pass<C>>(&self, block: &Block) {
-        let block = &block.in_tile();
-        let BlockRange { begin, end, .. } = block.range;
-        if end > begin {
-            self.load::<C, P>(block, end - 1, 0);
+        if block.range.end > block.range.begin {
+            self.restart::<C, P>(block);
+        } else {
+            sync::cp_async_commit();
         }
+    }
+
+    /// Starts the copy of the first tile of a block that has one.
+    #[inline(always)]
+    pub fn restart<C: Config, P: Pass<C>>(&self, block: &Block) {
+        let block = &block.in_tile();
+        self.load::<C, P>(block, block.range.end - 1, 0);
         sync::cp_async_commit();
     }
 
@@ -223,17 +231,18 @@ impl Stream {
         let mut n_block = end - 1;
         let mut stage = 0;
         // Masked tiles lie on either side of the unmasked ones; both sides share one loop body.
-        while n_block >= begin {
+        loop {
             while full_begin <= n_block && n_block < full_end {
                 self.step::<C, P, Unmasked>(block, q, pass, n_block, stage);
                 n_block -= 1;
                 stage ^= 1;
             }
-            if n_block >= begin {
-                self.step::<C, P, Masked>(block, q, pass, n_block, stage);
-                n_block -= 1;
-                stage ^= 1;
+            if n_block < begin {
+                break;
             }
+            self.step::<C, P, Masked>(block, q, pass, n_block, stage);
+            n_block -= 1;
+            stage ^= 1;
         }
     }
 
