@@ -71,7 +71,7 @@ impl Compile<'_> {
             command.args(["--config", setting]);
         }
         if self.lines {
-            command.args(["--config", "profile.release.debug=\"line-tables-only\""]);
+            command.args(["--config", "profile.release.debug=\"line-directives-only\""]);
         }
         if let Core::Sources(library) = &self.toolchain.core {
             command.arg("-Zbuild-std=core");
