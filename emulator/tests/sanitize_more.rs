@@ -234,3 +234,92 @@ fn copies_that_an_mbarrier_waits_for() {
         64,
     );
 }
+
+#[test]
+fn poison_has_the_width_of_its_register() {
+    // 16-bit registers: what is shifted out is gone, and the sign fills.
+    let used =
+        |body: &str| format!("ld.shared.u16 %h2, [s+64];\n{body}\ncvt.u32.u16 %r9, %h1;{STORE}");
+    let low = "mov.u16 %h4, 1;\nst.shared.u8 [s+64], %h4;\n";
+    let load = |body: &str| {
+        format!(
+            "setp.eq.u32 %p1, %r0, 0;\n@!%p1 bra E;\n{low}ld.shared.u16 %h2, [s+64];\n{body}\nE:\n"
+        )
+    };
+    // Byte 1 of %h2 was never written.
+    clean(
+        &load("shl.b16 %h1, %h2, 8;\nsetp.eq.u16 %p2, %h1, 5;\n@%p2 bra E;"),
+        32,
+    );
+    assert_eq!(
+        rules(
+            &load(
+                "shr.s16 %h1, %h2, 8;\nand.b16 %h1, %h1, 0xff00;\nsetp.eq.u16 %p2, %h1, 5;\n@%p2 bra E;"
+            ),
+            32
+        ),
+        [Rule::UninitializedBranch]
+    );
+    assert_eq!(
+        rules(&used("add.u16 %h1, %h2, 1;"), 1),
+        [Rule::UninitializedStore]
+    );
+    clean(
+        &used("add.u16 %h3, %h2, 1;\nshr.u16 %h3, %h3, 8;\nand.b16 %h1, %h3, 0xff00;"),
+        1,
+    );
+}
+
+#[test]
+fn masks_of_every_kind() {
+    // %r50, %p19: never written.
+    for discard in [
+        "lop3.b32 %r9, %r50, 0, %r0, 0xf8;",
+        "lop3.b32 %r9, %r50, %r0, -1, 0xf8;",
+        "bfi.b32 %r1, %r0, %r50, 0, 16;\nand.b32 %r9, %r1, 0xffff;",
+        "bfi.b32 %r9, %r0, %r50, 0, 32;",
+        "and.b32 %r1, %r50, 0xffff;\nbfe.u32 %r9, %r1, 16, 8;",
+        "setp.lt.u32 %p1, %r0, 99;\nor.pred %p2, %p1, %p19;\nselp.u32 %r9, 1, 2, %p2;",
+        "setp.gt.u32 %p1, %r0, 99;\nand.pred %p2, %p19, %p1;\nselp.u32 %r9, 1, 2, %p2;",
+        "setp.gt.u32 %p1, %r0, 99;\nsetp.eq.and.u32 %p2, %r50, 7, %p1;\nselp.u32 %r9, 1, 2, %p2;",
+        "setp.lt.u32 %p1, %r0, 99;\nsetp.eq.or.u32 %p2, %r50, 7, %p1;\nselp.u32 %r9, 1, 2, %p2;",
+    ] {
+        let report = findings(&format!("{discard}{STORE}"), 1, 32);
+        assert!(report.findings.is_empty(), "{discard}\n{report}");
+    }
+    for used in [
+        "lop3.b32 %r9, %r50, 1, %r0, 0xf8;",
+        "bfi.b32 %r9, %r50, %r0, 0, 16;",
+        "bfi.b32 %r9, %r0, %r50, 0, 16;",
+        "and.b32 %r1, %r50, 0xffff;\nbfe.u32 %r9, %r1, 8, 8;",
+        "and.b32 %r1, %r50, 0xff00;\nbfe.s32 %r9, %r1, 8, 8;\nand.b32 %r9, %r9, 0xff0000;",
+        "setp.lt.u32 %p1, %r0, 99;\nand.pred %p2, %p1, %p19;\nselp.u32 %r9, 1, 2, %p2;",
+        "setp.gt.u32 %p1, %r0, 99;\nsetp.eq.or.u32 %p2, %r50, 7, %p1;\nselp.u32 %r9, 1, 2, %p2;",
+    ] {
+        let report = findings(&format!("{used}{STORE}"), 1, 32);
+        assert!(!report.findings.is_empty(), "{used}");
+    }
+}
+
+#[test]
+fn operands_that_steer() {
+    for body in [
+        "vote.sync.ballot.b32 %r9, %p0, %r50;",
+        "redux.sync.add.u32 %r9, %r0, %r50;",
+        "bar.warp.sync %r50;",
+    ] {
+        let body = format!("setp.eq.u32 %p0, %r0, 0;\n{body}");
+        assert!(
+            rules(&body, 32).contains(&Rule::UninitializedAddress),
+            "{body}"
+        );
+    }
+    let copy = "cp.async.ca.shared.global [s], [%d1], 16, %p19;\ncp.async.wait_all;";
+    assert_eq!(rules(copy, 1), [Rule::UninitializedAddress]);
+    assert_eq!(
+        rules("red.global.add.u32 [%d0], %r50;", 1),
+        [Rule::UninitializedStore]
+    );
+    let table = "setp.eq.u32 %p1, %r0, 0;\nselp.u32 %r1, 0, 1, %p1;\nT: .branchtargets A, B;\nbrx.idx.uni %r1, T;\nA:\nB:";
+    assert_eq!(rules(table, 32), [Rule::Divergence]);
+}
