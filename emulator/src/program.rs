@@ -214,6 +214,7 @@ pub(crate) enum MbarrierOp {
     Init,
     Inval,
     Arrive,
+    ArriveNoComplete,
     ArriveDrop,
     ExpectTx,
     ArriveExpectTx,
@@ -229,6 +230,8 @@ pub(crate) enum MbarrierOp {
 
 pub(crate) struct Mbarrier {
     pub(crate) op: MbarrierOp,
+    /// `.relaxed`: orders nothing, but with fences.
+    pub(crate) relaxed: bool,
     pub(crate) space: Space,
     pub(crate) address: Option<Address>,
     pub(crate) dst: Dst,
@@ -354,6 +357,7 @@ pub(crate) enum Op {
     BranchIndex {
         index: Src,
         targets: Vec<u32>,
+        uniform: bool,
     },
     Exit,
     Trap,
@@ -433,16 +437,18 @@ pub(crate) enum Spread {
     /// All, if any is.
     #[default]
     Mix,
-    /// Each byte from its own, but for those that a zero byte of the other operand clears.
-    And,
-    /// Each byte from its own, but for those that an all-ones byte of the other operand sets.
-    Or,
+    /// Each bit from its own, if the others leave it a say; the table is that of `lop3`.
+    Logic(u8),
     /// Each byte from its own.
     Bytewise,
     /// Bits moved to the left.
     Left,
-    /// Bits moved to the right; true: the top bit fills.
-    Right(bool),
+    /// Bits of so many bytes moved to the right; true: the top bit fills.
+    Right(u8, bool),
+    /// `bfi`: so many bits of the first operand, placed there in the second.
+    Insert { place: u32, len: u32 },
+    /// `bfe` of 32 bits.
+    Field { signed: bool },
     /// `prmt`: bytes picked by the third operand.
     Permute,
     /// Each half from its own.

@@ -111,7 +111,7 @@ pub(crate) fn decode(
             op,
             guard,
             join: joins.get(n).copied().unwrap_or(NOWHERE),
-            spread: spread::of(row, modifiers),
+            spread: spread::of(row, modifiers, &s.operands),
         });
         origin.push(Origin {
             line: s.line,

@@ -234,7 +234,11 @@ impl Decoder<'_> {
                     .iter()
                     .map(|&l| self.label(l))
                     .collect::<Decoded<Vec<_>>>()?;
-                Ok(Op::BranchIndex { index, targets })
+                Ok(Op::BranchIndex {
+                    index,
+                    targets,
+                    uniform: form.has(".uni"),
+                })
             }
             "ret" | "exit" => Ok(Op::Exit),
             "trap" => Ok(Op::Trap),

@@ -75,7 +75,8 @@ impl Decoder<'_> {
         let op = match form.opcode() {
             "mbarrier.init" => MbarrierOp::Init,
             "mbarrier.inval" => MbarrierOp::Inval,
-            "mbarrier.arrive" | "mbarrier.arrive.noComplete" => MbarrierOp::Arrive,
+            "mbarrier.arrive" => MbarrierOp::Arrive,
+            "mbarrier.arrive.noComplete" => MbarrierOp::ArriveNoComplete,
             "mbarrier.arrive.expect_tx" => MbarrierOp::ArriveExpectTx,
             "mbarrier.arrive_drop" => MbarrierOp::ArriveDrop,
             "mbarrier.expect_tx" => MbarrierOp::ExpectTx,
@@ -87,12 +88,13 @@ impl Decoder<'_> {
             "mbarrier.pending_count" => MbarrierOp::PendingCount,
             _ => MbarrierOp::CopyArrive(form.has(".noinc")),
         };
-        let space = form.space();
+        let (relaxed, space) = (form.has(".relaxed"), form.space());
         if op == MbarrierOp::PendingCount {
             let dst = Some(self.dst(&form.operands[0], 32)?);
             let operand = Some(self.src(&form.operands[1], 64)?);
             return Ok(Op::Mbarrier(Box::new(Mbarrier {
                 op,
+                relaxed,
                 space,
                 address: None,
                 dst,
@@ -128,6 +130,7 @@ impl Decoder<'_> {
         let operand = operands.get(1).map(|o| self.src(o, bits)).transpose()?;
         Ok(Op::Mbarrier(Box::new(Mbarrier {
             op,
+            relaxed,
             space,
             address,
             dst,

@@ -5,6 +5,12 @@ use super::{Cta, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, Trouble, trouble};
 use crate::error::{FaultKind, Space};
 use crate::program::{Combine, Comparison, Dst, Inst, Op, PredSrc, SetP, Src, WARP};
 
+/// Bit (a | b << 1) of the table, in every lane.
+pub(super) fn lookup(table: u8, a: u32, b: u32) -> u32 {
+    let bit = |n: u8, mask: u32| if table >> n & 1 != 0 { mask } else { 0 };
+    bit(0, !a & !b) | bit(1, a & !b) | bit(2, !a & b) | bit(3, a & b)
+}
+
 impl Warp {
     /// Executes an instruction in the lanes `active` of the group `mask`.
     #[inline(always)]
@@ -57,9 +63,7 @@ impl Warp {
             }
             Op::Pred { table, d, a, b } => {
                 let (a, b) = (self.regs.pred(*a), self.regs.pred(*b));
-                let bit = |n: u8, mask: u32| if table >> n & 1 != 0 { mask } else { 0 };
-                let value = bit(0, !a & !b) | bit(1, a & !b) | bit(2, !a & b) | bit(3, a & b);
-                self.regs.put_pred(Some(*d), active, value);
+                self.regs.put_pred(Some(*d), active, lookup(*table, a, b));
             }
             Op::SetP(op) => self.setp(op, active),
             Op::Select32 { d, a, b, p } => {
@@ -157,7 +161,7 @@ impl Warp {
                     join: inst.join,
                 });
             }
-            Op::BranchIndex { index, targets } => {
+            Op::BranchIndex { index, targets, .. } => {
                 let lane = active.trailing_zeros();
                 let index_of = |lane| self.regs.lane(*index, lane) as usize;
                 let Some(&target) = targets.get(index_of(lane)) else {

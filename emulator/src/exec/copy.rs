@@ -240,6 +240,11 @@ impl Warp {
         self.some_copies(cta)
     }
 
+    /// Lets all copies of the lanes happen.
+    pub(super) fn all_copies(&mut self, cta: &mut Cta<'_, '_>, active: u32) -> Result<(), Trouble> {
+        self.land(cta, |_, _| active)
+    }
+
     /// `cp.async.wait_group` and `wait_all`.
     pub(super) fn wait_copies(
         &mut self,

@@ -212,13 +212,20 @@ impl Warp {
                     self.regs.set_lane(dst, lane, u64::from(state.pending));
                 }
             }
+            self.watched(cta, |warp, watch, _| {
+                let shadow = &mut watch.registers[warp.index as usize];
+                if let (Some(dst), true) = (op.dst, shadow.any) {
+                    let poison = op.operand.map_or(0, |state| shadow.lanes(state));
+                    shadow.put_all(dst, active, poison);
+                }
+            });
             return Ok(Flow::Next);
         };
         let addresses = self.addresses(address);
         let mut waits = false;
         if let MbarrierOp::CopyArrive(_) = op.op {
             // The arrival happens when the thread's earlier copies have: here, now.
-            self.wait_copies(cta, None, active)?;
+            self.all_copies(cta, active)?;
         }
         for lane in lanes(active) {
             let at = addresses[lane as usize];
@@ -259,19 +266,18 @@ impl Warp {
                 MbarrierOp::Inval => {
                     self.put::<8>(cta, place, 0, u64::MAX);
                     self.watched(cta, |warp, watch, cta| {
-                        warp.observe_mbarrier(
-                            watch,
-                            cta.machine,
-                            op,
-                            lane,
-                            (place, at),
-                            false,
-                            None,
-                        );
+                        warp.observe_mbarrier(watch, cta.machine, op, lane, place, false, None);
                     });
                     continue;
                 }
                 MbarrierOp::Arrive => object.arrive(arrivals(operand)),
+                MbarrierOp::ArriveNoComplete => object.arrive(arrivals(operand)).and_then(|()| {
+                    if object.ends() {
+                        Err("`.noComplete`, but the arrival ends the phase".to_owned())
+                    } else {
+                        Ok(())
+                    }
+                }),
                 MbarrierOp::ArriveDrop => {
                     let n = arrivals(operand);
                     object.arrive_drop(n)
@@ -308,7 +314,7 @@ impl Warp {
             self.put::<8>(cta, place, 0, object.pack());
             let ends = object.phase != phase;
             self.watched(cta, |warp, watch, cta| {
-                warp.observe_mbarrier(watch, cta.machine, op, lane, (place, at), ends, result);
+                warp.observe_mbarrier(watch, cta.machine, op, lane, place, ends, result);
             });
             if result == Some(0) {
                 waits = true;
@@ -376,8 +382,12 @@ impl Object {
         Ok(())
     }
 
+    fn ends(self) -> bool {
+        self.pending == 0 && self.tx == 0
+    }
+
     fn complete(&mut self) {
-        if self.pending == 0 && self.tx == 0 {
+        if self.ends() {
             self.phase = !self.phase;
             self.pending = self.expected;
         }

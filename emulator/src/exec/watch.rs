@@ -1,12 +1,13 @@
 //! What the sanitizer is told of each instruction. Everything here runs only while one is watching.
 
+use super::alu::lookup;
 use super::memory::{Intent, Place, lanes};
 use super::warp::Warp;
 use super::{Cta, Machine, Who};
 use crate::error::Space;
 use crate::program::{
-    Address, Atomic, Comparison, CpAsync, Inst, Kind, Load, Matrix, Mbarrier, MbarrierOp, Mma, Op,
-    Order, Shfl, Src, Store, WARP,
+    Address, Atomic, Combine, Comparison, CpAsync, Inst, Kind, Load, Matrix, Mbarrier, MbarrierOp,
+    Mma, Op, Order, Shfl, Src, Store, WARP,
 };
 use crate::sanitize::registers::{RegisterShadow, collapse, widen};
 use crate::sanitize::{Rule, Sanitizer};
@@ -99,13 +100,27 @@ impl Warp {
                 let who = self.who(active.trailing_zeros());
                 watch.add(machine, Rule::Divergence, who, message);
             }
-            Op::BranchIndex { index, .. } => {
+            Op::BranchIndex { index, uniform, .. } => {
+                let of = |lane| self.regs.lane(*index, lane);
+                let first = active.trailing_zeros();
+                let other = lanes(active).find(|&lane| of(lane) != of(first));
+                if let (true, Some(lane)) = (*uniform, other) {
+                    let message = || "a .uni branch goes to several places".to_owned();
+                    watch.add(machine, Rule::Divergence, self.who(lane), message);
+                }
                 let poison = watch.registers[self.index as usize].lanes(*index) & active;
                 if poison != 0 {
                     let who = self.who(poison.trailing_zeros());
                     let message = || "an index that was never written decides".to_owned();
                     watch.add(machine, Rule::UninitializedBranch, who, message);
                 }
+            }
+            Op::WarpSync { members }
+            | Op::Vote { members, .. }
+            | Op::Match { members, .. }
+            | Op::Redux { members, .. }
+            | Op::Elect { members, .. } => {
+                self.check_operand(watch, machine, *members, active, "the member mask");
             }
             op if watch.registers[self.index as usize].any => self.spread(watch, inst, op, active),
             _ => {}
@@ -125,8 +140,13 @@ impl Warp {
             }
             Op::Mov32 { d, a } => shadow.put(row(*d), active, shadow.get(row(*a))),
             Op::Mov64 { d, a } => shadow.put(pair(*d), active, shadow.get(pair(*a))),
-            Op::Pred { d, a, b, .. } => {
-                let poison = shadow.pred(a.index) | shadow.pred(b.index);
+            Op::Pred { table, d, a, b } => {
+                let (of_a, of_b) = (shadow.pred(a.index), shadow.pred(b.index));
+                let (a, b) = (self.regs.pred(*a), self.regs.pred(*b));
+                let turned = [(a ^ of_a, b), (a, b ^ of_b), (a ^ of_a, b ^ of_b)];
+                let poison = turned.iter().fold(0, |poison, &(x, y)| {
+                    poison | (lookup(*table, x, y) ^ lookup(*table, a, b))
+                });
                 shadow.put_pred(*d, active, poison);
             }
             Op::SetP(op) => {
@@ -134,8 +154,15 @@ impl Warp {
                     Comparison::Narrow(_, a, b) => shadow.lanes(row(*a)) | shadow.lanes(row(*b)),
                     Comparison::Wide(_, a, b) => shadow.lanes(*a) | shadow.lanes(*b),
                 };
-                if let Some((_, with)) = op.combine {
-                    poison |= shadow.pred(with.index);
+                if let Some((combine, with)) = op.combine {
+                    let (value, unknown) = (self.regs.pred(with), shadow.pred(with.index));
+                    // Lanes in which it decides alone.
+                    let decides = match combine {
+                        Combine::And => !value,
+                        Combine::Or => value,
+                        Combine::Xor => 0,
+                    };
+                    poison = poison & !decides | unknown;
                 }
                 for index in [op.p, op.q].into_iter().flatten() {
                     shadow.put_pred(index, active, poison);
@@ -342,8 +369,14 @@ impl Warp {
     ) {
         let machine = cta.machine;
         self.check_operand(watch, machine, op.address.base, active, "the address");
-        self.check_operand(watch, machine, op.a, active, "the operand");
-        self.check_operand(watch, machine, op.b, active, "the operand");
+        for operand in [op.a, op.b] {
+            let poison = watch.registers[self.index as usize].lanes(operand) & active;
+            if poison != 0 {
+                let message = || "an operand of the update was never written".to_owned();
+                let who = self.who(poison.trailing_zeros());
+                watch.add(machine, Rule::UninitializedStore, who, message);
+            }
+        }
         let bytes = op.bytes as usize;
         for (lane, place) in self.places(cta, op.space, op.address, bytes, Intent::Write, active) {
             let who = self.who(lane);
@@ -375,6 +408,9 @@ impl Warp {
             active,
             "the destination's address",
         );
+        if let Some(ignore) = op.ignore {
+            self.check_operand(watch, machine, pred(ignore.index), active, "the predicate");
+        }
         if let Some(size) = op.src_bytes {
             self.check_operand(watch, machine, size, active, "the source's size");
         }
@@ -581,13 +617,16 @@ impl Warp {
         machine: &Machine<'_>,
         op: &Mbarrier,
         lane: u32,
-        (place, address): (Place, u64),
+        place: Place,
         ends: bool,
         result: Option<u64>,
     ) {
         let who = self.who(lane);
         if let Some(address) = op.address {
             self.check_operand(watch, machine, address.base, 1 << lane, "the address");
+        }
+        if let Some(operand) = op.operand {
+            self.check_operand(watch, machine, operand, 1 << lane, "the operand");
         }
         let makes = matches!(op.op, MbarrierOp::Init | MbarrierOp::Inval);
         let order = Order {
@@ -597,13 +636,18 @@ impl Warp {
         watch.access(machine, who, place, 8, true, order);
         watch.set_written(machine, self.index, place, 8, low(8));
         match op.op {
-            MbarrierOp::Init | MbarrierOp::Inval => watch.mbarrier_init(address),
+            MbarrierOp::Init => watch.mbarrier_init(machine, who, place),
+            MbarrierOp::Inval => watch.mbarrier_inval(place),
+            MbarrierOp::CopyArrive(_) => watch.mbarrier_copies(who, place),
             MbarrierOp::Arrive
+            | MbarrierOp::ArriveNoComplete
             | MbarrierOp::ArriveDrop
-            | MbarrierOp::ArriveExpectTx
-            | MbarrierOp::CopyArrive(_) => watch.mbarrier_arrives(who, address, ends),
-            _ if result == Some(1) => watch.mbarrier_passed(who, address),
+            | MbarrierOp::ArriveExpectTx => watch.mbarrier_arrives(who, place, op.relaxed),
+            _ if result == Some(1) => watch.mbarrier_passed(who, place, op.relaxed),
             _ => {}
+        }
+        if ends {
+            watch.mbarrier_ends(place);
         }
         if let Some(dst) = op.dst {
             watch.registers[self.index as usize].put_all(dst, 1 << lane, 0);

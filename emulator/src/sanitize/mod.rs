@@ -26,6 +26,20 @@ const MOST_FINDINGS: usize = 64;
 /// Lines of PTX shown before and after an instruction.
 const CONTEXT: u32 = 2;
 
+/// Where something is: its allocation, if it is in global memory, and the offset.
+type Key = (Option<usize>, u64);
+
+fn key(place: Place) -> Option<Key> {
+    match place {
+        Place::Shared(at) => Some((None, at as u64)),
+        Place::Global(allocation, at) => Some((Some(allocation), at)),
+        Place::Local(_) | Place::Param(_) => None,
+    }
+}
+
+/// Most flights of a warp: what comes with more lands, as it does in the machine.
+const MOST_FLIGHTS: usize = 4096;
+
 /// An asynchronous copy that its thread has not waited for, in some lanes of a warp.
 struct Flight {
     lanes: u32,
@@ -36,6 +50,8 @@ struct Flight {
     dst: Vec<(u32, Place)>,
     /// Where bytes are read, and how many.
     src: Vec<(u32, Place, usize)>,
+    /// mbarriers at which a lane arrives when the copy has landed, and the lane's moment then.
+    arrivals: Vec<(Key, u32, u32)>,
 }
 
 /// What an mbarrier's arrivals have released.
@@ -107,8 +123,9 @@ pub(crate) struct Sanitizer {
     pub(crate) registers: Vec<RegisterShadow>,
     flights: Vec<Vec<Flight>>,
     barriers: [Named; 16],
-    mbarriers: HashMap<u64, Mbarrier>,
-    releases: HashMap<(Option<usize>, u64), Release>,
+    /// Those that are initialised.
+    mbarriers: HashMap<Key, Mbarrier>,
+    releases: HashMap<Key, Release>,
     /// What each thread had done at its last fence of any scope, and of the device's; and what it has read that a fence
     /// would let it rely on: of its own block, and of others.
     fenced: Vec<[Option<Knowledge>; 2]>,
@@ -301,8 +318,7 @@ impl Sanitizer {
         let found = match place {
             Place::Shared(at) => self.shared.access(at, len, me, write, &before),
             Place::Global(allocation, at) => {
-                let found = self.global.access(allocation, at, len, me, write, &before);
-                found.map(|found| (at as usize, found))
+                self.global.access(allocation, at, len, me, write, &before)
             }
             Place::Local(_) | Place::Param(_) => None,
         };
@@ -463,6 +479,9 @@ impl Sanitizer {
         dst: Vec<(u32, Place)>,
         src: Vec<(u32, Place, usize)>,
     ) {
+        if self.flights[who.warp as usize].len() >= MOST_FLIGHTS {
+            self.wait(who.warp, u32::MAX, committed, None);
+        }
         self.flights[who.warp as usize].push(Flight {
             lanes,
             pc: who.pc,
@@ -470,6 +489,7 @@ impl Sanitizer {
             bytes,
             dst,
             src,
+            arrivals: Vec::new(),
         });
     }
 
@@ -490,46 +510,52 @@ impl Sanitizer {
                 covered && (lanes & flight.lanes) >> lane & 1 != 0
             });
             let done = done.fold(0u32, |mask, lane| mask | 1 << lane);
-            if done == 0 {
-                continue;
+            if done != 0 {
+                self.land(warp, flight, done, |clocks, thread, _| clocks.now(thread));
             }
-            let now = |lane: u32| {
-                let thread = (warp * 32 + lane) as usize;
-                (
-                    Access::in_flight(thread, flight.pc),
-                    self.clocks.now(thread),
-                )
-            };
-            for &(lane, place) in flight.dst.iter().filter(|(lane, _)| done >> lane & 1 != 0) {
-                let (flying, clock) = now(lane);
-                match place {
-                    Place::Shared(at) => self.shared.land(at, flight.bytes, flying, clock),
-                    Place::Global(a, at) => self.global.land(a, at, flight.bytes, flying, clock),
-                    _ => {}
-                }
-            }
-            for &(lane, place, len) in flight.src.iter().filter(|(lane, ..)| done >> lane & 1 != 0)
-            {
-                let (flying, clock) = now(lane);
-                match place {
-                    Place::Shared(at) => self.shared.land(at, len, flying, clock),
-                    Place::Global(a, at) => self.global.land(a, at, len, flying, clock),
-                    _ => {}
-                }
-            }
-            flight.lanes &= !done;
         }
         flights.retain(|flight| flight.lanes != 0);
         self.flights[warp as usize] = flights;
     }
 
+    /// A copy has landed in some lanes, at a moment of each.
+    fn land(
+        &mut self,
+        warp: u32,
+        flight: &mut Flight,
+        done: u32,
+        moment: impl Fn(&Clocks, usize, u32) -> u32,
+    ) {
+        let dst = flight.dst.iter().map(|&(l, p)| (l, p, flight.bytes));
+        for (lane, place, len) in dst.chain(flight.src.iter().copied()) {
+            if done >> lane & 1 == 0 {
+                continue;
+            }
+            let thread = (warp * 32 + lane) as usize;
+            let flying = Access::in_flight(thread, flight.pc);
+            let clock = moment(&self.clocks, thread, lane);
+            match place {
+                Place::Shared(at) => self.shared.land(at, len, flying, clock),
+                Place::Global(a, at) => self.global.land(a, at, len, flying, clock),
+                Place::Local(_) | Place::Param(_) => {}
+            }
+        }
+        flight.lanes &= !done;
+    }
+
     /// Lanes end.
     pub(crate) fn exit(&mut self, machine: &Machine<'_>, who: Who, lanes: u32) {
+        // An mbarrier may wait in the thread's place.
+        let waits = |f: &Flight| {
+            f.arrivals
+                .iter()
+                .fold(0, |m, (_, lane, _)| m | 1u32 << lane)
+        };
         let flights = &self.flights[who.warp as usize];
         let left: Vec<(u32, u32)> = flights
             .iter()
-            .filter(|f| f.lanes & lanes != 0)
-            .map(|f| (f.pc, f.lanes & lanes))
+            .map(|f| (f.pc, f.lanes & lanes & !waits(f)))
+            .filter(|&(_, lanes)| lanes != 0)
             .collect();
         for (pc, lanes) in left {
             let lane = lanes.trailing_zeros();
@@ -581,23 +607,83 @@ impl Sanitizer {
         self.clocks.meet(warp as usize * 32, lanes);
     }
 
-    /// An arrival at an mbarrier; `ends` if it ends the phase.
-    pub(crate) fn mbarrier_arrives(&mut self, who: Who, address: u64, ends: bool) {
-        let object = self.mbarriers.entry(address).or_default();
-        self.clocks.release(who.thread(), &mut object.arriving);
-        if ends {
+    /// An arrival at an mbarrier.
+    pub(crate) fn mbarrier_arrives(&mut self, who: Who, place: Place, relaxed: bool) {
+        let thread = who.thread();
+        let Some(object) = key(place).and_then(|key| self.mbarriers.get_mut(&key)) else {
+            return;
+        };
+        match &self.fenced[thread][0] {
+            _ if !relaxed => self.clocks.release(thread, &mut object.arriving),
+            Some(fenced) => object.arriving.join(fenced),
+            None => {}
+        }
+    }
+
+    /// An arrival that comes when the thread's copies have landed. For the thread itself that is no wait.
+    pub(crate) fn mbarrier_copies(&mut self, who: Who, place: Place) {
+        let Some(key) = key(place) else { return };
+        let now = self.clocks.now(who.thread());
+        for flight in &mut self.flights[who.warp as usize] {
+            if flight.lanes >> who.lane & 1 != 0 {
+                flight.arrivals.push((key, who.lane, now));
+            }
+        }
+        self.mbarrier_arrives(who, place, false);
+    }
+
+    /// All that an mbarrier's phase waits for is there, the copies that lead to arrivals among it.
+    pub(crate) fn mbarrier_ends(&mut self, place: Place) {
+        let Some(key) = key(place) else { return };
+        if let Some(object) = self.mbarriers.get_mut(&key) {
             object.completed = std::mem::take(&mut object.arriving);
+        }
+        for warp in 0..self.flights.len() {
+            let mut flights = std::mem::take(&mut self.flights[warp]);
+            for flight in &mut flights {
+                let mut clocks = [0; 32];
+                let mut done = 0;
+                flight.arrivals.retain(|&(of, lane, clock)| {
+                    if of == key && flight.lanes >> lane & 1 != 0 {
+                        done |= 1u32 << lane;
+                        clocks[lane as usize] = clock;
+                    }
+                    of != key
+                });
+                self.land(warp as u32, flight, done, |_, _, lane| {
+                    clocks[lane as usize]
+                });
+            }
+            flights.retain(|flight| flight.lanes != 0);
+            self.flights[warp] = flights;
         }
     }
 
     /// A wait that found its phase ended.
-    pub(crate) fn mbarrier_passed(&mut self, who: Who, address: u64) {
-        let object = self.mbarriers.entry(address).or_default();
-        self.clocks.acquire(who.thread(), &object.completed);
+    pub(crate) fn mbarrier_passed(&mut self, who: Who, place: Place, relaxed: bool) {
+        let thread = who.thread();
+        let Some(object) = key(place).and_then(|key| self.mbarriers.get(&key)) else {
+            return;
+        };
+        if relaxed {
+            self.unfenced[thread][0].join(&object.completed);
+        } else {
+            self.clocks.acquire(thread, &object.completed);
+        }
     }
 
-    pub(crate) fn mbarrier_init(&mut self, address: u64) {
-        self.mbarriers.insert(address, Mbarrier::default());
+    pub(crate) fn mbarrier_init(&mut self, machine: &Machine<'_>, who: Who, place: Place) {
+        let Some(key) = key(place) else { return };
+        if self.mbarriers.insert(key, Mbarrier::default()).is_some() {
+            let message = || "an mbarrier is made where one is, without `inval`".to_owned();
+            self.add(machine, Rule::Mbarrier, who, message);
+        }
+    }
+
+    pub(crate) fn mbarrier_inval(&mut self, place: Place) {
+        if let Some(key) = key(place) {
+            self.mbarriers.remove(&key);
+        }
     }
 
     /// The order that a strong access makes. (PTX ISA 8.9: release and acquire patterns, with fences or without)
@@ -608,11 +694,7 @@ impl Sanitizer {
         order: Order,
         [reads, writes]: [bool; 2],
     ) {
-        let key = match place {
-            Place::Shared(at) => (None, at as u64),
-            Place::Global(allocation, at) => (Some(allocation), at),
-            _ => return,
-        };
+        let Some(key) = key(place) else { return };
         let thread = who.thread();
         if reads && let Some(release) = self.releases.get(&key) {
             let own = release.block == self.block;

@@ -1,6 +1,7 @@
 //! Which bytes of a warp's registers were never written.
 
 use crate::program::{Kind, Spread, Src, WARP};
+use crate::semantics::int;
 
 /// One bit a byte of a 32-bit row: lane l's byte b at bit 32 b + l.
 type Bytes = u128;
@@ -185,10 +186,20 @@ pub(crate) fn collapse(bits: u64) -> u8 {
     })
 }
 
-/// The bytes of a value that equal `byte`.
-fn equal(value: u64, byte: u64) -> u8 {
-    (0..8).fold(0, |mask, n| {
-        mask | u8::from(value >> (8 * n) & 0xff == byte) << n
+/// The bits of a function of three operands that the poison of the operands decides.
+fn logic(table: u8, operands: [Operand; 3]) -> u64 {
+    let values = operands.map(|o| o.value);
+    let poison = operands.map(|o| widen(o.poison));
+    let of = |[a, b, c]: [u64; 3]| {
+        (0..8).filter(|n| table >> n & 1 != 0).fold(0, |bits, n| {
+            let pick = |bit: u8, v: u64| if n & bit != 0 { v } else { !v };
+            bits | pick(4, a) & pick(2, b) & pick(1, c)
+        })
+    };
+    // Bits don't mix, so it is enough to turn all of an operand's at once.
+    (1..8).fold(0, |unknown, turned| {
+        let turn = |n: usize| values[n] ^ if turned >> n & 1 != 0 { poison[n] } else { 0 };
+        unknown | (of([turn(0), turn(1), turn(2)]) ^ of(values))
     })
 }
 
@@ -199,30 +210,29 @@ fn result(spread: Spread, a: Operand, b: Operand, c: Operand) -> u8 {
     match spread {
         Spread::Mix => all(both | c.poison),
         Spread::Bytewise => both,
-        Spread::And => {
-            let zero = equal(a.value, 0) & !a.poison | equal(b.value, 0) & !b.poison;
-            both & !zero
-        }
-        Spread::Or => {
-            let ones = equal(a.value, 0xff) & !a.poison | equal(b.value, 0xff) & !b.poison;
-            both & !ones
-        }
-        Spread::Left | Spread::Right(_) if b.poison != 0 => 0xff,
+        Spread::Logic(table) => collapse(logic(table, [a, b, c])),
+        Spread::Left | Spread::Right(..) if b.poison != 0 => 0xff,
         Spread::Left => collapse(widen(a.poison).checked_shl(b.value as u32).unwrap_or(0)),
-        // The top byte is that of a 32-bit register at least; higher bytes than the register has are never poison.
-        Spread::Right(signed) => {
-            let bits = widen(a.poison);
-            let moved = collapse(bits.checked_shr(b.value as u32).unwrap_or(0));
-            let top = if a.poison & 0xf0 != 0 {
-                a.poison & 0x80
-            } else {
-                a.poison & 0x08
-            };
-            if signed && top != 0 {
-                moved | all(top)
-            } else {
-                moved
-            }
+        // The top bit is poison if its byte is, and fills as any bit does.
+        Spread::Right(bytes, signed) => {
+            let above = 64 - 8 * u32::from(bytes.clamp(1, 8));
+            let bits = widen(a.poison) << above;
+            let by = (b.value.min(64) as u32).min(63);
+            collapse(match (signed, b.value) {
+                (true, _) => (bits as i64 >> above >> by) as u64,
+                (false, 0..64) => bits >> above >> by,
+                (false, _) => 0,
+            })
+        }
+        Spread::Insert { place, len } => {
+            collapse(int::w64::bfi(widen(a.poison), widen(b.poison), place, len))
+        }
+        Spread::Field { .. } if (b.poison | c.poison) & 1 != 0 => 0xff,
+        // A poison top bit is copied as a set one is.
+        Spread::Field { signed } => {
+            let bits = widen(a.poison) as u32;
+            let (place, len) = (b.value as u32, c.value as u32);
+            collapse(u64::from(int::w32::bfe(bits, place, len, signed)))
         }
         Spread::Permute if c.poison != 0 => 0xff,
         Spread::Permute => {
@@ -262,18 +272,51 @@ mod tests {
         let none = Operand::default();
         let x = value(0x1122_3344, 0b0100);
         assert_eq!(result(Spread::Mix, x, none, none), 0xff);
-        assert_eq!(result(Spread::And, x, value(0x0000_ffff, 0), none), 0);
-        assert_eq!(result(Spread::And, x, value(0x00ff_0000, 0), none), 0b0100);
-        assert_eq!(result(Spread::Or, x, value(0x00ff_0000, 0), none), 0);
-        assert_eq!(result(Spread::Or, x, value(0x007f_0000, 0), none), 0b0100);
+        assert_eq!(
+            result(Spread::Logic(0xc0), x, value(0x0000_ffff, 0), none),
+            0
+        );
+        assert_eq!(
+            result(Spread::Logic(0xc0), x, value(0x00ff_0000, 0), none),
+            0b0100
+        );
+        assert_eq!(
+            result(Spread::Logic(0xfc), x, value(0x00ff_0000, 0), none),
+            0
+        );
+        assert_eq!(
+            result(Spread::Logic(0xfc), x, value(0x007f_0000, 0), none),
+            0b0100
+        );
         assert_eq!(result(Spread::Left, x, value(8, 0), none), 0b1000);
         assert_eq!(result(Spread::Left, x, value(4, 0), none), 0b1100);
-        assert_eq!(result(Spread::Right(false), x, value(16, 0), none), 0b0001);
-        assert_eq!(result(Spread::Right(false), x, value(24, 0), none), 0);
         assert_eq!(
-            result(Spread::Right(true), value(0, 0b1000), value(8, 0), none),
-            0xff
+            result(Spread::Right(4, false), x, value(16, 0), none),
+            0b0001
         );
+        assert_eq!(result(Spread::Right(4, false), x, value(24, 0), none), 0);
+        let top = value(0, 0b1000);
+        assert_eq!(
+            result(Spread::Right(4, true), top, value(8, 0), none) & 0xf,
+            0b1100
+        );
+        assert_eq!(
+            result(Spread::Right(4, false), top, value(8, 0), none),
+            0b0100
+        );
+        let sign = value(0, 0b10);
+        assert_eq!(
+            result(Spread::Right(2, true), sign, value(99, 0), none) & 0b11,
+            0b11
+        );
+        let insert = Spread::Insert { place: 16, len: 8 };
+        assert_eq!(result(insert, value(0, 0b0011), none, none), 0b0100);
+        assert_eq!(result(insert, none, value(0, 0b0111), none), 0b0011);
+        let field = |signed| Spread::Field { signed };
+        let (place, len) = (value(8, 0), value(8, 0));
+        assert_eq!(result(field(false), x, place, len), 0);
+        assert_eq!(result(field(true), value(0, 0b0010), place, len), 0b1111);
+        assert_eq!(result(field(false), x, value(8, 1), len), 0xff);
         assert_eq!(result(Spread::Permute, x, none, value(0x2222, 0)), 0b1111);
         assert_eq!(result(Spread::Permute, x, none, value(0x7610, 0)), 0);
         assert_eq!(result(Spread::Halves, x, none, none), 0b1100);

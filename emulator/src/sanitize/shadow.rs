@@ -1,7 +1,9 @@
 //! What is remembered of every byte of memory: who wrote it last, and who has read it since.
 //!
-//! Accesses mostly cover 16 bytes at a time, so one [`Granule`] describes 16 bytes, and falls apart into one cell a byte
+//! Accesses mostly cover 16 bytes at a time, so one [`Granule`] describes 16 bytes, and falls apart into smaller pieces
 //! when an access covers only some of them.
+
+use crate::program::WARP;
 
 /// Bytes of a granule.
 pub(super) const GRANULE: usize = 16;
@@ -53,6 +55,10 @@ impl Access {
     #[inline(always)]
     pub(super) fn thread(self) -> usize {
         (self.0 >> 22 & 0x3ff) as usize
+    }
+
+    fn warp(self) -> usize {
+        self.thread() / WARP
     }
 
     pub(super) fn pc(self) -> u32 {
@@ -116,34 +122,39 @@ fn race(me: Access, other: Access, other_block: bool) -> bool {
     !(strong(me) && strong(other))
 }
 
-/// Accesses of one block. Readers beyond the first few go to a list.
+/// Accesses of one block.
 #[derive(Debug, Clone, Default)]
 pub(super) struct BlockCell<const N: usize> {
     /// The last weak write.
     write: Access,
-    /// The last strong one since. It does not replace the weak one: others may race with that alone.
-    strong: Access,
-    reads: Readers<N>,
+    /// Strong ones since. They do not replace the weak one, nor each other: others may race with one alone.
+    strong: Several<1>,
+    reads: Several<N>,
 }
 
+/// Accesses that nothing orders. Those beyond the first few go to a list.
 #[derive(Debug, Clone)]
-struct Readers<const N: usize> {
+struct Several<const N: usize> {
     first: [Access; N],
     /// Mostly there are none, and a cell should stay small.
     #[expect(clippy::box_collection)]
     more: Option<Box<Vec<Access>>>,
 }
 
-impl<const N: usize> Default for Readers<N> {
+impl<const N: usize> Default for Several<N> {
     fn default() -> Self {
-        Readers {
+        Several {
             first: [Access::default(); N],
             more: None,
         }
     }
 }
 
-impl<const N: usize> Readers<N> {
+impl<const N: usize> Several<N> {
+    /// Of more accesses of a warp than this, the others are not remembered: a stranger to one of its threads is mostly
+    /// one to all, and what a byte takes must have an end.
+    const MOST_OF_WARP: usize = 2;
+
     fn iter(&self) -> impl Iterator<Item = Access> + '_ {
         let more = self.more.iter().flat_map(|more| more.iter());
         self.first
@@ -153,13 +164,13 @@ impl<const N: usize> Readers<N> {
             .filter(|r| !r.is_none())
     }
 
-    /// Adds a reader in the place of one that it makes superfluous: what comes after it comes after that one too.
+    /// Adds an access in the place of one that it makes superfluous: what comes after it comes after that one too.
     #[inline(always)]
     fn add(&mut self, me: Access, before: &impl Before) {
-        // A strong read races with less than a weak one, so it does not stand for it.
+        // A strong access races with less than a weak one, so it does not stand for it.
         let weaker = me.strength() == Strength::Weak;
         let free = |r: Access| {
-            r.is_none() || before.ordered(r) && (weaker || r.strength() == me.strength())
+            r.is_none() || r == me || before.ordered(r) && (weaker || r.strength() == me.strength())
         };
         if let Some(at) = self.first.iter().position(|&r| free(r)) {
             self.first[at] = me;
@@ -176,9 +187,12 @@ impl<const N: usize> Readers<N> {
             }
             return;
         }
+        let alike = |r: &Access| r.warp() == me.warp() && r.strength() == me.strength();
+        let known = self.iter().filter(alike).count();
         let more = self.more.get_or_insert_default();
         match more.iter().position(|&r| free(r)) {
             Some(at) => more[at] = me,
+            None if known >= Self::MOST_OF_WARP => {}
             None => more.push(me),
         }
     }
@@ -196,13 +210,14 @@ impl<const N: usize> Cell for BlockCell<N> {
                 },
             )
         };
-        let mut found = conflict(self.write, true).or(conflict(self.strong, true));
+        let mut found = conflict(self.write, true)
+            .or_else(|| self.strong.iter().find_map(|w| conflict(w, true)));
         if write {
             if found.is_none() {
                 found = self.reads.iter().find_map(|r| conflict(r, false));
             }
             if matches!(me.strength(), Strength::Block | Strength::Device) {
-                self.strong = me;
+                self.strong.add(me, before);
             } else {
                 *self = BlockCell {
                     write: me,
@@ -228,15 +243,22 @@ impl<const N: usize> Cell for BlockCell<N> {
     }
 }
 
-/// Accesses of several blocks: all of the present one's, and of the others the last write and two readers of different
-/// blocks, so that whoever writes is a stranger to one of them.
+/// Accesses of several blocks: all of the present one's, and some of the others'.
 #[derive(Debug, Clone, Default)]
 pub(super) struct GridCell {
     block: u32,
     own: BlockCell<1>,
+    /// Most memory is one block's alone.
+    foreign: Option<Box<Foreign>>,
+}
+
+/// Accesses of other blocks: the last write, and two readers of different blocks, so that whoever writes is a stranger
+/// to one of them.
+#[derive(Debug, Clone, Default)]
+struct Foreign {
     /// Weak and strong.
-    foreign_writes: [Option<(u32, Access)>; 2],
-    foreign_reads: [Option<(u32, Access)>; 2],
+    writes: [Option<(u32, Access)>; 2],
+    reads: [Option<(u32, Access)>; 2],
 }
 
 impl GridCell {
@@ -246,21 +268,16 @@ impl GridCell {
             return;
         }
         let last = self.block;
-        for (foreign, own) in self
-            .foreign_writes
-            .iter_mut()
-            .zip([self.own.write, self.own.strong])
-        {
-            if !own.is_none() {
-                *foreign = Some((last, own));
+        let writes = [Some(self.own.write), self.own.strong.iter().next()];
+        let writes = writes.map(|write| write.filter(|w| !w.is_none()));
+        let read = self.own.reads.iter().next();
+        if read.is_some() || writes != [None; 2] {
+            let foreign = self.foreign.get_or_insert_default();
+            for (foreign, own) in foreign.writes.iter_mut().zip(writes) {
+                *foreign = own.map(|own| (last, own)).or(*foreign);
             }
-        }
-        if let Some(read) = self.own.reads.iter().next() {
-            let [first, second] = &mut self.foreign_reads;
-            match first {
-                None => *first = Some((last, read)),
-                Some(_) => *second = Some((last, read)),
-            }
+            let at = usize::from(foreign.reads[0].is_some());
+            foreign.reads[at] = read.map(|read| (last, read)).or(foreign.reads[at]);
         }
         self.own = BlockCell::default();
         self.block = block;
@@ -281,9 +298,12 @@ impl Cell for GridCell {
                 block: Some(block),
             })
         };
-        let mut found = self.foreign_writes.iter().find_map(|&w| conflict(w, true));
-        if write && found.is_none() {
-            found = self.foreign_reads.iter().find_map(|&r| conflict(r, false));
+        let mut found = None;
+        if let Some(foreign) = &self.foreign {
+            found = foreign.writes.iter().find_map(|&w| conflict(w, true));
+            if write && found.is_none() {
+                found = foreign.reads.iter().find_map(|&r| conflict(r, false));
+            }
         }
         found.or(self.own.access(me, write, before))
     }
@@ -297,11 +317,27 @@ impl Cell for GridCell {
 #[derive(Debug, Clone, Default)]
 struct Granule<C> {
     whole: C,
-    /// The cells of the single bytes, if they differ.
-    bytes: Option<Box<[C; GRANULE]>>,
+    /// The cells of its pieces, if they differ: 2, 4, 8 or 16 of the same size.
+    pieces: Option<Box<[C]>>,
 }
 
 impl<C: Cell> Granule<C> {
+    /// The cells of pieces so small that a range is made of whole ones, and the bytes of one.
+    fn pieces(&mut self, range: &std::ops::Range<usize>) -> (&mut [C], usize) {
+        let size = 1 << (range.start | range.end | GRANULE).trailing_zeros();
+        let (have, need) = (self.pieces.as_ref().map_or(1, |p| p.len()), GRANULE / size);
+        if have < need {
+            let old = self.pieces.as_deref();
+            let old = old.unwrap_or(std::slice::from_ref(&self.whole));
+            let each = |n: usize| old[n * have / need].clone();
+            self.pieces = Some((0..need).map(each).collect());
+        }
+        let pieces = self.pieces.as_deref_mut();
+        let pieces = pieces.unwrap_or(std::slice::from_mut(&mut self.whole));
+        let size = GRANULE / pieces.len();
+        (pieces, size)
+    }
+
     #[inline(always)]
     fn access(
         &mut self,
@@ -311,29 +347,28 @@ impl<C: Cell> Granule<C> {
         before: &impl Before,
     ) -> Option<(usize, Conflict)> {
         let all = range.len() == GRANULE;
-        if all && self.bytes.is_none() {
+        if all && self.pieces.is_none() {
             return self.whole.access(me, write, before).map(|found| (0, found));
         }
-        let bytes = self
-            .bytes
-            .get_or_insert_with(|| Box::new(std::array::from_fn(|_| self.whole.clone())));
+        let (pieces, size) = self.pieces(&range);
         let mut found = None;
-        for at in range {
-            let new = bytes[at].access(me, write, before);
-            found = found.or(new.map(|new| (at, new)));
+        let first = range.start / size;
+        for (n, piece) in pieces[first..range.end / size].iter_mut().enumerate() {
+            let new = piece.access(me, write, before);
+            found = found.or(new.map(|new| ((first + n) * size, new)));
         }
         if all && write {
             // Nothing but this write is left to remember.
-            self.whole = bytes[0].clone();
-            self.bytes = None;
+            self.whole = pieces[0].clone();
+            self.pieces = None;
         }
         found
     }
 
     fn land(&mut self, range: std::ops::Range<usize>, flight: Access, clock: u32) {
-        match &mut self.bytes {
-            None => self.whole.land(flight, clock),
-            Some(bytes) => bytes[range].iter_mut().for_each(|b| b.land(flight, clock)),
+        let (pieces, size) = self.pieces(&range);
+        for piece in &mut pieces[range.start / size..range.end / size] {
+            piece.land(flight, clock);
         }
     }
 }
@@ -416,7 +451,7 @@ impl GlobalShadow {
         pages[number].get_or_insert_with(|| Box::new(Shadow::new(PAGE)))
     }
 
-    /// As [`Shadow::access`]. An access is aligned to its size, so it lies in one page.
+    /// As [`Shadow::access`], from the start of the allocation. An access is aligned to its size, so it lies in one page.
     pub(super) fn access(
         &mut self,
         allocation: usize,
@@ -425,11 +460,11 @@ impl GlobalShadow {
         me: Access,
         write: bool,
         before: &impl Before,
-    ) -> Option<Conflict> {
+    ) -> Option<(usize, Conflict)> {
         let inside = at as usize % PAGE;
         let page = self.page(allocation, at);
         page.access(inside, len, me, write, before)
-            .map(|(_, conflict)| conflict)
+            .map(|(byte, conflict)| (at as usize - inside + byte, conflict))
     }
 
     pub(super) fn land(
