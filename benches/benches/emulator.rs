@@ -4,7 +4,10 @@
 //! the cores used. Target: 150 million a second and core.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use flashtile::{CausalAlignment, DType, Device, EmulatorDevice, Problem, Shape};
+use flashtile::{
+    CausalAlignment, DType, Device, EmulatorDevice, Problem, Shape,
+    device::emulator::{Numerics, Options, TensorCores},
+};
 use flashtile_benches::Workload;
 use std::time::Instant;
 
@@ -51,5 +54,53 @@ fn forward(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, forward);
+/// What the checks and the models of hardware's arithmetic cost, on one core each: a sanitized launch runs its blocks one
+/// after the other.
+fn modes(c: &mut Criterion) {
+    let numerics = |tensor_cores, perturb| Options {
+        numerics: Numerics {
+            tensor_cores,
+            perturb,
+        },
+        ..Options::default()
+    };
+    let sanitized = Options {
+        sanitize: true,
+        ..Options::default()
+    };
+    let modes = [
+        ("plain", Options::default()),
+        ("sanitized", sanitized),
+        ("ampere", numerics(TensorCores::Ampere, None)),
+        ("hopper", numerics(TensorCores::Hopper, None)),
+        ("perturbed", numerics(TensorCores::Fast, Some(1))),
+    ];
+    let mut group = c.benchmark_group("emulator_modes");
+    group.sample_size(10);
+    for head_dim in [64, 128] {
+        let shape = Shape {
+            batch: 1,
+            seqlen_q: 512,
+            seqlen_k: 512,
+            heads_q: 1,
+            heads_kv: 1,
+            head_dim_qk: head_dim,
+            head_dim_v: head_dim,
+        };
+        let problem = Problem::contiguous(DType::Bf16, shape);
+        for (mode, options) in &modes {
+            let device = EmulatorDevice::with_options(Options {
+                threads: Some(1),
+                ..options.clone()
+            });
+            let work = Workload::new(&device, &problem).expect("the problem is valid");
+            group.bench_function(format!("bf16_d{head_dim}_{mode}"), |b| {
+                b.iter(|| work.launch().expect("the kernel runs"));
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, forward, modes);
 criterion_main!(benches);

@@ -12,6 +12,7 @@ use crate::toolchain::{Core, TARGET, Toolchain};
 ///
 /// - `--emit=asm -Clinker=true`: the PTX is the assembly of the one crate; nothing is linked.
 /// - `-unroll-threshold=20000`: loops over accumulators must go, or the accumulators live in local memory.
+/// - `-unroll-runtime=false`: a loop whose count is hidden from the compiler on purpose must not come several times.
 /// - `-JumpThreading`: that pass may duplicate barriers (rust-lang/rust#137086).
 /// - `--cfg flashtile_arch="..."`: what the kernels' source selects a tier with.
 pub fn flags(arch: &str) -> Vec<String> {
@@ -19,7 +20,7 @@ pub fn flags(arch: &str) -> Vec<String> {
         format!("-Ctarget-cpu={arch}"),
         "--emit=asm".into(),
         "-Clinker=true".into(),
-        "-Cllvm-args=-unroll-threshold=20000".into(),
+        "-Cllvm-args=-unroll-threshold=20000 -unroll-runtime=false".into(),
         "-Zmir-enable-passes=-JumpThreading".into(),
         format!("--cfg=flashtile_arch=\"{arch}\""),
         "--check-cfg=cfg(flashtile_arch, values(\"sm_80\", \"sm_90a\"))".into(),
@@ -71,7 +72,7 @@ impl Compile<'_> {
             command.args(["--config", setting]);
         }
         if self.lines {
-            command.args(["--config", "profile.release.debug=\"line-tables-only\""]);
+            command.args(["--config", "profile.release.debug=\"line-directives-only\""]);
         }
         if let Core::Sources(library) = &self.toolchain.core {
             command.arg("-Zbuild-std=core");

@@ -60,7 +60,9 @@ fn finish_entry(
     let mut out = String::with_capacity(text.len() + 512);
     // Writing to a string does not fail.
     let _ = writeln!(out, ".version {}", module.version);
-    let _ = writeln!(out, ".target {}", module.target);
+    // The full debug information that `, debug` announces stays behind.
+    let target = module.target.trim_end_matches(", debug");
+    let _ = writeln!(out, ".target {target}");
     let _ = writeln!(out, ".address_size {}\n", module.address_size);
     if text.contains(".loc ") {
         for file in &module.files {

@@ -110,8 +110,12 @@ fn run(arguments: &Arguments) -> Result<bool> {
             });
         }
         for (name, same) in written {
-            let word = if same { "the same" } else { "NOT the same" };
-            println!("{name}: {word} instructions as without lines");
+            let word = if same {
+                "the same instructions as without lines"
+            } else {
+                "other instructions than without lines: the compiler ordered or merged some otherwise"
+            };
+            println!("{name}: {word}");
         }
         return Ok(true);
     }

@@ -52,15 +52,13 @@ pub fn run(args: &AttendArgs) -> Result<Outcome> {
     let spinner = progress::spinner("attention", args.json);
     let start = Instant::now();
     let outputs = match target.attention(&problem, &inputs) {
-        Err(error) => match target.findings() {
-            None => return Err(error.into()),
-            Some(found) => {
-                spinner.finish_and_clear();
-                let seconds = start.elapsed().as_secs_f64();
-                return findings(args, &target, variant, seconds, &found);
-            }
-        },
         Ok(outputs) => outputs,
+        Err(flashtile::Error::Findings { report, .. }) => {
+            spinner.finish_and_clear();
+            let seconds = start.elapsed().as_secs_f64();
+            return findings(args, &target, variant, seconds, &report);
+        }
+        Err(error) => return Err(error.into()),
     };
     let seconds = start.elapsed().as_secs_f64();
     spinner.set_message("comparing with the reference");

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use flashtile::{
     CudaDevice, Device, DeviceInfo, EmulatorDevice, Error, ErrorClass, Inputs, Outputs, Problem,
-    Variant, device::emulator::Report,
+    Variant,
 };
 use flashtile_verify::{Case, Results, Tensors, memory as verify};
 
@@ -89,14 +89,6 @@ impl Target {
         match self {
             Self::Gpu { name, device } => format!("{name} ({})", device.info().name),
             _ => self.name().into(),
-        }
-    }
-
-    /// What the sanitizer found in the last launch.
-    pub fn findings(&self) -> Option<Report> {
-        match self {
-            Self::Emulator(device) => device.last_report(),
-            _ => None,
         }
     }
 

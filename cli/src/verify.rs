@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flashtile::{Algorithm, ScoreModKind};
+use flashtile::{Algorithm, ScoreModKind, device::emulator::Report};
 use flashtile_verify::{
     Case, Tensors, judge,
     parallel::{cores, in_order},
@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::{
     args::{DeviceChoice, VerifyArgs},
     failure::{Failure, Outcome, Result},
-    memory,
+    findings, memory,
     output::print,
     progress,
     target::Target,
@@ -29,10 +29,17 @@ const SHRUNK: usize = 3;
 /// Longest search for a smaller case.
 const SHRINKING: Duration = Duration::from_secs(10);
 
+/// What is wrong with a case.
+struct Wrong {
+    reason: String,
+    /// What the sanitizer found.
+    findings: Option<Box<Report>>,
+}
+
 /// A case whose result is wrong.
 struct Failed {
     case: Case,
-    reason: String,
+    wrong: Wrong,
     /// A smaller one.
     smallest: Option<Case>,
 }
@@ -51,15 +58,16 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
     in_order(&targets, &cases, attempt, |at, outcome| {
         bar.set_message(cases[at].to_string());
         bar.inc(1);
-        if let Err(reason) = outcome {
+        if let Err(wrong) = outcome {
             let mut failed = Failed {
                 case: cases[at],
-                reason,
+                wrong,
                 smallest: None,
             };
             if failures.len() < SHRUNK {
-                let (case, reason) = (failed.case, failed.reason.clone());
-                let (smallest, _) = shrink(case, reason, SHRINKING, |c| attempt(target, c).err());
+                let (case, reason) = (failed.case, failed.wrong.reason.clone());
+                let failure = |c: &Case| attempt(target, c).err().map(|wrong| wrong.reason);
+                let (smallest, _) = shrink(case, reason, SHRINKING, failure);
                 failed.smallest = (smallest != failed.case).then_some(smallest);
             }
             if !args.json {
@@ -83,7 +91,8 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
                 json!({
                     "case": failed.case.to_string(),
                     "smallest": failed.smallest.map(|case| case.to_string()),
-                    "reason": failed.reason,
+                    "reason": failed.wrong.reason,
+                    "findings": failed.wrong.findings.as_deref().map(findings::json),
                 })
             });
             json!({
@@ -121,9 +130,18 @@ fn open(args: &VerifyArgs) -> Result<Vec<Target>> {
 
 /// What is printed of a failure: what is wrong, and how to see it again.
 fn report(command: &str, failed: &Failed) -> String {
-    let Failed { case, reason, .. } = failed;
-    let mut text = format!("FAILED {reason}\n  {command} --case '{case}'");
-    if let Some(smallest) = &failed.smallest {
+    let Failed {
+        case,
+        wrong: Wrong { reason, findings },
+        smallest,
+    } = failed;
+    let mut text = format!("FAILED {reason}\n");
+    // The others mostly follow from the first; --json has them all.
+    if let Some(first) = findings.as_ref().and_then(|found| found.findings.first()) {
+        text += &format!("{first}\n");
+    }
+    text += &format!("  {command} --case '{case}'");
+    if let Some(smallest) = smallest {
         text += &format!("\n  smaller, and failing too:\n  {command} --case '{smallest}'");
     }
     text
@@ -167,12 +185,19 @@ fn single(line: &str) -> Result<Case> {
 }
 
 /// Runs a case; `Err` says what is wrong with its result.
-fn attempt(target: &Target, case: &Case) -> Result<(), String> {
+fn attempt(target: &Target, case: &Case) -> Result<(), Wrong> {
     let tensors = Tensors::of(case);
-    let results = target
-        .run(case, &tensors)
-        .map_err(|error| format!("{case}\n  {error}"))?;
-    judge(case, &tensors, &results)
+    let results = target.run(case, &tensors).map_err(|error| Wrong {
+        reason: format!("{case}\n  {error}"),
+        findings: match error {
+            flashtile::Error::Findings { report, .. } => Some(report),
+            _ => None,
+        },
+    })?;
+    judge(case, &tensors, &results).map_err(|reason| Wrong {
+        reason,
+        findings: None,
+    })
 }
 
 #[cfg(test)]
@@ -186,7 +211,10 @@ mod tests {
         smaller.shape.seqlen_q = 1;
         let failed = Failed {
             case,
-            reason: "out of bounds".into(),
+            wrong: Wrong {
+                reason: "out of bounds".into(),
+                findings: None,
+            },
             smallest: Some(smaller),
         };
         let expected = "FAILED out of bounds

@@ -615,7 +615,10 @@ fn a_finding_shows_both_lines_and_their_source() {
         .iter()
         .find(|f| f.site.instruction.starts_with("ld.shared"))
         .unwrap();
-    assert_eq!(race.site.source, ["src/tile.rs:41", "src/kernel.rs:7"]);
+    assert_eq!(
+        race.site.source,
+        ["src/tile.rs:41", "called from src/kernel.rs:7"]
+    );
     let (what, other) = race.other.as_ref().unwrap();
     assert_eq!(
         (what.as_str(), &other.source[..]),

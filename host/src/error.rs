@@ -51,6 +51,15 @@ pub enum Error {
         /// What the device says.
         reason: String,
     },
+    /// The emulator's sanitizer found something. Nothing of the launch can be trusted.
+    #[cfg(feature = "emulator")]
+    #[error("findings in {context}: {}", .report.summary())]
+    Findings {
+        /// The kernel.
+        context: String,
+        /// All of them.
+        report: Box<crate::device::emulator::Report>,
+    },
     /// A call of the device's driver failed.
     #[error("{call} failed: {reason}")]
     Driver {
@@ -94,6 +103,8 @@ impl Error {
             Self::NoVariant { .. } | Self::Archive { .. } => ErrorClass::NoVariant,
             Self::NoDevice { .. } => ErrorClass::NoDevice,
             Self::Fault { .. } => ErrorClass::Fault,
+            #[cfg(feature = "emulator")]
+            Self::Findings { .. } => ErrorClass::Fault,
             Self::Driver { .. } => ErrorClass::Driver,
             Self::OutOfMemory { .. } => ErrorClass::OutOfMemory,
         }

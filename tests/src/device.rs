@@ -15,7 +15,7 @@ use std::{
 };
 
 use flashtile::{
-    CudaDevice, Device, EmulatorDevice,
+    CudaDevice, Device, DeviceKind, EmulatorDevice,
     device::emulator::{Numerics, Options, Schedule, TensorCores},
 };
 use flashtile_verify::Case;
@@ -125,14 +125,81 @@ fn parse<T: FromStr<Err: std::fmt::Display>>(value: &str) -> T {
 
 /// The command that repeats a case on the device of this number.
 pub fn command(case: &Case, number: usize) -> String {
-    let device = match number.checked_sub(1) {
-        None => "emulator".into(),
-        Some(ordinal) => format!("cuda:{ordinal}"),
+    let gpu = |device: &dyn Device| device.info().kind != DeviceKind::Emulator;
+    let device = match gpu(&*devices()[number]) {
+        true => {
+            let before = devices()[..number].iter().filter(|device| gpu(&***device));
+            format!("cuda:{}", before.count())
+        }
+        // `flashtile verify` has the plain emulator and the sanitizer, nothing else.
+        false if !settings(&MODELS).is_empty() => {
+            return format!(
+                "{}FLASHTILE_TEST_CASE='{case}' {CARGO} repeat",
+                settings(&ALL)
+            );
+        }
+        false if sanitizes() => "emulator --sanitize".into(),
+        false => "emulator".into(),
     };
-    let sanitize = if number == 0 && sanitizes() {
-        " --sanitize"
-    } else {
-        ""
-    };
-    format!("flashtile verify --device {device}{sanitize} --case '{case}'")
+    format!("flashtile verify --device {device} --case '{case}'")
+}
+
+/// How the suite is run.
+pub const CARGO: &str = "cargo test --release -p flashtile-tests";
+
+/// Variables by which the suite's emulator is another one than `flashtile verify` has.
+const MODELS: [&str; 3] = [
+    "FLASHTILE_TEST_NUMERICS",
+    "FLASHTILE_TEST_PERTURB",
+    "FLASHTILE_TEST_SCHEDULE",
+];
+
+/// All variables on which a result depends.
+pub const ALL: [&str; 5] = [
+    MODELS[0],
+    MODELS[1],
+    MODELS[2],
+    "FLASHTILE_TEST_SANITIZE",
+    "FLASHTILE_TEST_DEVICE",
+];
+
+/// Those of the variables that are set, as they are written before a command.
+pub fn settings(names: &[&str]) -> String {
+    let set = names
+        .iter()
+        .filter_map(|name| Some((name, variable(name)?)));
+    set.map(|(name, value)| format!("{name}={value} "))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flashtile::DType;
+    use flashtile_verify::sizes;
+
+    /// As the environment is: whatever it asks for, the printed line runs on a device like that one.
+    #[test]
+    fn the_printed_command_names_the_device() {
+        let case = Case::new(DType::F16, sizes(3, 5, [1, 1], 8));
+        for (number, device) in devices().iter().enumerate() {
+            let text = command(&case, number);
+            assert!(text.contains(&case.to_string()), "{text}");
+            let (gpu, changed) = (device.info().kind == DeviceKind::Cuda, settings(&MODELS));
+            match (gpu, changed.is_empty()) {
+                (true, _) => assert!(
+                    text.starts_with("flashtile verify --device cuda:"),
+                    "{text}"
+                ),
+                (false, true) => {
+                    assert!(
+                        text.starts_with("flashtile verify --device emulator"),
+                        "{text}"
+                    );
+                    assert_eq!(text.contains("--sanitize"), sanitizes(), "{text}");
+                }
+                (false, false) => assert!(text.starts_with(&changed), "{text}"),
+            }
+        }
+    }
 }

@@ -16,6 +16,8 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner},
 };
 
+use crate::device::{ALL, CARGO, settings};
+
 /// Largest amount of arithmetic of one case, in multiply-adds over padded tiles. Keeps a case of the
 /// emulator below about a second.
 const MOST_WORK: u64 = 24 << 20;
@@ -118,7 +120,8 @@ fn repetition(case: &Case) -> String {
     let thread = std::thread::current();
     let test = thread.name().filter(|name| *name != "main");
     format!(
-        "FLASHTILE_TEST_CASE='{case}' cargo test --release -p flashtile-tests {}",
+        "{}FLASHTILE_TEST_CASE='{case}' {CARGO} {}",
+        settings(&ALL),
         test.unwrap_or_default()
     )
 }

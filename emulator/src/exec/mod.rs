@@ -173,7 +173,11 @@ impl<'a> Machine<'a> {
             format!("{file}:{line}")
         };
         let source = origin.and_then(|o| o.source).map_or_else(Vec::new, |s| {
-            let call = s.inlined_at.map(|(file, line)| name(file, line));
+            let call = match (s.inlined_at, s.after) {
+                (Some((file, line)), _) => Some(format!("called from {}", name(file, line))),
+                (None, Some((file, line))) => Some(format!("after {}", name(file, line))),
+                (None, None) => None,
+            };
             [Some(name(s.file, s.line)), call]
                 .into_iter()
                 .flatten()

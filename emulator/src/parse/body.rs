@@ -84,7 +84,19 @@ impl<'t> Parser<'t> {
                         b.innermost().variables.insert(name, id);
                     }
                 }
-                Token::Directive(".loc") => b.source = self.loc()?,
+                Token::Directive(".loc") => {
+                    let mut source = self.loc()?;
+                    if let (Some(new), Some(old)) = (&mut source, b.source) {
+                        let other = old.file != new.file;
+                        new.after = if other {
+                            Some((old.file, old.line))
+                        } else {
+                            old.after
+                        };
+                    }
+                    // Line 0 is code of no line: it goes on with the last.
+                    b.source = source.or(b.source);
+                }
                 Token::Directive(".file") => self.file()?,
                 Token::Directive(".pragma") => self.skip_statement()?,
                 Token::Directive(other) => {

@@ -165,11 +165,13 @@ impl<'t> Parser<'t> {
                 file,
                 line,
                 inlined_at: Some((of, at)),
+                after: None,
             }),
             [file, line, ..] => Some(Source {
                 file,
                 line,
                 inlined_at: None,
+                after: None,
             }),
             _ => None,
         })

@@ -145,8 +145,10 @@ pub(crate) struct Source {
     /// Key of [`Tree::files`].
     pub(crate) file: u32,
     pub(crate) line: u32,
-    /// File and line of the call, if the code was inlined.
+    /// File and line of the call, if the code was inlined and the text says where.
     pub(crate) inlined_at: Option<(u32, u32)>,
+    /// The last line of another file before it: mostly the caller's.
+    pub(crate) after: Option<(u32, u32)>,
 }
 
 /// An instruction.

@@ -196,14 +196,15 @@ pub struct Site {
     pub instruction: String,
     /// The lines around it, with their numbers.
     pub context: Vec<(u32, String)>,
-    /// Lines of Rust, innermost first, if the PTX carries them (`.loc`).
+    /// The line of Rust, if the PTX carries it (`.loc`), and what is known of its caller: where the call is, or the last
+    /// line of another file before it.
     pub source: Vec<String>,
 }
 
 impl Site {
     fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for source in &self.source {
-            writeln!(f, "      from {source}")?;
+            writeln!(f, "      {source}")?;
         }
         for (line, text) in &self.context {
             let mark = if *line == self.line { '>' } else { ' ' };

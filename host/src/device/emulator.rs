@@ -30,7 +30,6 @@ struct State {
     modules: HashMap<&'static str, Arc<Module>>,
     overrides: HashMap<&'static str, String>,
     stats: Option<Stats>,
-    report: Option<Report>,
 }
 
 impl Default for EmulatorDevice {
@@ -69,18 +68,13 @@ impl EmulatorDevice {
 
     /// An emulator as [`EmulatorDevice::new`] makes it that also checks what hardware does not: races, uninitialised
     /// values, asynchronous copies still under way, outputs that are not written. A launch with findings is an
-    /// [`Error::Fault`]; [`EmulatorDevice::last_report`] has them all.
+    /// [`Error::Findings`].
     pub fn sanitizing() -> Self {
         Self::with_options(Options {
             memory_limit: MEMORY_LIMIT,
             sanitize: true,
             ..Options::default()
         })
-    }
-
-    /// What the sanitizer found in the last launch, if it found anything.
-    pub fn last_report(&self) -> Option<Report> {
-        self.state().report.clone()
     }
 
     /// What the last successful launch did.
@@ -196,18 +190,13 @@ impl Device for EmulatorDevice {
             dynamic_shared: config.shared_bytes,
             params,
         };
-        self.state().report = None;
         let stats = self.emulator.launch(&module, variant.name, &launch);
         let stats = stats.map_err(|error| match error {
             LaunchError::Memory(error) => memory("launch")(error),
-            LaunchError::Findings(report) => {
-                let reason = report.summary();
-                self.state().report = Some(*report);
-                Error::Fault {
-                    context: variant.name.into(),
-                    reason,
-                }
-            }
+            LaunchError::Findings(report) => Error::Findings {
+                context: variant.name.into(),
+                report,
+            },
             other => Error::Fault {
                 context: variant.name.into(),
                 reason: other.to_string(),
@@ -237,7 +226,7 @@ impl Device for EmulatorDevice {
             .map_err(memory("first_unwritten"))
     }
 
-    fn report_unwritten(&self, variant: &'static Variant, message: String) -> Result<()> {
+    fn unwritten(&self, variant: &'static Variant, message: String) -> Error {
         let finding = Finding {
             rule: Rule::OutputNotWritten,
             message,
@@ -245,15 +234,12 @@ impl Device for EmulatorDevice {
             other: None,
             count: 1,
         };
-        let report = Report {
-            findings: vec![finding],
-            more: 0,
-        };
-        let reason = report.summary();
-        self.state().report = Some(report);
-        Err(Error::Fault {
+        Error::Findings {
             context: variant.name.into(),
-            reason,
-        })
+            report: Box::new(Report {
+                findings: vec![finding],
+                more: 0,
+            }),
+        }
     }
 }

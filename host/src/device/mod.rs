@@ -201,15 +201,12 @@ pub trait Device: Send + Sync + std::fmt::Debug {
         Ok(None)
     }
 
-    /// Tells the device that a kernel left part of an output unwritten.
-    ///
-    /// # Errors
-    /// Always: the finding.
-    fn report_unwritten(&self, variant: &'static Variant, message: String) -> Result<()> {
-        Err(crate::Error::Fault {
+    /// The error that a kernel left part of an output unwritten.
+    fn unwritten(&self, variant: &'static Variant, message: String) -> crate::Error {
+        crate::Error::Fault {
             context: variant.name.into(),
             reason: message,
-        })
+        }
     }
 }
 

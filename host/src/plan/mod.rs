@@ -288,7 +288,7 @@ impl Plan {
                     Some(at) => {
                         let message =
                             format!("{} was never written", element(at.saturating_sub(address)));
-                        device.report_unwritten(self.variant, message)
+                        Err(device.unwritten(self.variant, message))
                     }
                 }
             })?;

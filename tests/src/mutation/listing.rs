@@ -67,7 +67,7 @@ impl<'t> Instruction<'t> {
         }
         let vector = parts().find_map(|part| part.strip_prefix('v')?.parse().ok());
         let bits: u32 = parts()
-            .last()?
+            .next_back()?
             .trim_start_matches(char::is_alphabetic)
             .parse()
             .ok()?;

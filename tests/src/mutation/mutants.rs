@@ -419,3 +419,85 @@ impl<'l, 't> Search<'l, 't> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "
+        .visible .entry e(.param .u64 p)
+        .maxntid 128, 1, 1
+        {
+            mov.u32 %r1, %tid.x;
+            xor.b32 %r2, %r1, 32;
+            xor.b32 %r3, %r1, -2147483648;
+            cp.async.cg.shared.global [%r2], [%rd1], 16, %r4;
+            cp.async.commit_group;
+            cp.async.wait_group 1;
+            bar.sync 0;
+            bar.red.or.pred %p1, 0, %p2;
+            mov.b32 %r8, 4;
+            setp.lt.u32 %p3, %r8, 8;
+            @%p3 bra $L1;
+            bar.sync 1;
+        $L1:
+            or.pred %p4, %p5, %p6;
+            @%p4 bra $L2;
+            st.global.u32 [%rd2], %r3;
+        $L2:
+            @%p1 bra $L3;
+            ld.shared.v2.u32 {%r5, %r6}, [%r1+8];
+            bra.uni $L4;
+        $L3:
+            ld.shared.u32 %r5, [%r1];
+        $L4:
+            bar.warp.sync -1;
+            ret;
+        }";
+
+    #[test]
+    fn everything_that_can_be_weaker() {
+        let found = mutants(TEXT).unwrap();
+        // The barrier behind a branch that a constant decides.
+        assert_eq!(found.unreachable, 1);
+        let lines: Vec<_> = found
+            .mutations
+            .iter()
+            .map(|m| format!("{} | {}", m.class, m.after))
+            .collect();
+        let expected = [
+            "swizzle | mov.b32 %r2, %r1;",
+            "copy-size | cp.async.cg.shared.global [%r2], [%rd1], 16, 16;",
+            "offset | cp.async.cg.shared.global [%r2+16], [%rd1], 16, %r4;",
+            "commit | ",
+            "wait | ",
+            "wait-count | cp.async.wait_group 2;",
+            "barrier | ",
+            "barrier-count | bar.sync 0, 64;",
+            "barrier | mov.pred %p1, %p2;",
+            "vote | mov.pred %p1, 0;",
+            "vote | mov.pred %p1, -1;",
+            "guard | ",
+            "guard-part | mov.pred %p4, %p5;",
+            "guard-part | mov.pred %p4, %p6;",
+            "guard-inverted | @!%p4 bra $L2;",
+            // Memory is accessed on either side, so neither way is the one that must be guarded.
+            "guard-inverted | @!%p1 bra $L3;",
+            "offset | ld.shared.v2.u32 {%r5, %r6}, [%r1+16];",
+            "offset | ld.shared.u32 %r5, [%r1+4];",
+            "warp-barrier | ",
+            "member-mask | bar.warp.sync 0x7fffffff;",
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn only_the_instruction_changes() {
+        let found = mutants(TEXT).unwrap().mutations;
+        let wait = found.iter().find(|m| m.class == Class::Wait).unwrap();
+        assert_eq!(wait.apply(TEXT), TEXT.replace("cp.async.wait_group 1;", ""));
+        let trapped = TEXT.replace("cp.async.wait_group 1;", "trap; cp.async.wait_group 1;");
+        assert_eq!(wait.trap(TEXT), trapped);
+        assert_eq!(TEXT.lines().nth(wait.line - 1).unwrap().trim(), wait.before);
+    }
+}

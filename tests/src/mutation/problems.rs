@@ -94,7 +94,14 @@ pub fn problems(variant: &Variant) -> Vec<Problem> {
         case.shape.seqlen_k -= n;
         case
     };
-    let mut problems = [whole, whole_elements].map(Problem::of).to_vec();
+    let mut problems = vec![Problem::of(whole)];
+    if tile.dtype != DType::F32 {
+        // Each output has a guard of its own here: of its column, if all rows exist, and of its row.
+        problems.push(Problem::apart(base(m, n, [1, 1], pad(0, 0)).out_f32()));
+        problems.push(Problem::of(base(3, n, widest, pad(0, 0)).out_f32()));
+        problems.push(Problem::of(ragged.out_f32()));
+    }
+    problems.push(Problem::of(whole_elements));
     let apart = [lonely, lonely_elements];
     problems.extend(apart.map(Problem::apart));
     problems.extend([ragged, ragged_elements].map(Problem::of));
@@ -102,12 +109,6 @@ pub fn problems(variant: &Variant) -> Vec<Problem> {
     problems.extend([heads, no_keys].map(Problem::of));
     let negated = [negative, window, no_keys].map(|case| case.scale(-0.3));
     problems.extend(negated.map(Problem::of));
-    if tile.dtype != DType::F32 {
-        problems.push(Problem::of(ragged.out_f32()));
-        // Columns that do not exist, of rows that do not and of rows that do.
-        problems.push(Problem::apart(lonely.out_f32()));
-        problems.push(Problem::apart(base(m, n, [1, 1], pad(0, 0)).out_f32()));
-    }
     if variant.score_mod == ScoreModKind::OptionalSoftcap {
         problems.push(Problem::of(whole.softcap(5.0)));
     }

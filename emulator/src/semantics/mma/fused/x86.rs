@@ -62,11 +62,15 @@ pub(super) fn multiply<const K: usize, const P: usize>(
     for (e, b) in exponents_b.iter_mut().zip(b) {
         *e = exponent(load(b), least_b);
     }
-    let exponents_b = exponents_b.as_chunks::<P>().0;
-    for ((a, ea), c) in a.iter().zip(&exponents_a).zip(c) {
-        let a = a.as_chunks::<P>().0.iter().zip(ea.as_chunks::<P>().0);
-        let b = b.as_chunks::<P>().0.iter().zip(exponents_b);
-        for (a, b) in a.zip(b) {
+    // All rows of one sum, then all of the next: rows do not wait for one another, sums of one row do.
+    let sums = b
+        .as_chunks::<P>()
+        .0
+        .iter()
+        .zip(exponents_b.as_chunks::<P>().0);
+    for (part, b) in sums.enumerate() {
+        for ((a, ea), c) in a.iter().zip(&exponents_a).zip(c.iter_mut()) {
+            let a = (&a.as_chunks::<P>().0[part], &ea.as_chunks::<P>().0[part]);
             if !row(sum, a, b, c) {
                 sum.row_in_integers(operands, a.0, b.0, c);
             }
