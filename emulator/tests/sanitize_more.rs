@@ -469,6 +469,26 @@ fn blocks_hand_over_by_tickets() {
 }
 
 #[test]
+fn a_summary_names_the_other_block() {
+    let report = findings("st.global.u32 [%d0], %r0;", 2, 1);
+    let text = report.summary();
+    assert!(
+        text.contains("race: block (1,0,0) thread (0,0,0)"),
+        "{text}"
+    );
+    assert!(
+        text.contains("written by block (0,0,0) thread (0,0,0)"),
+        "{text}"
+    );
+    let report = findings("st.shared.u32 [s], %r0;", 1, 2);
+    let text = report.summary();
+    assert!(
+        text.contains("thread (1,0,0)") && text.contains("written by thread (0,0,0)"),
+        "{text}"
+    );
+}
+
+#[test]
 fn locks() {
     // Every warp's first thread adds to a word under a lock.
     let body = |take: &str, leave: &str| {
