@@ -1,0 +1,196 @@
+//! What orders accesses: barriers, mbarriers, fences, releases and acquires.
+
+use super::clock::Knowledge;
+use super::{Rule, Sanitizer, key};
+use crate::exec::{Machine, Place, Who};
+use crate::program::Order;
+
+/// What an mbarrier's arrivals have released.
+#[derive(Default)]
+pub(super) struct Mbarrier {
+    arriving: Knowledge,
+    completed: Knowledge,
+}
+
+/// What a strong store has released at an address.
+pub(super) struct Release {
+    block: u32,
+    /// For threads of the same block, and for others.
+    within: Knowledge,
+    beyond: Knowledge,
+}
+
+/// One of the block's sixteen barriers.
+#[derive(Default)]
+pub(super) struct Named {
+    arriving: Knowledge,
+    waiting: Vec<usize>,
+}
+
+impl Sanitizer {
+    /// Threads arrive at a barrier, and wait there or not.
+    pub(crate) fn arrive(&mut self, barrier: u32, warp: u32, lanes: u32, waits: bool) {
+        let named = &mut self.barriers[barrier as usize & 15];
+        for lane in (0..32).filter(|lane| lanes >> lane & 1 != 0) {
+            let thread = (warp * 32 + lane) as usize;
+            self.clocks.release(thread, &mut named.arriving);
+            if waits {
+                named.waiting.push(thread);
+            }
+        }
+    }
+
+    /// All that a barrier waited for have arrived.
+    pub(crate) fn complete(&mut self, barrier: u32) {
+        let named = &mut self.barriers[barrier as usize & 15];
+        for thread in named.waiting.drain(..) {
+            self.clocks.acquire(thread, &named.arriving);
+        }
+        named.arriving = Knowledge::default();
+    }
+
+    /// `bar.warp.sync`.
+    pub(crate) fn warp_sync(&mut self, warp: u32, lanes: u32) {
+        self.clocks.meet(warp as usize * 32, lanes);
+    }
+
+    /// An arrival at an mbarrier.
+    pub(crate) fn mbarrier_arrives(&mut self, who: Who, place: Place, relaxed: bool) {
+        let thread = who.thread();
+        let Some(object) = key(place).and_then(|key| self.mbarriers.get_mut(&key)) else {
+            return;
+        };
+        match &self.fenced[thread][0] {
+            _ if !relaxed => self.clocks.release(thread, &mut object.arriving),
+            Some(fenced) => object.arriving.join(fenced),
+            None => {}
+        }
+    }
+
+    /// An arrival that comes when the thread's copies have landed. For the thread itself that is no wait.
+    pub(crate) fn mbarrier_copies(&mut self, who: Who, place: Place) {
+        let Some(key) = key(place) else { return };
+        self.copies_arrive(who, key);
+        self.mbarrier_arrives(who, place, false);
+    }
+
+    /// All that an mbarrier's phase waits for is there, the copies that lead to arrivals among it.
+    pub(crate) fn mbarrier_ends(&mut self, place: Place) {
+        let Some(key) = key(place) else { return };
+        if let Some(object) = self.mbarriers.get_mut(&key) {
+            object.completed = std::mem::take(&mut object.arriving);
+        }
+        self.copies_arrived(key);
+    }
+
+    /// A wait that found its phase ended.
+    pub(crate) fn mbarrier_passed(&mut self, who: Who, place: Place, relaxed: bool) {
+        let thread = who.thread();
+        let Some(object) = key(place).and_then(|key| self.mbarriers.get(&key)) else {
+            return;
+        };
+        if relaxed {
+            self.unfenced[thread][0].join(&object.completed);
+        } else {
+            self.clocks.acquire(thread, &object.completed);
+        }
+    }
+
+    pub(crate) fn mbarrier_init(&mut self, machine: &Machine<'_>, who: Who, place: Place) {
+        let Some(key) = key(place) else { return };
+        if self.mbarriers.insert(key, Mbarrier::default()).is_some() {
+            let message = || "an mbarrier is made where one is, without `inval`".to_owned();
+            self.add(machine, Rule::Mbarrier, who, message);
+        }
+    }
+
+    pub(crate) fn mbarrier_inval(&mut self, place: Place) {
+        if let Some(key) = key(place) {
+            self.mbarriers.remove(&key);
+        }
+    }
+
+    /// The order that a strong access makes. (PTX ISA 8.9: release and acquire patterns, with fences or without)
+    pub(crate) fn synchronize(
+        &mut self,
+        who: Who,
+        place: Place,
+        order: Order,
+        [reads, writes]: [bool; 2],
+    ) {
+        let Some(key) = key(place) else { return };
+        let thread = who.thread();
+        if reads && let Some(release) = self.releases.get(&key) {
+            let own = release.block == self.block;
+            let knowledge = match own {
+                true => release.within.clone(),
+                false if order.beyond_block => release.beyond.of_block(release.block),
+                false => Knowledge::default(),
+            };
+            if order.acquire {
+                self.clocks.acquire(thread, &knowledge);
+            }
+            self.unfenced[thread][usize::from(!own)].join(&knowledge);
+        }
+        if !writes {
+            return;
+        }
+        let mut within = Knowledge::default();
+        if order.release {
+            self.clocks.release(thread, &mut within);
+        }
+        let mut beyond = within.clone();
+        // A fence before it releases too, as far as the narrower of both scopes.
+        let [of_any, of_device] = &self.fenced[thread];
+        for fenced in [of_any, of_device].into_iter().flatten() {
+            within.join(fenced);
+        }
+        if let Some(fenced) = of_device {
+            beyond.join(fenced);
+        }
+        // An atomic update goes on with the release that it reads.
+        if reads && let Some(last) = self.releases.get(&key) {
+            if last.block == self.block {
+                within.join(&last.within);
+                beyond.join(&last.beyond);
+            } else if order.beyond_block {
+                let foreign = last.beyond.of_block(last.block);
+                within.join(&foreign);
+                beyond.join(&foreign);
+            }
+        }
+        if !order.beyond_block {
+            beyond = Knowledge::default();
+        }
+        // Mostly an update releases nothing, and memory that is updated may be large.
+        if within.is_empty() {
+            self.releases.remove(&key);
+            return;
+        }
+        let release = Release {
+            block: self.block,
+            within,
+            beyond,
+        };
+        self.releases.insert(key, release);
+    }
+
+    /// `fence`.
+    pub(crate) fn fence(&mut self, warp: u32, lanes: u32, beyond_block: bool) {
+        for lane in (0..32).filter(|lane| lanes >> lane & 1 != 0) {
+            let thread = (warp * 32 + lane) as usize;
+            let [own, foreign] = &self.unfenced[thread];
+            self.clocks.acquire(thread, own);
+            if beyond_block {
+                self.clocks.acquire(thread, foreign);
+            }
+            let mut knowledge = Knowledge::default();
+            self.clocks.release(thread, &mut knowledge);
+            // A fence for the device is one for the block.
+            if beyond_block {
+                self.fenced[thread][1] = Some(knowledge.clone());
+            }
+            self.fenced[thread][0] = Some(knowledge);
+        }
+    }
+}
