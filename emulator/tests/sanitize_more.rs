@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::{Run, STORE, kernel};
 use flashtile_emulator::{AsyncTiming, BlockOrder, LaunchError, Options, Report, Rule, Schedule};
 
@@ -320,7 +322,8 @@ fn operands_that_steer() {
         rules("red.global.add.u32 [%d0], %r50;", 1),
         [Rule::UninitializedStore]
     );
-    let table = "setp.eq.u32 %p1, %r0, 0;\nselp.u32 %r1, 0, 1, %p1;\nT: .branchtargets A, B;\nbrx.idx.uni %r1, T;\nA:\nB:";
+    let table = "setp.eq.u32 %p1, %r0, 0;\nselp.u32 %r1, 0, 1, %p1;
+        T: .branchtargets A, B;\nbrx.idx.uni %r1, T;\nA:\nB:";
     assert_eq!(rules(table, 32), [Rule::Divergence]);
 }
 
@@ -466,6 +469,26 @@ fn blocks_hand_over_by_tickets() {
 }
 
 #[test]
+fn a_summary_names_the_other_block() {
+    let report = findings("st.global.u32 [%d0], %r0;", 2, 1);
+    let text = report.summary();
+    assert!(
+        text.contains("race: block (1,0,0) thread (0,0,0)"),
+        "{text}"
+    );
+    assert!(
+        text.contains("written by block (0,0,0) thread (0,0,0)"),
+        "{text}"
+    );
+    let report = findings("st.shared.u32 [s], %r0;", 1, 2);
+    let text = report.summary();
+    assert!(
+        text.contains("thread (1,0,0)") && text.contains("written by thread (0,0,0)"),
+        "{text}"
+    );
+}
+
+#[test]
 fn locks() {
     // Every warp's first thread adds to a word under a lock.
     let body = |take: &str, leave: &str| {
@@ -536,14 +559,16 @@ fn registers_written_by_parts() {
         // Written in the first round of a loop, read in later ones.
         (
             format!(
-                "mov.u32 %r2, 0;\nL: setp.eq.u32 %p2, %r2, 0;\n@%p2 mov.u32 %r3, 5;\nadd.u32 %r9, %r3, 1;\nadd.u32 %r2, %r2, 1;\nsetp.lt.u32 %p3, %r2, 3;\n@%p3 bra L;{STORE}"
+                "mov.u32 %r2, 0;\nL: setp.eq.u32 %p2, %r2, 0;\n@%p2 mov.u32 %r3, 5;\nadd.u32 %r9, %r3, 1;
+                 add.u32 %r2, %r2, 1;\nsetp.lt.u32 %p3, %r2, 3;\n@%p3 bra L;{STORE}"
             ),
             32,
         ),
         // Carried through a barrier's result, a shuffle and a vote.
         (
             format!(
-                "{odd}@%p1 mov.u32 %r2, 5;\n@!%p1 mov.u32 %r2, 6;\nshfl.sync.bfly.b32 %r3|%p4, %r2, 1, 31, -1;\nbar.red.popc.u32 %r9, 0, %p1;\nadd.u32 %r9, %r9, %r3;{STORE}"
+                "{odd}@%p1 mov.u32 %r2, 5;\n@!%p1 mov.u32 %r2, 6;\nshfl.sync.bfly.b32 %r3|%p4, %r2, 1, 31, -1;
+                 bar.red.popc.u32 %r9, 0, %p1;\nadd.u32 %r9, %r9, %r3;{STORE}"
             ),
             64,
         ),
@@ -576,4 +601,16 @@ fn partial_warps_and_full_blocks() {
             "{block}"
         );
     }
+}
+
+#[test]
+fn many_blocks_and_many_words() {
+    // 2000 blocks that take tickets with a fence: what each knows of the others must not take the square of them.
+    let ticket =
+        "fence.acq_rel.gpu;\nsetp.eq.u32 %p1, %r0, 0;\n@%p1 atom.global.add.u32 %r4, [%d1], 1;
+        fence.acq_rel.gpu;\nbar.sync 0;";
+    let start = Instant::now();
+    let report = findings(ticket, 2000, 64);
+    assert!(report.findings.is_empty(), "{report}");
+    assert!(start.elapsed() < Duration::from_secs(10));
 }

@@ -248,8 +248,14 @@ impl Finding {
             return format!("{}: {}", self.rule.name(), self.message);
         }
         let other = self.other.as_ref().map(|(what, site)| {
+            // The block, too, if it is another one.
+            let of = if site.block == *block {
+                String::new()
+            } else {
+                format!("block {} ", triple(site.block))
+            };
             format!(
-                "; {what} by thread {} at line {}: {}",
+                "; {what} by {of}thread {} at line {}: {}",
                 triple(site.thread),
                 site.line,
                 site.instruction

@@ -599,7 +599,7 @@ impl Sanitizer {
         for thread in named.waiting.drain(..) {
             self.clocks.acquire(thread, &named.arriving);
         }
-        named.arriving.clear();
+        named.arriving = Knowledge::default();
     }
 
     /// `bar.warp.sync`.
@@ -736,7 +736,12 @@ impl Sanitizer {
             }
         }
         if !order.beyond_block {
-            beyond.clear();
+            beyond = Knowledge::default();
+        }
+        // Mostly an update releases nothing, and memory that is updated may be large.
+        if within.is_empty() {
+            self.releases.remove(&key);
+            return;
         }
         let release = Release {
             block: self.block,

@@ -211,7 +211,9 @@ impl Device for EmulatorDevice {
     }
 
     fn tracks_writes(&self) -> bool {
-        self.emulator.options().sanitize
+        // A block alone writes its part.
+        let options = self.emulator.options();
+        options.sanitize && !matches!(options.block_order, BlockOrder::Only(_))
     }
 
     unsafe fn forget(&self, address: u64, bytes: usize) -> Result<()> {
@@ -241,5 +243,24 @@ impl Device for EmulatorDevice {
                 more: 0,
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_alone_need_not_write_all() {
+        let device = |block_order| {
+            EmulatorDevice::with_options(Options {
+                sanitize: true,
+                block_order,
+                ..Options::default()
+            })
+        };
+        assert!(device(BlockOrder::Reversed).tracks_writes());
+        assert!(!device(BlockOrder::Only(0)).tracks_writes());
+        assert!(!EmulatorDevice::new().tracks_writes());
     }
 }
