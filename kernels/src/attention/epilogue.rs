@@ -42,13 +42,14 @@ pub fn store_lse<C: Config>(block: &Block, stats: &RowStats, factor: f32) {
     }
 }
 
-/// Writes the output, already normalised.
+/// Writes the output, already normalised. `queries_read`: all lanes of the warp are known to have read their queries from
+/// the room that the output passes through.
 #[inline(always)]
-pub fn store_out<C: Config>(block: &Block, out: &C::Output) {
+pub fn store_out<C: Config>(block: &Block, out: &C::Output, queries_read: bool) {
     if block.params.flags & flags::OUT_F32 != 0 && C::TILE.dtype.bytes() != 4 {
         store_out_f32::<C>(block, out);
     } else {
-        store_out_staged::<C>(block, out);
+        store_out_staged::<C>(block, out, queries_read);
     }
 }
 
@@ -85,7 +86,7 @@ fn store_out_f32<C: Config>(block: &Block, out: &C::Output) {
 /// Output in the element type: each warp lays its rows out in shared memory, over its own queries, and
 /// writes whole 16-byte pieces of rows.
 #[inline(always)]
-fn store_out_staged<C: Config>(block: &Block, out: &C::Output) {
+fn store_out_staged<C: Config>(block: &Block, out: &C::Output, queries_read: bool) {
     let params = block.params;
     let element = C::TILE.dtype.bytes();
     // Rows of V's width, in the room of this warp's rows of the plan's Q region.
@@ -94,8 +95,9 @@ fn store_out_staged<C: Config>(block: &Block, out: &C::Output) {
         base: block.smem + C::TILE.shared().q + block.warp * room,
         row_bytes: C::V_ROW_BYTES,
     };
-    // Other lanes may still be reading their queries.
-    sync::warp_sync();
+    if !queries_read {
+        sync::warp_sync();
+    }
     for m in 0..C::Output::M_FRAGS {
         for half in 0..2 {
             let row = (16 * m + 8 * half) as u32 + block.lane / 4;

@@ -4,6 +4,7 @@ use super::config::{Config, ConfigExt};
 use super::epilogue::{store_lse, store_out};
 use super::pass::{Fused, Max, MaxSum, Pass, RowStats, Sum, WeightedSum};
 use super::pipeline::{Block, Stream, load_query, receive_query};
+use super::query::QueryFrags;
 use super::softmax;
 use crate::element::Element;
 use crate::ptx::sync;
@@ -66,7 +67,7 @@ impl<C: Config> Kernel<C> for FusedKernel {
             1.0
         };
         store_lse::<C>(&block, &pass.stats, factor);
-        store_out::<C>(&block, &pass.out);
+        store_out::<C>(&block, &pass.out, false);
     }
 }
 
@@ -74,7 +75,9 @@ impl<C: Config> Kernel<C> for FusedKernel {
 #[inline(always)]
 fn next_pass<C: Config, P: Pass<C>>(block: &Block, stream: &Stream, q: &C::Query, pass: &mut P) {
     sync::cta_sync();
-    stream.start::<C, P>(block);
+    if block.range.begin < block.range.end {
+        stream.restart::<C, P>(block);
+    }
     stream.run(block, q, pass);
 }
 
@@ -92,7 +95,8 @@ fn finish<C: Config>(block: &Block, stream: &Stream, q: &C::Query, mut stats: Ro
     };
     next_pass::<C, _>(block, stream, q, &mut pass);
     store_lse::<C>(block, &stats, 1.0);
-    store_out::<C>(block, &pass.out);
+    // Queries that go to registers were read before the barriers between the passes.
+    store_out::<C>(block, &pass.out, C::Query::IN_REGISTERS);
 }
 
 impl<C: Config> Kernel<C> for TwoPassKernel {

@@ -201,7 +201,8 @@ impl Stream {
         }
     }
 
-    /// Starts the copy of the first tile, if there is any: always one group.
+    /// Starts the copy of the first tile, if there is any: always one group, since [`receive_query`] waits for all but
+    /// that where queries go to registers. (Elsewhere nobody counts it, but without it ptxas spills.)
     #[inline(always)]
     pub fn start<C: Config, P: Pass<C>>(&self, block: &Block) {
         if block.range.end > block.range.begin {

@@ -1,6 +1,9 @@
 //! Where control goes in a listing, and what a branch decides.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
 use super::listing::Listing;
 
@@ -72,31 +75,31 @@ impl Flow {
     }
 
     /// The instructions of a block.
-    pub fn instructions(&self, block: usize) -> std::ops::Range<usize> {
+    pub fn instructions(&self, block: usize) -> Range<usize> {
         self.begins[block]..self.begins[block + 1]
     }
 
-    /// The instructions that control can reach if branches with these predicates are decided already.
-    pub fn reachable(&self, listing: &Listing<'_>, decided: &HashMap<&str, u32>) -> HashSet<usize> {
+    /// The instructions of each block, in the order of the text.
+    pub fn blocks(&self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.successors.len()).map(|block| self.instructions(block))
+    }
+
+    /// The instructions that control can reach, if of some branches it is known whether they are taken.
+    pub fn reachable(&self, decided: &HashMap<usize, bool>) -> HashSet<usize> {
         let (mut blocks, mut open) = (HashSet::new(), vec![0]);
         while let Some(block) = open.pop() {
             if block >= self.successors.len() || !blocks.insert(block) {
                 continue;
             }
-            let last = &listing.instructions[self.begins[block + 1] - 1];
-            let taken = last.guard.and_then(|guard| {
-                let value = decided.get(guard.predicate)?;
-                Some((*value != 0) != guard.negated)
-            });
-            match (taken, &self.successors[block][..]) {
-                (Some(taken), &[target, next]) => open.push(if taken { target } else { next }),
+            let last = self.begins[block + 1] - 1;
+            match (decided.get(&last), &self.successors[block][..]) {
+                (Some(true), &[target, _]) => open.push(target),
+                (Some(false), &[_, next]) => open.push(next),
                 (_, next) => open.extend(next),
             }
         }
-        blocks
-            .into_iter()
-            .flat_map(|block| self.instructions(block))
-            .collect()
+        let reached = blocks.into_iter();
+        reached.flat_map(|block| self.instructions(block)).collect()
     }
 
     /// What a conditional branch decides. `None` for any other instruction.
@@ -232,11 +235,10 @@ mod tests {
         let text = ".entry e() { @%p1 bra L; mov.b32 %r1, 1; L: ret; }";
         let listing = Listing::read(text).unwrap();
         let flow = Flow::of(&listing).unwrap();
-        let reachable =
-            |decided: &[_]| flow.reachable(&listing, &decided.iter().copied().collect());
+        let reachable = |decided: &[_]| flow.reachable(&decided.iter().copied().collect());
         assert_eq!(reachable(&[]), [0, 1, 2].into());
-        assert_eq!(reachable(&[("%p1", 0)]), [0, 1, 2].into());
-        assert_eq!(reachable(&[("%p1", 1)]), [0, 2].into());
+        assert_eq!(reachable(&[(0, false)]), [0, 1, 2].into());
+        assert_eq!(reachable(&[(0, true)]), [0, 2].into());
     }
 
     #[test]

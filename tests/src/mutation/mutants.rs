@@ -187,11 +187,11 @@ pub fn mutants(text: &str) -> Result<Mutants, String> {
     let listing = Listing::read(text)?;
     let threads = listing.threads().ok_or("no .maxntid")?;
     let (values, flow) = (Values::of(&listing), Flow::of(&listing)?);
-    let constants = values.constants();
-    let reachable = flow.reachable(&listing, &constants);
+    let decided = values.decided(&flow);
+    let reachable = flow.reachable(&decided);
     let mut search = Search {
         listing: &listing,
-        constants,
+        decided,
         addresses: values.shared_addresses(),
         flow,
         values,
@@ -214,8 +214,8 @@ pub fn mutants(text: &str) -> Result<Mutants, String> {
 
 struct Search<'l, 't> {
     listing: &'l Listing<'t>,
-    /// Registers that hold the same whatever the problem.
-    constants: HashMap<&'t str, u32>,
+    /// Guards that constants decide.
+    decided: HashMap<usize, bool>,
     /// Instructions on the way to an address in shared memory.
     addresses: HashSet<usize>,
     flow: Flow,
@@ -329,7 +329,7 @@ impl<'l, 't> Search<'l, 't> {
         let i = &listing.instructions[at];
         let Some(guard) = i.guard else { return };
         // What constants decide is no guard, but a loop's count that the compiler was not let see.
-        if self.constants.contains_key(guard.predicate) {
+        if self.decided.contains_key(&at) {
             return;
         }
         let text = &listing.text[i.range.clone()];

@@ -2,7 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::listing::{Instruction, Listing, registers};
+use super::{
+    flow::Flow,
+    listing::{Instruction, Listing, registers},
+};
 
 /// The instructions that write each register.
 pub struct Values<'l, 't> {
@@ -68,7 +71,7 @@ impl<'l, 't> Values<'l, 't> {
     /// The values of registers that hold the same one whatever the problem: constants, and what is computed from
     /// them. The compiler was kept from seeing some of these. Predicates are 0 or 1. Registers that are written more
     /// than once do not count.
-    pub fn constants(&self) -> HashMap<&'t str, u32> {
+    fn constants(&self) -> HashMap<&'t str, u32> {
         let mut found = HashMap::new();
         let mut grown = true;
         while grown {
@@ -84,6 +87,36 @@ impl<'l, 't> Values<'l, 't> {
             }
         }
         found
+    }
+
+    /// The guarded instructions for which constants decide whether they are executed, and whether they are. A guard
+    /// counts if its value follows from constants alone, or from what stands before it in its block.
+    pub fn decided(&self, flow: &Flow) -> HashMap<usize, bool> {
+        let constants = self.constants();
+        let mut decided = HashMap::new();
+        for block in flow.blocks() {
+            let mut known = constants.clone();
+            for at in block {
+                let instruction = &self.listing.instructions[at];
+                if let Some(guard) = instruction.guard
+                    && let Some(value) = known.get(guard.predicate)
+                {
+                    decided.insert(at, (*value != 0) != guard.negated);
+                }
+                let value = evaluate(instruction, &known);
+                for register in instruction
+                    .writes()
+                    .iter()
+                    .flat_map(|operand| registers(operand))
+                {
+                    match value {
+                        Some(value) => known.insert(register, value),
+                        None => known.remove(register),
+                    };
+                }
+            }
+        }
+        decided
     }
 }
 
@@ -146,5 +179,22 @@ mod tests {
         assert_eq!(addresses, [0, 1, 4, 5]);
         let constants = values.constants();
         assert_eq!(constants, [("%r2", 4), ("%r3", 4), ("%p1", 0)].into());
+    }
+
+    #[test]
+    fn guards_that_constants_decide() {
+        let text = ".entry e() {
+            mov.b32 %r1, 1; mov.u32 %r2, %r1; setp.ne.b32 %p1, %r2, 0;
+            @%p1 bra L;
+            @!%p1 bra M;
+         L: add.s32 %r1, %r1, 1; setp.lt.s32 %p2, %r1, 9;
+            @%p2 bra L;
+            mov.b32 %r2, 3; add.s32 %r2, %r2, %r3; setp.eq.b32 %p3, %r2, 3;
+            @%p3 bra L;
+         M: ret; }";
+        let listing = Listing::read(text).unwrap();
+        let flow = Flow::of(&listing).unwrap();
+        // %r1 is written twice: only in the first block is its value known.
+        assert_eq!(Values::of(&listing).decided(&flow), [(3, true)].into());
     }
 }
