@@ -16,6 +16,8 @@ pub struct Explanation {
     pub before: &'static str,
     /// What stands in its place.
     pub after: &'static str,
+    /// Which of the kernel's mutants of the class, if not any: its [`Mutation::ordinal`].
+    pub ordinal: Option<usize>,
     /// Why no result and no rule of the machine depends on it.
     pub reason: &'static str,
 }
@@ -27,6 +29,7 @@ pub const EXPLAINED: &[Explanation] = &[
         class: Class::Vote,
         before: "vote.sync.any.pred *",
         after: "mov.pred *, %*;",
+        ordinal: None,
         reason: RESCALING,
     },
     Explanation {
@@ -34,9 +37,30 @@ pub const EXPLAINED: &[Explanation] = &[
         class: Class::Vote,
         before: "vote.sync.any.pred *",
         after: "mov.pred *, -1;",
+        ordinal: None,
         reason: RESCALING,
     },
+    empty_group("*_d64*"),
+    empty_group("*_d96*"),
+    empty_group("*_d128*"),
+    empty_group("*_d192*"),
+    empty_group("*_d256*"),
+    empty_group("*_f32_d32*"),
 ];
+
+/// The group that `Stream::start` closes where a block has no tile to copy, in kernels whose queries stay in shared memory.
+const fn empty_group(kernels: &'static str) -> Explanation {
+    Explanation {
+        kernels,
+        class: Class::Commit,
+        before: "cp.async.commit_group;",
+        after: "",
+        ordinal: Some(2),
+        reason: "A group without copies, after which a block without tiles waits for nothing. Kernels whose queries go to \
+                 registers need it, and the same code serves all: without it here, ptxas spills registers of \
+                 fused_f16_d128.",
+    }
+}
 
 const RESCALING: &str = "The vote skips a multiplication by 1 where no row of the warp has a new maximum. Lanes that multiply \
      without need, or skip it by themselves, compute the same.";
@@ -46,6 +70,9 @@ impl Explanation {
     pub fn describes(&self, kernel: &str, mutation: &Mutation) -> bool {
         self.class == mutation.class
             && matches(self.kernels, kernel)
+            && self
+                .ordinal
+                .is_none_or(|ordinal| ordinal == mutation.ordinal)
             && matches(self.before, &mutation.before)
             && matches(self.after, &mutation.after)
     }
