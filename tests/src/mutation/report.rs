@@ -149,6 +149,7 @@ impl fmt::Display for Report<'_> {
                 before,
                 after,
                 reason,
+                ..
             } = explanation;
             if count > 0 {
                 writeln!(
