@@ -1,7 +1,7 @@
 //! Changed texts of kernels, to see what the suite notices.
 //!
 //! `cargo run --release -p flashtile-tests --bin mutate` makes every [mutant](mutants) of every kernel and
-//! [judges](judge) it on [problems](problems) that reach all of the kernel's code.
+//! [judges](judge) it on [problems] that reach all of the kernel's code.
 
 pub mod campaign;
 pub mod explained;

@@ -6,7 +6,7 @@
 //! leave the very bits that [`evaluate`] computes.
 //!
 //! The evaluator is a second, independent statement of the PTX manual. It shares nothing with the emulator: integers
-//! are `i128`s cut to width, floating-point results are f64 pairs rounded by [`rounding`].
+//! are `i128`s cut to width, floating-point results are f64 pairs rounded by `rounding`.
 
 mod evaluate;
 mod forms;
@@ -119,7 +119,7 @@ pub enum Place {
     Local,
 }
 
-/// What an access moves, by place in [`text::WIDTHS`], to or from successive registers.
+/// What an access moves, by place in `text::WIDTHS`, to or from successive registers.
 #[derive(Clone, Copy, Debug)]
 pub struct Access {
     /// Place in the table of widths.
@@ -204,7 +204,7 @@ pub enum SharedWrite {
 /// A step of a program.
 #[derive(Clone, Debug)]
 pub enum Statement {
-    /// An instruction on registers, by place in [`forms::forms`].
+    /// An instruction on registers, by place in `forms::forms`.
     Compute {
         /// Place in the table.
         form: usize,
@@ -219,7 +219,7 @@ pub enum Statement {
     Load(Place, Access, Option<Guard>),
     /// A store.
     Store(Place, Access, Option<Guard>),
-    /// An atomic update of a cell that has one kind of update only, by place in [`text::UPDATES`].
+    /// An atomic update of a cell that has one kind of update only, by place in `text::UPDATES`.
     Update(usize, usize, Option<Guard>),
     /// A branch. With a ballot, its first side may have collective instructions.
     If {
