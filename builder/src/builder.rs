@@ -164,22 +164,10 @@ impl Builder {
         let target_dir = self.work_folder();
         let mut kernels: Vec<Kernel> = Vec::new();
         for arch in spec::arches().filter(|a| self.arches.is_empty() || self.arches.contains(a)) {
-            let specs: Vec<_> = self
-                .specs
-                .iter()
-                .filter(|s| s.arch == arch)
-                .cloned()
-                .collect();
+            let specs = self.specs_of(arch, "");
             if !specs.is_empty() {
-                let compile = Compile {
-                    toolchain: &toolchain,
-                    kernels: &self.kernels,
-                    arch,
-                    target_dir: &target_dir.join(arch),
-                    lines: false,
-                    echo: self.echo,
-                };
-                kernels.extend(self.finish_and_check(&compile.run()?, &specs, arch)?);
+                let text = self.compile(&toolchain, arch, false)?;
+                kernels.extend(self.finish_and_check(&text, &specs, arch)?);
             }
         }
         // The table's order, whatever the order of the targets.
@@ -221,30 +209,13 @@ impl Builder {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let mut written = Vec::new();
         for arch in spec::arches().filter(|a| self.arches.is_empty() || self.arches.contains(a)) {
-            let specs: Vec<_> = self
-                .specs
-                .iter()
-                .filter(|s| s.arch == arch && s.name.contains(filter))
-                .cloned()
-                .collect();
+            let specs = self.specs_of(arch, filter);
             if specs.is_empty() {
                 continue;
             }
             let modules = [false, true].map(|lines| {
-                let folder = if lines {
-                    format!("{arch}-lines")
-                } else {
-                    arch.to_owned()
-                };
-                let compile = Compile {
-                    toolchain: &toolchain,
-                    kernels: &self.kernels,
-                    arch,
-                    target_dir: &self.work_folder().join(folder),
-                    lines,
-                    echo: self.echo,
-                };
-                finish(&Module::parse(&compile.run()?)?, &specs)
+                let text = self.compile(&toolchain, arch, lines)?;
+                finish(&Module::parse(&text)?, &specs)
             });
             let [plain, with_lines] = modules;
             for (plain, entry) in plain?.iter().zip(with_lines?) {
@@ -254,6 +225,26 @@ impl Builder {
             }
         }
         Ok(written)
+    }
+
+    /// The table's entries of a target, those whose name contains `filter`.
+    fn specs_of(&self, arch: &str, filter: &str) -> Vec<EntrySpec> {
+        let wanted = |s: &&EntrySpec| s.arch == arch && s.name.contains(filter);
+        self.specs.iter().filter(wanted).cloned().collect()
+    }
+
+    /// The compiler's PTX for a target, each kind in a folder of its own.
+    fn compile(&self, toolchain: &Toolchain, arch: &str, lines: bool) -> Result<String> {
+        let kind = if lines { "-lines" } else { "" };
+        let compile = Compile {
+            toolchain,
+            kernels: &self.kernels,
+            arch,
+            target_dir: &self.work_folder().join(format!("{arch}{kind}")),
+            lines,
+            echo: self.echo,
+        };
+        compile.run()
     }
 
     fn work_folder(&self) -> PathBuf {

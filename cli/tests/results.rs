@@ -246,3 +246,62 @@ fn auto_takes_the_gpu_or_else_the_emulator() {
         }
     }
 }
+
+/// A kernel without its barriers: the findings are told, the status is 1, and nothing is written.
+#[test]
+fn attend_tells_what_the_sanitizer_finds() {
+    let bench = Bench::new(&small());
+    let variant = "fused_f16_d32_sm80";
+    let folder = bench.path("ptx");
+    succeeds(&run(&[
+        "kernels",
+        "--filter",
+        variant,
+        "--emit",
+        folder.to_str().unwrap(),
+    ]));
+    let file = folder.join(format!("{variant}.ptx"));
+    let whole = [
+        "--device",
+        "emulator",
+        "--sanitize",
+        "--json",
+        "--ptx",
+        file.to_str().unwrap(),
+    ];
+    let report = json(&succeeds(&bench.attend(&whole)));
+    assert_eq!(report["findings"], serde_json::json!([]));
+
+    std::fs::remove_file(bench.path("out.safetensors")).unwrap();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let broken = text.lines().filter(|line| !line.contains("bar.sync"));
+    std::fs::write(
+        &file,
+        broken.flat_map(|line| [line, "\n"]).collect::<String>(),
+    )
+    .unwrap();
+    let output = bench.attend(&whole);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!bench.path("out.safetensors").exists());
+    let report = json(std::str::from_utf8(&output.stdout).unwrap());
+    let first = &report["findings"][0];
+    assert_eq!(
+        (&report["ok"], &first["rule"]),
+        (&false.into(), &"race".into())
+    );
+    for line in [&first["site"]["line"], &first["other"]["line"]] {
+        assert!(line.as_u64().is_some_and(|line| line > 1), "{first}");
+    }
+    let people = bench.attend(
+        &whole[..3]
+            .iter()
+            .chain(&whole[4..])
+            .copied()
+            .collect::<Vec<_>>(),
+    );
+    let told = String::from_utf8(people.stdout).unwrap();
+    assert!(
+        told.starts_with("[1] race: ") && told.contains("rule: "),
+        "{told}"
+    );
+}

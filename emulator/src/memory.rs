@@ -16,8 +16,8 @@ const FIRST: u64 = 0x0000_7000_0000_0000;
 /// Free addresses between two allocations.
 const GUARD: u64 = 4096;
 
-/// So many ones.
-fn mask(len: usize) -> u32 {
+/// A mask of `len` bits, from 1 to 32.
+pub(crate) fn ones(len: usize) -> u32 {
     u32::MAX >> (32 - len.clamp(1, 32))
 }
 
@@ -52,14 +52,14 @@ impl Allocation {
             return u32::MAX;
         };
         let word = written.get(offset as usize / 32);
-        word.map_or(0, |word| word.load(Relaxed)) >> (offset % 32) & mask(len)
+        word.map_or(0, |word| word.load(Relaxed)) >> (offset % 32) & ones(len)
     }
 
     /// Sets them.
     pub(crate) fn set_written(&self, offset: u64, len: usize, written: u32) {
         let words = self.written.as_ref();
         if let Some(word) = words.and_then(|words| words.get(offset as usize / 32)) {
-            let (mask, bits) = (mask(len) << (offset % 32), written << (offset % 32));
+            let (mask, bits) = (ones(len) << (offset % 32), written << (offset % 32));
             word.fetch_and(!mask | bits, Relaxed);
             word.fetch_or(mask & bits, Relaxed);
         }

@@ -3,24 +3,16 @@
 
 #![cfg(unix)]
 
-use std::{env, fs, process::Command};
+mod common;
 
+use std::{env, process::Command};
+
+use common::stand_in;
 use flashtile::{CudaDevice, Device, DeviceBuffer, ErrorClass, LaunchConfig, Stream};
 
 fn in_a_process_with_the_stand_in(test: &str) {
     let program = env::current_exe().unwrap();
-    let library = program
-        .ancestors()
-        .nth(2)
-        .unwrap()
-        .join("examples/libcuda.so");
-    let folder = tempfile::tempdir().unwrap();
-    fs::copy(&library, folder.path().join("libcuda.so.1")).unwrap_or_else(|error| {
-        panic!(
-            "{}: {error}; `cargo test` builds it, with --test it takes --examples",
-            library.display()
-        )
-    });
+    let folder = stand_in();
     let mut command = Command::new(&program);
     command
         .args(["--exact", test, "--ignored", "--nocapture"])

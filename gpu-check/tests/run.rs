@@ -3,13 +3,17 @@
 
 #![cfg(unix)]
 
+mod common;
+
 use std::{
-    env, fs,
+    fs,
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
     time::{Duration, Instant},
 };
+
+use common::stand_in;
 
 fn check() -> Command {
     Command::new(env!("CARGO_BIN_EXE_flashtile-gpu-check"))
@@ -161,25 +165,6 @@ fn bad_input() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-}
-
-/// A folder with the stand-in under the driver's name.
-fn stand_in() -> tempfile::TempDir {
-    // target/PROFILE/deps/run-HASH; examples lie beside deps.
-    let program: PathBuf = env::current_exe().unwrap();
-    let library = program
-        .ancestors()
-        .nth(2)
-        .unwrap()
-        .join("examples/libcuda.so");
-    let folder = tempfile::tempdir().unwrap();
-    fs::copy(&library, folder.path().join("libcuda.so.1")).unwrap_or_else(|error| {
-        panic!(
-            "{}: {error}; `cargo test` builds it, with --test it takes --examples",
-            library.display()
-        )
-    });
-    folder
 }
 
 #[test]

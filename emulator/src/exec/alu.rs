@@ -1,6 +1,7 @@
 //! One instruction of one group.
 
 use super::warp::{Flow, Warp};
+use super::watch::pred;
 use super::{Cta, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, Trouble, trouble};
 use crate::error::{FaultKind, Space};
 use crate::program::{Combine, Comparison, Dst, Inst, Op, PredSrc, SetP, Src, WARP};
@@ -206,7 +207,7 @@ impl Warp {
                 members,
             } => {
                 converge!(self.members(*members, mask, active));
-                self.collective(cta, &[Self::pred_src(a.index)], &[*d], active);
+                self.collective(cta, &[pred(a.index)], &[*d], active);
                 self.vote(*mode, *d, *a, active);
             }
             Op::Match {
@@ -217,7 +218,7 @@ impl Warp {
                 members,
             } => {
                 converge!(self.members(*members, mask, active));
-                self.collective(cta, &[*a], &[*d, p.map(Self::pred_src)], active);
+                self.collective(cta, &[*a], &[*d, p.map(pred)], active);
                 self.match_lanes(*all, *d, *p, *a, active);
             }
             Op::Redux {
@@ -232,7 +233,7 @@ impl Warp {
             }
             Op::Elect { d, p, members } => {
                 converge!(self.members(*members, mask, active));
-                self.collective(cta, &[], &[*d, p.map(Self::pred_src)], active);
+                self.collective(cta, &[], &[*d, p.map(pred)], active);
                 self.elect(*d, *p, *members, active);
             }
             Op::ActiveMask { d } => self.regs.put_uniform(Some(*d), active, u64::from(active)),

@@ -2,6 +2,7 @@
 
 use super::memory::{Intent, lanes};
 use super::warp::{Flow, State, Warp};
+use super::watch::pred;
 use super::{Cta, Trouble, trouble};
 use crate::error::FaultKind;
 use crate::program::{Bar, BarKind, Inst, Mbarrier, MbarrierOp, Op};
@@ -173,7 +174,7 @@ impl Warp {
                 warp.check_operand(watch, cta.machine, src, active, "the barrier's operand");
             }
             if reduces.is_some() {
-                let vote = Self::pred_src(bar.operand.index);
+                let vote = pred(bar.operand.index);
                 warp.check_operand(watch, cta.machine, vote, active, "the predicate");
             }
             watch.arrive(id, warp.index, active, bar.kind != BarKind::Arrive);

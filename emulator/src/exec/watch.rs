@@ -5,6 +5,7 @@ use super::memory::{Intent, Place, lanes};
 use super::warp::Warp;
 use super::{Cta, Machine, Who};
 use crate::error::Space;
+use crate::memory::ones;
 use crate::program::{
     Address, Atomic, Combine, Comparison, CpAsync, Inst, Kind, Load, Matrix, Mbarrier, MbarrierOp,
     Mma, Op, Order, Shfl, Src, Store, WARP,
@@ -27,16 +28,12 @@ fn pair(slot: u32) -> Src {
     }
 }
 
-fn pred(slot: u32) -> Src {
+/// A predicate as an operand like any other.
+pub(super) fn pred(slot: u32) -> Src {
     Src {
         slot,
         kind: Kind::Pred,
     }
-}
-
-/// The low `n` bits.
-fn low(n: usize) -> u32 {
-    ((1u64 << n) - 1) as u32
 }
 
 impl Warp {
@@ -79,12 +76,9 @@ impl Warp {
         mask: u32,
     ) {
         let machine = cta.machine;
-        let guard = watch.registers[self.index as usize].pred(inst.guard.index) & mask;
-        if guard != 0 {
-            let who = self.who(guard.trailing_zeros());
-            let message = || "a predicate that was never written decides".to_owned();
-            watch.add(machine, Rule::UninitializedBranch, who, message);
-        }
+        let message = || "a predicate that was never written decides".to_owned();
+        let (rule, guard) = (Rule::UninitializedBranch, pred(inst.guard.index));
+        self.check_written(watch, machine, rule, guard, mask, message);
         let active = mask & self.regs.pred(inst.guard);
         if active == 0 {
             return;
@@ -108,12 +102,9 @@ impl Warp {
                     let message = || "a .uni branch goes to several places".to_owned();
                     watch.add(machine, Rule::Divergence, self.who(lane), message);
                 }
-                let poison = watch.registers[self.index as usize].lanes(*index) & active;
-                if poison != 0 {
-                    let who = self.who(poison.trailing_zeros());
-                    let message = || "an index that was never written decides".to_owned();
-                    watch.add(machine, Rule::UninitializedBranch, who, message);
-                }
+                let message = || "an index that was never written decides".to_owned();
+                let rule = Rule::UninitializedBranch;
+                self.check_written(watch, machine, rule, *index, active, message);
             }
             Op::WarpSync { members }
             | Op::Vote { members, .. }
@@ -209,7 +200,7 @@ impl Warp {
                 let bytes = *bits as usize / 8;
                 for lane in lanes(active) {
                     let part = |n: usize, src: Src| {
-                        (u32::from(shadow.lane(src, lane)) & low(bytes)) << (n * bytes)
+                        (u32::from(shadow.lane(src, lane)) & ones(bytes)) << (n * bytes)
                     };
                     let all = parts.iter().enumerate();
                     let poison = all.fold(0, |poison, (n, &src)| poison | part(n, src));
@@ -222,7 +213,7 @@ impl Warp {
                     let all = u32::from(shadow.lane(*a, lane));
                     for (n, dst) in parts.iter().enumerate() {
                         if let Some(dst) = dst {
-                            let poison = all >> (n * bytes) & low(bytes);
+                            let poison = all >> (n * bytes) & ones(bytes);
                             shadow.set_lane(*dst, lane, poison as u8);
                         }
                     }
@@ -264,11 +255,24 @@ impl Warp {
         active: u32,
         what: &str,
     ) {
+        let message = || format!("{what} was never written");
+        let rule = Rule::UninitializedAddress;
+        self.check_written(watch, machine, rule, src, active, message);
+    }
+
+    /// Reports a register that was never written in an active lane.
+    fn check_written(
+        &self,
+        watch: &mut Sanitizer,
+        machine: &Machine<'_>,
+        rule: Rule,
+        src: Src,
+        active: u32,
+        message: impl FnOnce() -> String,
+    ) {
         let poison = watch.registers[self.index as usize].lanes(src) & active;
         if poison != 0 {
-            let who = self.who(poison.trailing_zeros());
-            let message = || format!("{what} was never written");
-            watch.add(machine, Rule::UninitializedAddress, who, message);
+            watch.add(machine, rule, self.who(poison.trailing_zeros()), message);
         }
     }
 
@@ -309,16 +313,16 @@ impl Warp {
             if op.order.strong {
                 watch.synchronize(who, place, op.order, [true, false]);
             }
-            let poison = !watch.written(machine, self.index, place, total) & low(total);
+            let poison = !watch.written(machine, self.index, place, total) & ones(total);
             let shadow = &mut watch.registers[self.index as usize];
             if poison == 0 && !shadow.any {
                 continue;
             }
             for (n, dst) in op.dst.iter().enumerate() {
                 let Some(dst) = dst else { continue };
-                let bytes = poison >> (n * each) & low(each);
+                let bytes = poison >> (n * each) & ones(each);
                 let top = bytes >> (each - 1) & 1 != 0;
-                let above = if op.signed && top { !low(each) } else { 0 };
+                let above = if op.signed && top { !ones(each) } else { 0 };
                 shadow.set_lane(*dst, lane, (bytes | above) as u8);
             }
         }
@@ -338,19 +342,19 @@ impl Warp {
         for (lane, place) in self.places(cta, op.space, op.address, total, Intent::Write, active) {
             let who = self.who(lane);
             let shadow = &watch.registers[self.index as usize];
-            let mut written = low(total);
+            let mut written = ones(total);
             if shadow.any {
                 for (n, &src) in op.src.iter().enumerate() {
-                    let poison = u32::from(shadow.lane(src, lane)) & low(each);
+                    let poison = u32::from(shadow.lane(src, lane)) & ones(each);
                     written &= !(poison << (n * each));
                 }
             }
             // A register that is spilled may be anything.
-            if written != low(total) && !matches!(place, Place::Local(_)) {
+            if written != ones(total) && !matches!(place, Place::Local(_)) {
                 let byte = (!written).trailing_zeros();
                 let message = || format!("byte {byte} of what is stored was never written");
                 watch.add(machine, Rule::UninitializedStore, who, message);
-                written = low(total);
+                written = ones(total);
             }
             watch.access(machine, who, place, total, true, op.order);
             if op.order.strong {
@@ -370,22 +374,19 @@ impl Warp {
         let machine = cta.machine;
         self.check_operand(watch, machine, op.address.base, active, "the address");
         for operand in [op.a, op.b] {
-            let poison = watch.registers[self.index as usize].lanes(operand) & active;
-            if poison != 0 {
-                let message = || "an operand of the update was never written".to_owned();
-                let who = self.who(poison.trailing_zeros());
-                watch.add(machine, Rule::UninitializedStore, who, message);
-            }
+            let message = || "an operand of the update was never written".to_owned();
+            let rule = Rule::UninitializedStore;
+            self.check_written(watch, machine, rule, operand, active, message);
         }
         let bytes = op.bytes as usize;
         for (lane, place) in self.places(cta, op.space, op.address, bytes, Intent::Write, active) {
             let who = self.who(lane);
             watch.access(machine, who, place, bytes, true, op.order);
             watch.synchronize(who, place, op.order, [true, true]);
-            if watch.written(machine, self.index, place, bytes) != low(bytes) {
+            if watch.written(machine, self.index, place, bytes) != ones(bytes) {
                 let message = || "the memory that is updated was never written".to_owned();
                 watch.add(machine, Rule::UninitializedStore, who, message);
-                watch.set_written(machine, self.index, place, bytes, low(bytes));
+                watch.set_written(machine, self.index, place, bytes, ones(bytes));
             }
             if let Some(dst) = op.dst {
                 watch.registers[self.index as usize].put_all(dst, 1 << lane, 0);
@@ -464,19 +465,15 @@ impl Warp {
     ) {
         let machine = cta.machine;
         let addresses = self.addresses(op.address);
-        let used = low(8 * op.regs.len());
+        let used = ones(8 * op.regs.len());
         self.check_operand(watch, machine, op.address.base, used, "the address");
         for (j, &slot) in op.regs.iter().enumerate() {
             let mut poison = [[0; 16]; 8];
             let mut any = false;
             if op.store {
-                let shadow = &watch.registers[self.index as usize];
-                let lanes = shadow.lanes(row(slot));
-                if lanes != 0 {
-                    let message = || "part of what is stored was never written".to_owned();
-                    let who = self.who(lanes.trailing_zeros());
-                    watch.add(machine, Rule::UninitializedStore, who, message);
-                }
+                let message = || "part of what is stored was never written".to_owned();
+                let rule = Rule::UninitializedStore;
+                self.check_written(watch, machine, rule, row(slot), u32::MAX, message);
             }
             for (r, poison) in poison.iter_mut().enumerate() {
                 let lane = (8 * j + r) as u32;
@@ -491,11 +488,11 @@ impl Warp {
                 };
                 watch.access(machine, self.who(lane), place, 16, op.store, Order::WEAK);
                 if op.store {
-                    watch.set_written(machine, self.index, place, 16, low(16));
+                    watch.set_written(machine, self.index, place, 16, ones(16));
                     continue;
                 }
                 let written = watch.written(machine, self.index, place, 16);
-                if written != low(16) {
+                if written != ones(16) {
                     any = true;
                     for (n, byte) in poison.iter_mut().enumerate() {
                         *byte = if written >> n & 1 != 0 { 0 } else { 0xff };
@@ -634,7 +631,7 @@ impl Warp {
             ..Order::WEAK
         };
         watch.access(machine, who, place, 8, true, order);
-        watch.set_written(machine, self.index, place, 8, low(8));
+        watch.set_written(machine, self.index, place, 8, ones(8));
         match op.op {
             MbarrierOp::Init => watch.mbarrier_init(machine, who, place),
             MbarrierOp::Inval => watch.mbarrier_inval(place),
@@ -665,10 +662,5 @@ impl Warp {
                 shadow.set_lane(row(d), lane as u32, collapse(u64::from(bytes)));
             }
         }
-    }
-
-    /// A predicate as an operand like any other.
-    pub(super) fn pred_src(index: u32) -> Src {
-        pred(index)
     }
 }

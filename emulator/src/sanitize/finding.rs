@@ -202,7 +202,16 @@ pub struct Site {
 }
 
 impl Site {
-    fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Who and where, after `what`, with the lines around it.
+    fn write(&self, f: &mut fmt::Formatter<'_>, what: &str) -> fmt::Result {
+        writeln!(
+            f,
+            "  {what}block {} thread {} at line {}: {}",
+            triple(self.block),
+            triple(self.thread),
+            self.line,
+            self.instruction
+        )?;
         for source in &self.source {
             writeln!(f, "      {source}")?;
         }
@@ -274,33 +283,12 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Site {
-            block,
-            thread,
-            line,
-            instruction,
-            ..
-        } = &self.site;
         writeln!(f, "{}: {}", self.rule.name(), self.message)?;
-        if *line != 0 {
-            writeln!(
-                f,
-                "  block {} thread {} at line {line}: {instruction}",
-                triple(*block),
-                triple(*thread)
-            )?;
+        if self.site.line != 0 {
+            self.site.write(f, "")?;
         }
-        self.site.write(f)?;
         if let Some((what, other)) = &self.other {
-            writeln!(
-                f,
-                "  {what} by block {} thread {} at line {}: {}",
-                triple(other.block),
-                triple(other.thread),
-                other.line,
-                other.instruction
-            )?;
-            other.write(f)?;
+            other.write(f, &format!("{what} by "))?;
         }
         if self.count > 1 {
             writeln!(f, "  seen {} times at these lines", self.count)?;

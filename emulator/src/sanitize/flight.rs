@@ -2,8 +2,9 @@
 
 use super::clock::Clocks;
 use super::shadow::{Access, Conflict};
-use super::{Key, Rule, Sanitizer, ones};
+use super::{Key, Rule, Sanitizer};
 use crate::exec::{Machine, Place, Who};
+use crate::memory::ones;
 
 /// Most flights of a warp: what comes with more lands, as it does in the machine.
 const MOST_FLIGHTS: usize = 4096;

@@ -17,6 +17,7 @@ mod shadow;
 use std::collections::HashMap;
 
 use crate::exec::{Machine, Place, Who};
+use crate::memory::ones;
 use crate::program::Order;
 use clock::{Clocks, Knowledge};
 pub use finding::{Finding, Report, Rule, Site};
@@ -95,11 +96,6 @@ pub(crate) struct Sanitizer {
     /// would let it rely on: of its own block, and of others.
     fenced: Vec<[Option<Knowledge>; 2]>,
     unfenced: Vec<[Knowledge; 2]>,
-}
-
-/// A mask of `len` bits.
-fn ones(len: usize) -> u32 {
-    u32::MAX >> (32 - len.clamp(1, 32))
 }
 
 impl Sanitizer {

@@ -6,6 +6,8 @@ use flashtile::{DeviceInfo, ErrorClass, Inputs, cpu};
 use flashtile_cli::{failure::Result, input::Source};
 use safetensors::tensor::Metadata;
 
+use super::work;
+
 /// Most multiplications of a problem that is computed.
 const MOST_WORK: u128 = 1 << 16;
 
@@ -45,18 +47,7 @@ fn attend(file: &[u8]) -> Result<()> {
         k: &k,
         v: &v,
     };
-    let s = problem.shape();
-    let sizes = [
-        s.batch,
-        s.heads_q,
-        s.seqlen_q,
-        s.seqlen_k.max(1),
-        s.head_dim_qk + s.head_dim_v,
-    ];
-    let work = sizes
-        .iter()
-        .try_fold(1u128, |work, &n| work.checked_mul(n as u128));
-    if work.is_some_and(|work| work <= MOST_WORK) {
+    if work(&problem).is_some_and(|work| work <= MOST_WORK) {
         let outputs = cpu::attention(&problem, &inputs)?;
         assert_eq!(
             Some(outputs.out.len() / problem.dtype.bytes() as usize),

@@ -13,6 +13,7 @@ pub use problems::plan;
 pub use programs::{check, emulator};
 pub use ptx::ptx_parse;
 
+use flashtile::Problem;
 use flashtile_emulator::Options;
 
 /// How the emulator behaves under the fuzzers.
@@ -23,4 +24,19 @@ fn options() -> Options {
         sanitize: true,
         ..Options::default()
     }
+}
+
+/// Multiply-adds of a problem, masks not counted; `None` on overflow.
+fn work(problem: &Problem) -> Option<u128> {
+    let s = problem.shape();
+    let sizes = [
+        s.batch,
+        s.heads_q,
+        s.seqlen_q,
+        s.seqlen_k.max(1),
+        s.head_dim_qk + s.head_dim_v,
+    ];
+    sizes
+        .iter()
+        .try_fold(1u128, |work, &n| work.checked_mul(n as u128))
 }

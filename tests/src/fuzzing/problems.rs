@@ -9,7 +9,7 @@ use flashtile::{
     reference::{attention_f64, attention_low_precision, compare, error_bound},
 };
 
-use super::options;
+use super::{options, work};
 use crate::{
     data::{Random, Tensors},
     memory::{Results, run_problem},
@@ -62,23 +62,13 @@ pub fn plan(data: &[u8]) {
 
 /// Whether the emulator runs it in milliseconds.
 fn is_small(problem: &Problem) -> bool {
-    let s = problem.shape();
-    let sizes = [
-        s.batch,
-        s.heads_q,
-        s.seqlen_q,
-        s.seqlen_k.max(1),
-        s.head_dim_qk + s.head_dim_v,
-    ];
-    let work = sizes
-        .iter()
-        .try_fold(1u128, |work, &n| work.checked_mul(n as u128));
     let bytes = [problem.q, problem.k, problem.v, problem.out]
         .iter()
         .try_fold(0usize, |sum, layout| {
             sum.checked_add(layout.span()?.checked_mul(4)?)
         });
-    work.is_some_and(|work| work <= MOST_WORK) && bytes.is_some_and(|bytes| bytes <= MOST_BYTES)
+    work(problem).is_some_and(|work| work <= MOST_WORK)
+        && bytes.is_some_and(|bytes| bytes <= MOST_BYTES)
 }
 
 /// A problem, and what else a run of it needs.

@@ -13,14 +13,14 @@ pub(super) fn available() -> bool {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load(x: &[f32; 8]) -> __m256 {
+pub(super) fn load(x: &[f32; 8]) -> __m256 {
     // SAFETY: a reference to 32 readable bytes; the load needs no alignment.
     unsafe { _mm256_loadu_ps(x.as_ptr()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn save(x: &mut [f32; 8], v: __m256) {
+pub(super) fn save(x: &mut [f32; 8], v: __m256) {
     // SAFETY: a reference to 32 writable bytes; the store needs no alignment.
     unsafe { _mm256_storeu_ps(x.as_mut_ptr(), v) }
 }

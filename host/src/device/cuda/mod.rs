@@ -336,6 +336,39 @@ impl CudaDevice {
         }
         Ok(function)
     }
+
+    /// Enqueues a function with its parameters, one of the two ways that the driver knows.
+    ///
+    /// # Safety
+    /// A context is current that the function and the stream belong to. `kernel_params` or `extra` is what the driver
+    /// expects there, for as long as the call; the other is null. What the kernel does with it is sound.
+    unsafe fn enqueue(
+        &self,
+        function: Handle,
+        config: &LaunchConfig,
+        stream: Stream,
+        kernel_params: *mut *mut c_void,
+        extra: *mut *mut c_void,
+    ) -> Result<()> {
+        let [grid_x, grid_y, grid_z] = config.grid;
+        let [block_x, block_y, block_z] = config.block;
+        // SAFETY: the caller's.
+        unsafe {
+            self.driver.launch_kernel(
+                function,
+                grid_x,
+                grid_y,
+                grid_z,
+                block_x,
+                block_y,
+                block_z,
+                config.shared_bytes,
+                stream.as_raw(),
+                kernel_params,
+                extra,
+            )
+        }
+    }
 }
 
 impl Device for CudaDevice {
@@ -413,26 +446,13 @@ impl Device for CudaDevice {
     ) -> Result<()> {
         let _pushed = self.push()?;
         let loaded = self.loaded(variant)?;
-        let [grid_x, grid_y, grid_z] = config.grid;
-        let [block_x, block_y, block_z] = config.block;
         // One parameter, passed by value: the driver reads as many bytes as the entry point declares.
         let mut kernel_params = [params.as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: the function belongs to this context; the caller vouches that `params` is the
         // entry point's whole parameter block, for the addresses in it, and for the stream.
         unsafe {
-            self.driver.launch_kernel(
-                loaded.function,
-                grid_x,
-                grid_y,
-                grid_z,
-                block_x,
-                block_y,
-                block_z,
-                config.shared_bytes,
-                stream.as_raw(),
-                kernel_params.as_mut_ptr(),
-                null_mut(),
-            )
+            let kernel_params = kernel_params.as_mut_ptr();
+            self.enqueue(loaded.function, config, stream, kernel_params, null_mut())
         }
     }
 

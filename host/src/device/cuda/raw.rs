@@ -69,24 +69,12 @@ impl RawModule<'_> {
             (&raw mut size).cast(),
             without_provenance_mut(codes::LAUNCH_PARAM_END),
         ];
-        let [grid_x, grid_y, grid_z] = config.grid;
-        let [block_x, block_y, block_z] = config.block;
         // SAFETY: the function belongs to the current context; `extra` names a buffer and its size, which
         // the driver copies before it returns; the caller vouches for what the kernel does with it.
         unsafe {
-            self.device.driver.launch_kernel(
-                function,
-                grid_x,
-                grid_y,
-                grid_z,
-                block_x,
-                block_y,
-                block_z,
-                config.shared_bytes,
-                stream.as_raw(),
-                null_mut(),
-                extra.as_mut_ptr(),
-            )
+            let extra = extra.as_mut_ptr();
+            self.device
+                .enqueue(function, config, stream, null_mut(), extra)
         }
     }
 }

@@ -81,15 +81,18 @@ fn to_float(f: &mut Forms, format: Format, kind: Kind, from: Int) {
     }
 }
 
+type Integral = fn(f64) -> f64;
+
+/// The roundings to an integer.
+const INTEGRAL: [(&str, Integral); 4] = [
+    ("rni", f64::round_ties_even),
+    ("rzi", f64::trunc),
+    ("rmi", f64::floor),
+    ("rpi", f64::ceil),
+];
+
 fn to_integer(f: &mut Forms, to: Int, format: Format, kind: Kind) {
-    type Integral = fn(f64) -> f64;
-    let modes: [(&str, Integral); 4] = [
-        ("rni", f64::round_ties_even),
-        ("rzi", f64::trunc),
-        ("rmi", f64::floor),
-        ("rpi", f64::ceil),
-    ];
-    for (suffix, integral) in modes {
+    for (suffix, integral) in INTEGRAL {
         let name = format!("cvt.{suffix}.{}.{}", to.name(), format.name);
         f.plain(name, kind_of(to).class(), &[kind], move |x| {
             let value = format.decode(x[0]);
@@ -151,14 +154,7 @@ fn between_floats(f: &mut Forms) {
             }
         }
     }
-    type Integral = fn(f64) -> f64;
-    let modes: [(&str, Integral); 4] = [
-        ("rni", f64::round_ties_even),
-        ("rzi", f64::trunc),
-        ("rmi", f64::floor),
-        ("rpi", f64::ceil),
-    ];
-    for (suffix, integral) in modes {
+    for (suffix, integral) in INTEGRAL {
         f.plain(
             format!("cvt.{suffix}.f32.f32"),
             Class::R,

@@ -1,25 +1,12 @@
 //! The fused sums of whole tiles with AVX2; the same bits as the portable code, operation by operation.
 
 use super::{FusedSum, MIDDLE, NO_TERM, Rounding, SPECIAL, TileA, TileB, TileC, ZERO, least};
+use crate::semantics::mma::x86::{load, save};
 use crate::semantics::{
     Float,
     cvt::{f16_to_f32, f32_to_f16},
 };
 use std::arch::x86_64::*;
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn load(x: &[f32; 8]) -> __m256 {
-    // SAFETY: a reference to 32 readable bytes; the load needs no alignment.
-    unsafe { _mm256_loadu_ps(x.as_ptr()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn save(x: &mut [f32; 8], v: __m256) {
-    // SAFETY: a reference to 32 writable bytes; the store needs no alignment.
-    unsafe { _mm256_storeu_ps(x.as_mut_ptr(), v) }
-}
 
 #[inline]
 #[target_feature(enable = "avx2")]
