@@ -302,17 +302,7 @@ fn params_bytes(signature: &str) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn spec(name: &str) -> EntrySpec {
-        EntrySpec {
-            name: name.into(),
-            arch: "sm_80",
-            threads: 128,
-            min_blocks: 2,
-            shared_bytes: 0,
-            allow_f64: false,
-        }
-    }
+    use crate::spec::tests::spec;
 
     const HEADER: &str = ".version 7.0\n.target sm_80\n.address_size 64\n";
 

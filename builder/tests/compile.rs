@@ -85,6 +85,8 @@ fn compile(folder: &Path, kernel: &str) -> Result<Build, Box<dyn std::error::Err
         min_blocks: 4,
         shared_bytes: 256,
         allow_f64: false,
+        work: None,
+        loop_limit: None,
     };
     Ok(Builder::new(folder.join("kernels"))
         .entries(vec![spec])
