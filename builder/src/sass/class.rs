@@ -115,7 +115,7 @@ impl Class {
     }
 }
 
-/// Whether an IMAD or HFMA2 only copies: `IMAD.MOV.U32 R7, RZ, RZ, R6`, `HFMA2 R0, -RZ, RZ, 0, 0`.
+/// Whether an IMAD or HFMA2 only copies: `IMAD.MOV.U32 R7, RZ, RZ, R6`, `HFMA2 R0, -RZ, RZ, 0, 0`. With `.X` it adds a carry.
 fn is_move(instruction: &Instruction) -> bool {
     let operands = instruction.operand_list();
     let zero = |at: usize| {
@@ -123,7 +123,7 @@ fn is_move(instruction: &Instruction) -> bool {
         operand.trim_start_matches('-').split('.').next() == Some("RZ")
     };
     // Where the product is, after the result and the predicates of a carry.
-    zero(1) && zero(2)
+    zero(1) && zero(2) && !instruction.has("X")
 }
 
 /// The pipe of a sub-partition that executes an instruction, as far as it can limit a loop.
@@ -299,6 +299,7 @@ mod tests {
                 Class::Imad,
                 Pipe::FmaHeavy,
             ),
+            ("IMAD.X R57, RZ, RZ, UR16, P0", Class::Imad, Pipe::FmaHeavy),
             ("IMAD.IADD R9, R9, 0x1, R12", Class::Imad, Pipe::FmaHeavy),
             ("HFMA2.MMA R5, -RZ, RZ, 0, 0", Class::Move, Pipe::Fma),
             ("FMNMX R174, R174, R175, !PT", Class::Alu, Pipe::Alu),

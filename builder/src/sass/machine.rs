@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(cycles.xu, 66 * 8);
         assert_eq!(cycles.fma, 68 + 66 + 64);
         assert_eq!(cycles.alu, 68 * 2 + 32 * 4);
-        assert_eq!(cycles.issue, 425);
+        assert_eq!(cycles.issue, 417);
         // 64 rows of Q, 128 of K and 128 of V, of 256 bytes each.
         assert_eq!(cycles.shared, (64 + 128 + 128) * 256 / 128);
         assert_eq!(cycles.bound(), ("tensor", 1024));

@@ -26,9 +26,12 @@ use steady::SteadyPath;
 pub struct MachineCode {
     /// Tensor-core products in the whole kernel.
     pub tensor_instructions: u32,
-    /// The loops over tiles that do all of a tile's work in each iteration, the cheapest a tile first: the unmasked one,
-    /// then those that mask. After them, loops that do a part only.
+    /// The ways round loops over tiles that do all of a tile's work, the cheapest a tile first: the unmasked one, then those
+    /// that mask. If the kernel's tile is not known, all there are.
     pub loops: Vec<LoopCost>,
+    /// Ways round loops with products that do only a part of a tile's work: scores without the weighted sum, or some steps
+    /// of a product, where its loop was not unrolled.
+    pub partial_loops: u32,
 }
 
 /// What one iteration of a loop over tiles costs, along its steady path.
@@ -62,23 +65,24 @@ impl MachineCode {
         let function = Function::parse(text, &spec.name)?;
         let paths = sorted_paths(&function, spec)?;
         let products = function.instructions.iter().filter_map(class::Product::of);
+        let costs = paths.iter().map(|p| LoopCost::of(&function, p, spec));
+        let (loops, partial): (Vec<_>, Vec<_>) =
+            costs.partition(|c| c.tiles.is_some() || spec.work.is_none());
         Ok(Self {
             tensor_instructions: u32::try_from(products.count()).unwrap_or(u32::MAX),
-            loops: paths
-                .iter()
-                .map(|path| LoopCost::of(&function, path, spec))
-                .collect(),
+            loops,
+            partial_loops: u32::try_from(partial.len()).unwrap_or(u32::MAX),
         })
     }
 
-    /// The loop that most tiles go through: unmasked, a tile's whole work.
+    /// The loop that most tiles go through, which masks nothing.
     pub fn steady(&self) -> Option<&LoopCost> {
         self.loops.first()
     }
 
-    /// The other loops that do a tile's whole work: those with masks.
-    pub fn masked(&self) -> impl Iterator<Item = &LoopCost> {
-        self.loops.iter().skip(1).filter(|l| l.tiles.is_some())
+    /// The other loops: those with masks.
+    pub fn masked(&self) -> &[LoopCost] {
+        self.loops.get(1..).unwrap_or_default()
     }
 }
 

@@ -106,7 +106,9 @@ fn kernels_table(rows: &[Row<'_>]) -> String {
             (facts.static_shared_bytes + row.spec.shared_bytes).to_string(),
             short(warps(row)),
             row.machine.tensor_instructions.to_string(),
-            of_steady(&|s| s.tiles.map_or("?".to_owned(), |t| t.to_string())),
+            steady.map_or("part".to_owned(), |s| {
+                s.tiles.map_or("?".to_owned(), |t| t.to_string())
+            }),
             of_steady(&|s| short(s.per_unit(s.instructions()))),
             of_steady(&|s| short(s.per_unit(s.aside))),
             masked(row.machine),
@@ -218,10 +220,8 @@ fn warps(row: &Row<'_>) -> f64 {
 
 /// The masked loops' instructions, the fewest and the most.
 fn masked(machine: &MachineCode) -> String {
-    let counts: Vec<f64> = machine
-        .masked()
-        .map(|l| l.per_unit(l.instructions()))
-        .collect();
+    let masked = machine.masked().iter();
+    let counts: Vec<f64> = masked.map(|l| l.per_unit(l.instructions())).collect();
     let least = counts.iter().copied().reduce(f64::min).map(short);
     let most = counts.iter().copied().reduce(f64::max).map(short);
     match (least, most) {
