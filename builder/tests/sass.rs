@@ -357,10 +357,21 @@ fn the_listing_has_every_instruction_and_its_ptx() -> Outcome {
     let addresses = path.lines().filter_map(|l| l.split_whitespace().next());
     let addresses = addresses.filter(|a| u32::from_str_radix(a, 16).is_ok());
     assert_eq!(addresses.count(), steady.instructions() as usize, "{path}");
-    // ptxas counts some products to a statement before them.
-    let products = path.lines().filter(|l| l.contains("HGMMA"));
-    let own = products.clone().filter(|l| l.contains(": wgmma.mma_async"));
-    assert!(products.count() == 8 && own.count() > 0, "{path}");
+    for (opcode, count, statement) in [
+        ("HGMMA.64x64x16", 8, ""),
+        ("WARPGROUP.ARRIVE", 2, ": wgmma.fence"),
+        ("WARPGROUP.DEPBAR", 2, ": wgmma.wait_group"),
+        ("MUFU.EX2", 34, "ex2.approx.ftz.f32"),
+        ("VOTE", 1, "vote.sync.any"),
+    ] {
+        let lines = path.lines().filter(|l| l.contains(opcode));
+        let right = lines.clone().filter(|l| l.contains(statement));
+        assert_eq!(
+            (lines.count(), right.count()),
+            (count, count),
+            "{opcode}: {path}"
+        );
+    }
     let source = parts.next().ok_or("no second part")?;
     let counts = source
         .lines()

@@ -70,7 +70,7 @@ fn print(out: &mut String, function: &Function, indices: &[usize], source: &[&st
             Class::of(instruction).as_str(),
             instruction.guard,
             format!("{} {}", instruction.opcode, instruction.operands),
-            statement(instruction.line, source),
+            statement(line_of(instruction), source),
         );
     }
 }
@@ -80,7 +80,7 @@ fn in_order_of_source(out: &mut String, function: &Function, path: &SteadyPath, 
     for index in &path.path {
         let instruction = &function.instructions[*index];
         by_line
-            .entry(instruction.line)
+            .entry(line_of(instruction))
             .or_default()
             .push(instruction);
     }
@@ -105,6 +105,16 @@ fn in_order_of_source(out: &mut String, function: &Function, path: &SteadyPath, 
             which.join(", "),
             statement(line, source)
         );
+    }
+}
+
+/// The line of PTX that an instruction is from; 0 if that is not known. ptxas writes none for a warpgroup's products, and
+/// nvdisasm then shows that of whatever stands before them.
+fn line_of(instruction: &Instruction) -> usize {
+    if instruction.base().ends_with("GMMA") {
+        0
+    } else {
+        instruction.line
     }
 }
 
