@@ -61,7 +61,7 @@ impl From<&Variant> for TileWork {
     fn from(variant: &Variant) -> Self {
         let tile = &variant.tile;
         Self {
-            rows: tile.block_m / tile.warps,
+            rows: tile.block_m / tile.warps.max(1),
             keys: tile.block_n,
             head_dim_qk: tile.head_dim_qk,
             head_dim_v: tile.head_dim_v,

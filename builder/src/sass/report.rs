@@ -88,6 +88,7 @@ fn kernels_table(rows: &[Row<'_>]) -> String {
         "products",
         "tiles",
         "loop",
+        "limit",
         "aside",
         "masked",
         "runs",
@@ -110,6 +111,9 @@ fn kernels_table(rows: &[Row<'_>]) -> String {
                 s.tiles.map_or("?".to_owned(), |t| t.to_string())
             }),
             of_steady(&|s| short(s.per_unit(s.instructions()))),
+            row.spec
+                .loop_limit
+                .map_or("-".to_owned(), |l| l.to_string()),
             of_steady(&|s| short(s.per_unit(s.aside))),
             masked(row.machine),
             of_steady(&|s| runs(&s.runs)),
