@@ -1,6 +1,7 @@
 //! `cargo run -p flashtile-builder`: compiles the kernels and writes the archive.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -304,7 +305,7 @@ fn print_loops(workspace: &Workspace, arguments: &Arguments) -> Result<bool> {
                 entry: spec.name.clone(),
                 what,
             })?;
-            println!("{listing}");
+            print_long(&listing);
         }
         return Ok(true);
     }
@@ -323,15 +324,20 @@ fn print_loops(workspace: &Workspace, arguments: &Arguments) -> Result<bool> {
             })
         });
     let rows: Vec<_> = rows.collect();
-    print!("{}", report::tables(&rows, &ptxas.version));
+    print_long(&report::tables(&rows, &ptxas.version));
     let over = rows.iter().filter_map(|r| {
         let what = limits::over_limits(r.spec, r.facts, Some(r.machine))?;
         Some(format!("over a limit: {}: {what}", r.spec.name))
     });
     for line in over {
-        println!("{line}");
+        print_long(&format!("{line}\n"));
     }
     Ok(true)
+}
+
+/// Prints what people pipe to `head` or `less`: that the other end was closed is no error.
+fn print_long(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// What to install for tools that are missing.

@@ -71,11 +71,6 @@ pub fn tables(rows: &[Row<'_>], ptxas: &str) -> String {
     out
 }
 
-/// Whether two snapshots are from the same tools, so that they can be compared.
-pub fn same_tools(a: &str, b: &str) -> bool {
-    a.lines().next() == b.lines().next()
-}
-
 fn kernels_table(rows: &[Row<'_>]) -> String {
     let mut table = Table::new(&[
         "kernel",
@@ -116,7 +111,7 @@ fn kernels_table(rows: &[Row<'_>]) -> String {
                 .map_or("-".to_owned(), |l| l.to_string()),
             of_steady(&|s| short(s.per_unit(s.aside))),
             masked(row.machine),
-            of_steady(&|s| runs(&s.runs)),
+            of_steady(&|s| runs(&s.runs) + if s.is_serialised() { " serialised" } else { "" }),
             notes(facts),
         ]);
     }
