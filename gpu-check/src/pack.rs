@@ -7,9 +7,10 @@ use std::{
     time::SystemTime,
 };
 
+use flashtile_benches::machine::date;
 use serde_json::{Value, json};
 
-use crate::run::{date, steps::SELF};
+use crate::run::steps::SELF;
 
 /// Largest folder.
 const MOST_BYTES: u64 = 60 << 20;
