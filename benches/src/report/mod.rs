@@ -2,6 +2,8 @@
 
 mod plots;
 mod summary;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

@@ -184,22 +184,22 @@ impl Report {
                 let mut chart = builder.build_cartesian_2d(x, 0.0..y.end * 1.05)?;
                 let mut mesh = chart.configure_mesh();
                 mesh.x_labels(ticks).x_label_formatter(&name);
+                mesh.y_label_formatter(&plain);
                 mesh.light_line_style(TRANSPARENT)
                     .x_desc("sequence length")
                     .draw()?;
-                self.draw(&mut chart, lines)
+                self.draw(&mut chart, lines, SeriesLabelPosition::LowerRight)
             }
             Quantity::Time | Quantity::Error => {
-                let y = (y.start / 1.5..y.end * 1.5).log_scale();
+                let y = decades(&y).log_scale();
                 let mut chart = builder.build_cartesian_2d(x, y)?;
                 let mut mesh = chart.configure_mesh();
                 mesh.x_labels(ticks).x_label_formatter(&name);
-                let number = |y: &f64| format!("{y:.0e}");
-                mesh.y_label_formatter(&number);
+                mesh.y_label_formatter(&plain);
                 mesh.light_line_style(TRANSPARENT)
                     .x_desc("sequence length")
                     .draw()?;
-                self.draw(&mut chart, lines)
+                self.draw(&mut chart, lines, SeriesLabelPosition::UpperRight)
             }
         }
     }
@@ -244,11 +244,13 @@ impl Report {
             Cartesian2d<plotters::coord::types::RangedCoordf64, Y>,
         >,
         lines: Vec<Line>,
+        names: SeriesLabelPosition,
     ) -> Drawn<()>
     where
         Y: Ranged<ValueType = f64>,
     {
-        for line in lines {
+        // The first is ours: it lies on top.
+        for line in lines.into_iter().rev() {
             let colour = self.colour(&line.name);
             let style = colour.stroke_width(2);
             if line.dashed {
@@ -266,7 +268,7 @@ impl Report {
                 .label(line.name)
                 .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], style));
         }
-        legend(chart)
+        legend(chart, names)
     }
 
     /// Speed over the operations that a byte carries, below what the machine can do.
@@ -294,21 +296,20 @@ impl Report {
             let (Some(x), Some(y)) = (x, y) else {
                 return label(area, "nothing was measured");
             };
-            let x = x.start / 2.0..x.end * 2.0;
-            let y = y.start / 2.0..y.end * 2.0;
+            let (x, y) = (decades(&x), decades(&y));
             let mut chart = ChartBuilder::on(area)
                 .margin(10)
                 .x_label_area_size(36)
                 .y_label_area_size(60)
                 .build_cartesian_2d(x.clone().log_scale(), y.clone().log_scale())?;
             let mut mesh = chart.configure_mesh();
-            mesh.light_line_style(TRANSPARENT);
+            mesh.x_label_formatter(&plain).y_label_formatter(&plain);
             mesh.x_desc("FLOP to a byte that must move")
                 .y_desc("TFLOP/s")
                 .draw()?;
             let roof = roof(&x, &y, peak, bandwidth);
             chart.draw_series(LineSeries::new(roof, BLACK.mix(0.5).stroke_width(2)))?;
-            for name in self.implementations() {
+            for name in self.implementations().into_iter().rev() {
                 let colour = self.colour(&name);
                 let of = points.iter().filter(|point| point.2 == name);
                 let marks = of.map(|point| Circle::new((point.0, point.1), 3, colour.filled()));
@@ -319,7 +320,7 @@ impl Report {
                     series.label(name).legend(mark);
                 }
             }
-            legend(&mut chart)
+            legend(&mut chart, SeriesLabelPosition::LowerRight)
         })
     }
 }
@@ -363,6 +364,21 @@ fn reach(numbers: impl Iterator<Item = f64>) -> Option<Range<f64>> {
     })
 }
 
+/// From a power of ten to a power of ten.
+fn decades(reach: &Range<f64>) -> Range<f64> {
+    let start = reach.start.log10().floor();
+    let end = reach.end.log10().ceil().max(start + 1.0);
+    10f64.powf(start)..10f64.powf(end)
+}
+
+/// A number on an axis.
+fn plain(x: &f64) -> String {
+    match x.abs() {
+        0.0 | 0.1..1e5 => format!("{}", (x * 1e3).round() / 1e3),
+        _ => format!("{x:.0e}"),
+    }
+}
+
 /// An SVG drawing with a heading.
 fn drawing(
     size: (u32, u32),
@@ -389,14 +405,17 @@ fn label(area: &Area<'_>, text: &str) -> Drawn<()> {
     Ok(area.draw_text(text, &style, (60, 20))?)
 }
 
-fn legend<'a, X, Y>(chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>) -> Drawn<()>
+fn legend<'a, X, Y>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
+    position: SeriesLabelPosition,
+) -> Drawn<()>
 where
     X: Ranged<ValueType = f64>,
     Y: Ranged<ValueType = f64>,
 {
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(position)
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.2))
         .label_font(("sans-serif", 12))
