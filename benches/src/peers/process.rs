@@ -77,9 +77,7 @@ impl Process {
                     line.chars().take(80).collect::<String>()
                 )
             }),
-            (Err(RecvTimeoutError::Timeout), _) => {
-                Err(format!("no answer in {:.0} s", limit.as_secs_f64()))
-            }
+            (Err(RecvTimeoutError::Timeout), _) => Err(format!("no answer in {limit:?}")),
             (Err(RecvTimeoutError::Disconnected), _) => Err(self.end()),
         }
     }

@@ -45,6 +45,9 @@ enum Quantity {
     Error,
 }
 
+/// A number of a row, if it has it.
+type Value = fn(&Row) -> Option<f64>;
+
 /// Points of one implementation: length, value.
 struct Line {
     name: String,
@@ -205,7 +208,7 @@ impl Report {
     }
 
     fn lines(&self, quantity: Quantity, rows: &[&Row]) -> Vec<Line> {
-        let values: &[(bool, fn(&Row) -> Option<f64>)] = match quantity {
+        let values: &[(bool, Value)] = match quantity {
             Quantity::Speed => &[(false, |row| row.tflops)],
             Quantity::Time => &[(false, |row| row.median_us)],
             Quantity::Error => &[
@@ -299,10 +302,12 @@ impl Report {
             let (x, y) = (decades(&x), decades(&y));
             let mut chart = ChartBuilder::on(area)
                 .margin(10)
+                .margin_right(24)
                 .x_label_area_size(36)
                 .y_label_area_size(60)
                 .build_cartesian_2d(x.clone().log_scale(), y.clone().log_scale())?;
             let mut mesh = chart.configure_mesh();
+            mesh.light_line_style(TRANSPARENT);
             mesh.x_label_formatter(&plain).y_label_formatter(&plain);
             mesh.x_desc("FLOP to a byte that must move")
                 .y_desc("TFLOP/s")

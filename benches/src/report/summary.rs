@@ -125,7 +125,7 @@ impl Report {
         lines.extend(self.table());
         lines.push(String::new());
         lines.extend(self.tail());
-        lines.join("\n")
+        lines.join("\n").trim_end().to_owned()
     }
 
     fn head(&self) -> Vec<String> {
@@ -170,7 +170,10 @@ impl Report {
         let columns = distinct(standings.iter().map(|standing| lengths(&standing.cell)));
         let kinds = distinct(standings.iter().map(|standing| series(&standing.cell)));
         let mut lines = vec![match self.machine.kind {
-            "cuda" => format!("{OURS}, TFLOP/s (times the best peer's)"),
+            "cuda" if standings.iter().any(|standing| standing.best.is_some()) => {
+                format!("{OURS}, TFLOP/s (times the best peer's)")
+            }
+            "cuda" => format!("{OURS}, TFLOP/s"),
             _ => format!(
                 "{OURS}, milliseconds on the emulator, by the clock on the wall: nothing about a GPU"
             ),
