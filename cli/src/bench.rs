@@ -52,7 +52,7 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
         bar.set_position(progress.done as u64);
         bar.set_message(progress.next.map_or_else(String::new, Cell::to_string));
         // Whoever stops this program keeps what there is.
-        saved = save_rows(folder, progress.report);
+        saved = save(folder, progress.report);
         match saved {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
@@ -61,15 +61,9 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
     bar.finish_and_clear();
     saved?;
     let report = report?;
-    let plots = report.plots().map_err(|error| undrawn(folder, error))?;
-    for (name, text) in plots {
-        save(folder, &name, text.as_bytes())?;
-    }
-    let summary = report.summary();
-    save(folder, "summary.md", format!("{summary}\n").as_bytes())?;
     print(&match args.json {
         true => json(folder, &report)?,
-        false => format!("{summary}\n\nresults: {}", folder.display()),
+        false => format!("{}\n\nresults: {}", report.summary(), folder.display()),
     })?;
     Ok(match report.is_right() {
         true => Outcome::Right,
@@ -136,7 +130,7 @@ fn peers(args: &BenchArgs, target: &Target) -> Result<Option<peers::Options>> {
     let Some(names) = &args.peers else {
         return Ok(None);
     };
-    save(&args.out, "peers.py", peers::SCRIPT.as_bytes())?;
+    write(&args.out, "peers.py", peers::SCRIPT.as_bytes())?;
     let log = args.out.join("peers.log");
     let created = File::create(&log);
     let unwritable = |error| Failure::bad(log.display(), "a file that can be written", error);
@@ -153,20 +147,27 @@ fn peers(args: &BenchArgs, target: &Target) -> Result<Option<peers::Options>> {
     }))
 }
 
-fn undrawn(folder: &Path, error: String) -> Failure {
-    Failure::bad(folder.display(), "results that can be written", error)
+/// Writes all that is known.
+fn save(folder: &Path, report: &Report) -> Result<()> {
+    let csv = report.csv().map_err(|error| unfit(folder, error))?;
+    write(folder, "results.csv", &csv)?;
+    write(folder, "results.json", json(folder, report)?.as_bytes())?;
+    let summary = format!("{}\n", report.summary());
+    write(folder, "summary.md", summary.as_bytes())?;
+    let plots = report.plots().map_err(|error| unfit(folder, error))?;
+    plots
+        .iter()
+        .try_for_each(|(name, text)| write(folder, name, text.as_bytes()))
 }
 
 fn json(folder: &Path, report: &Report) -> Result<String> {
-    report.json().map_err(|error| undrawn(folder, error))
+    report.json().map_err(|error| unfit(folder, error))
 }
 
-fn save(folder: &Path, name: &str, content: &[u8]) -> Result<()> {
+fn unfit(folder: &Path, error: String) -> Failure {
+    Failure::bad(folder.display(), "results that can be written", error)
+}
+
+fn write(folder: &Path, name: &str, content: &[u8]) -> Result<()> {
     Pending::create(&folder.join(name), None)?.commit(content)
-}
-
-fn save_rows(folder: &Path, report: &Report) -> Result<()> {
-    let csv = report.csv().map_err(|error| undrawn(folder, error))?;
-    save(folder, "results.csv", &csv)?;
-    save(folder, "results.json", json(folder, report)?.as_bytes())
 }

@@ -4,7 +4,8 @@
 //! runs its whole way: the driver table, contexts, modules, launches, the suite, the benches (whose times then mean
 //! nothing). It is written from `cuda.h`, not from the code that calls it, and strict where a driver may be lenient:
 //! calls without a context fail, as do pops without a push, and after a fault every call gives that fault's code again.
-//! `FLASHTILE_STAND_IN_FAULT` plants one: launches from modules whose text contains it fault.
+//! `FLASHTILE_STAND_IN_FAULT` plants one: launches from modules whose text contains it fault. With
+//! `FLASHTILE_STAND_IN_GRAPHS=no` there are no graphs.
 
 use std::{
     cell::RefCell,
@@ -32,6 +33,7 @@ const INVALID_HANDLE: Status = 400;
 const NOT_FOUND: Status = 500;
 const ILLEGAL_ADDRESS: Status = 700;
 const LAUNCH_OUT_OF_RESOURCES: Status = 701;
+const NOT_SUPPORTED: Status = 801;
 const STREAM_CAPTURE_UNSUPPORTED: Status = 900;
 
 /// The one device's primary context.
@@ -180,6 +182,7 @@ api! {
             NOT_FOUND => c"CUDA_ERROR_NOT_FOUND",
             ILLEGAL_ADDRESS => c"CUDA_ERROR_ILLEGAL_ADDRESS",
             LAUNCH_OUT_OF_RESOURCES => c"CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
+            NOT_SUPPORTED => c"CUDA_ERROR_NOT_SUPPORTED",
             STREAM_CAPTURE_UNSUPPORTED => c"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
             _ => return INVALID_VALUE,
         };

@@ -72,7 +72,6 @@ pub fn pack(folder: &Path) -> Outcome<()> {
             &folder.join("data").join(name),
         )?;
     }
-    copy(&root.join("benches/peers.py"), &folder.join("peers.py"))?;
     let script = folder.join("run.sh");
     fs::write(&script, SCRIPT).map_err(failed(&script))?;
     executable(&script)?;
@@ -126,25 +125,18 @@ fn clear(folder: &Path) -> Outcome<()> {
 /// Builds; names in the folder, and where the programs are now.
 fn build(root: &Path) -> Outcome<Vec<(String, PathBuf)>> {
     let mut programs = Vec::new();
-    let packages = [
-        "-p",
-        "flashtile-cli",
-        "-p",
-        "flashtile-benches",
-        "-p",
-        "flashtile-gpu-check",
-    ];
+    let packages = ["-p", "flashtile-cli", "-p", "flashtile-gpu-check"];
     for (name, path) in cargo(
         root,
         &[&["build", "--release", "--bins"], &packages[..]].concat(),
     )? {
-        if ["flashtile", "forward", SELF].contains(&name.as_str()) {
+        if ["flashtile", SELF].contains(&name.as_str()) {
             programs.push((name, path));
         }
     }
-    if programs.len() != 3 {
+    if programs.len() != 2 {
         return Err(format!(
-            "cargo built {programs:?}, expected flashtile, forward and {SELF}"
+            "cargo built {programs:?}, expected flashtile and {SELF}"
         ));
     }
     let suite = cargo(
@@ -163,7 +155,7 @@ fn build(root: &Path) -> Outcome<Vec<(String, PathBuf)>> {
         .into_iter()
         .filter(|(name, _)| !EMULATOR_ONLY.contains(&name.as_str()));
     programs.extend(suite.map(|(name, path)| (format!("suite/{name}"), path)));
-    if programs.len() == 3 {
+    if programs.len() == 2 {
         return Err("cargo built no program of the suite".into());
     }
     Ok(programs)

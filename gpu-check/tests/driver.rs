@@ -5,26 +5,8 @@
 
 mod common;
 
-use std::{env, process::Command};
-
-use common::stand_in;
+use common::in_a_process_with_the_stand_in;
 use flashtile::{CudaDevice, Device, DeviceBuffer, ErrorClass, LaunchConfig, Stream};
-
-fn in_a_process_with_the_stand_in(test: &str) {
-    let program = env::current_exe().unwrap();
-    let folder = stand_in();
-    let mut command = Command::new(&program);
-    command
-        .args(["--exact", test, "--ignored", "--nocapture"])
-        .env("LD_LIBRARY_PATH", folder.path());
-    let output = command.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && said.contains("1 passed"),
-        "{said}"
-    );
-}
 
 const STORE: &str = ".version 7.8\n.target sm_80\n.address_size 64\n\
     .visible .entry store(.param .u32 value, .param .u64 out)\n{\n.reg .b32 %r<2>;\n.reg .b64 %d<2>;\n\

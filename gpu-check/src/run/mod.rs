@@ -7,7 +7,7 @@
 //! | `log.txt` | what the steps printed |
 //! | `micro.jsonl`, `dense.bin` | instructions ([`crate::report`], [`crate::dense`]) |
 //! | `repeat.json` | repeated launches |
-//! | `forward.csv`, `peers.csv` | times |
+//! | `bench/` | times: what `flashtile bench` writes |
 //!
 //! Exit status: 0 all is well, 1 something failed, 2 bad input, 3 no GPU.
 
@@ -207,10 +207,7 @@ impl<'a> Session<'a> {
         let limit = step.limit.min(left);
         let output = self.results.join("step.tmp");
         let stderr = File::create(&output)?;
-        let stdout = match step.stdout {
-            Some(name) => File::create(self.results.join(name))?,
-            None => stderr.try_clone()?,
-        };
+        let stdout = stderr.try_clone()?;
         let mut command = Command::new(&step.command[0]);
         command
             .args(&step.command[1..])
@@ -234,11 +231,7 @@ impl<'a> Session<'a> {
             state,
             step.command.join(" ")
         )?;
-        let mut last_line = append(&mut self.log, &output)?;
-        if let (Some(name), true) = (step.stdout, last_line.is_empty()) {
-            let text = fs::read_to_string(self.results.join(name)).unwrap_or_default();
-            last_line = text.lines().last().unwrap_or_default().to_owned();
-        }
+        let last_line = append(&mut self.log, &output)?;
         fs::remove_file(&output)?;
         println!("  {state}, {seconds:.1} s  {last_line}");
         self.done.push(Done {
