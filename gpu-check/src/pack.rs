@@ -18,8 +18,18 @@ const MOST_BYTES: u64 = 60 << 20;
 /// Newest glibc that the target must have: that of Debian 12.
 const NEWEST_GLIBC: (u32, u32) = (2, 36);
 
-/// Programs of the suite that know the emulator alone.
-const EMULATOR_ONLY: [&str; 3] = ["banks", "mutations", "second_attempt"];
+/// Programs of the suite that know the emulator alone, or need the checkout.
+const EMULATOR_ONLY: [&str; 9] = [
+    "banks",
+    "corpus",
+    "findings",
+    "mutate",
+    "mutations",
+    "programs",
+    "replay",
+    "schedules",
+    "second_attempt",
+];
 
 /// What marks a folder as ours.
 const MARK: &str = "build.json";
