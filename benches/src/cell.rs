@@ -57,6 +57,44 @@ impl FromStr for Group {
     }
 }
 
+/// Elements of queries and keys, and of values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HeadDim {
+    /// Of a query and of a key.
+    pub qk: usize,
+    /// Of a value.
+    pub v: usize,
+}
+
+impl From<usize> for HeadDim {
+    /// The same for all.
+    fn from(dim: usize) -> Self {
+        Self { qk: dim, v: dim }
+    }
+}
+
+impl fmt::Display for HeadDim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.qk == self.v {
+            true => write!(f, "{}", self.qk),
+            false => write!(f, "{}/{}", self.qk, self.v),
+        }
+    }
+}
+
+impl FromStr for HeadDim {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (qk, v) = text.split_once('/').unwrap_or((text, text));
+        let number = |text: &str| text.parse().ok().filter(|&n: &usize| n > 0);
+        match (number(qk), number(v)) {
+            (Some(qk), Some(v)) => Ok(Self { qk, v }),
+            _ => Err("expected a number, or QK/V".into()),
+        }
+    }
+}
+
 /// One problem to be measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cell {
@@ -102,6 +140,14 @@ impl Cell {
             Mask::Full => problem,
             Mask::Causal => problem.causal(CausalAlignment::BottomRight),
             Mask::Window(Window { left, right }) => problem.window(left, right),
+        }
+    }
+
+    /// Head dimensions.
+    pub fn head_dim(&self) -> HeadDim {
+        HeadDim {
+            qk: self.shape.head_dim_qk,
+            v: self.shape.head_dim_v,
         }
     }
 
@@ -192,15 +238,15 @@ pub fn dtype(name: &str) -> Result<DType, String> {
 pub struct Grid {
     /// Element types.
     pub dtypes: Vec<DType>,
-    /// Head dimensions, of q and k as of v.
-    pub head_dims: Vec<usize>,
+    /// Head dimensions.
+    pub head_dims: Vec<HeadDim>,
     /// Masks.
     pub masks: Vec<Mask>,
     /// Sequence lengths, of queries as of keys.
     pub seqlens: Vec<usize>,
     /// Query heads to a key/value head.
     pub groups: Vec<Group>,
-    /// Query heads times head_dim.
+    /// Query heads times their head_dim.
     pub hidden: usize,
     /// Batch times sequence length, if the batch is 1 at least.
     pub tokens: usize,
@@ -211,7 +257,7 @@ impl Grid {
     pub fn gpu() -> Self {
         Self {
             dtypes: narrow(),
-            head_dims: vec![128, 64, 256],
+            head_dims: [128, 64, 256].map(HeadDim::from).to_vec(),
             masks: vec![Mask::Full, Mask::Causal],
             seqlens: vec![512, 1024, 2048, 4096, 8192, 16_384, 32_768],
             groups: vec![Group(1), Group(8)],
@@ -224,7 +270,7 @@ impl Grid {
     pub fn gpu_quick() -> Self {
         Self {
             dtypes: vec![DType::Bf16],
-            head_dims: vec![128, 64],
+            head_dims: [128, 64].map(HeadDim::from).to_vec(),
             seqlens: vec![1024, 4096, 16_384],
             groups: vec![Group(1)],
             ..Self::gpu()
@@ -234,7 +280,7 @@ impl Grid {
     /// What the emulator can do in a few seconds.
     pub fn emulator() -> Self {
         Self {
-            head_dims: vec![64, 128],
+            head_dims: [64, 128].map(HeadDim::from).to_vec(),
             seqlens: vec![64, 128, 256],
             hidden: 512,
             tokens: 256,
@@ -246,7 +292,7 @@ impl Grid {
     pub fn emulator_quick() -> Self {
         Self {
             dtypes: vec![DType::Bf16],
-            head_dims: vec![64],
+            head_dims: [64].map(HeadDim::from).to_vec(),
             seqlens: vec![64, 128],
             groups: vec![Group(1)],
             hidden: 128,
@@ -273,8 +319,8 @@ impl Grid {
         cells
     }
 
-    fn shape(&self, head_dim: usize, seqlen: usize, group: Group) -> Shape {
-        let heads = (self.hidden / head_dim.max(1)).max(1);
+    fn shape(&self, head_dim: HeadDim, seqlen: usize, group: Group) -> Shape {
+        let heads = (self.hidden / head_dim.qk.max(1)).max(1);
         // As many as share key/value heads evenly.
         let heads_q = heads.next_multiple_of(group.0.max(1));
         Shape {
@@ -283,8 +329,8 @@ impl Grid {
             seqlen_k: seqlen,
             heads_q,
             heads_kv: heads_q / group.0.max(1),
-            head_dim_qk: head_dim,
-            head_dim_v: head_dim,
+            head_dim_qk: head_dim.qk,
+            head_dim_v: head_dim.v,
         }
     }
 }
@@ -401,6 +447,12 @@ mod tests {
         assert_eq!("gqa8".parse(), Ok(Group(8)));
         for bad in ["", "gqa", "gqa0", "mqa", "gqa-1", "gqa1025"] {
             assert!(bad.parse::<Group>().is_err(), "{bad}");
+        }
+        assert_eq!("64".parse(), Ok(HeadDim::from(64)));
+        assert_eq!("192/128".parse(), Ok(HeadDim { qk: 192, v: 128 }));
+        assert_eq!(HeadDim { qk: 192, v: 128 }.to_string(), "192/128");
+        for bad in ["", "0", "64/", "/64", "64/0", "1/2/3", "-1"] {
+            assert!(bad.parse::<HeadDim>().is_err(), "{bad}");
         }
         assert_eq!(dtypes()[0], DType::Bf16);
         for known in dtypes() {

@@ -201,7 +201,7 @@ fn rows(cell: &Cell, query: usize, heads: &[[usize; 2]]) -> Result<Rows> {
 mod tests {
     use super::*;
     use crate::{
-        cell::{Grid, Mask},
+        cell::{Grid, HeadDim, Mask},
         inputs::values,
     };
     use flashtile::{ArchChoice, Window, cpu};
@@ -213,7 +213,7 @@ mod tests {
             right: Some(3),
         };
         grid.masks.push(Mask::Window(window));
-        grid.head_dims = vec![64];
+        grid.head_dims = [64].map(HeadDim::from).to_vec();
         grid.seqlens = vec![128];
         grid.cells()
     }

@@ -4,7 +4,7 @@ use std::{env, ops::ControlFlow, path::PathBuf, time::Duration};
 
 use flashtile::{ArchChoice, DType, EmulatorDevice, ErrorClass, Window};
 use flashtile_benches::{
-    Cell, Grid, Mask, Options, Report, Target, peers, plan,
+    Cell, Grid, HeadDim, Mask, Options, Report, Target, peers, plan,
     report::{OURS, Row, State},
     run,
 };
@@ -265,7 +265,7 @@ fn cells_that_cannot_be_done_are_rows_with_a_reason() {
     assert!(report.is_right());
 
     // Cells that make no sense are an error before anything runs; if they run all the same they are rows, too.
-    grid.head_dims = vec![64, 1024];
+    grid.head_dims = [64, 1024].map(HeadDim::from).to_vec();
     let senseless = plan(target, &grid, ArchChoice::Auto).unwrap_err();
     assert_eq!(senseless.class(), ErrorClass::BadInput);
     let report = run(target, &grid.cells(), alone(), go_on).unwrap();
@@ -274,7 +274,7 @@ fn cells_that_cannot_be_done_are_rows_with_a_reason() {
         assert_eq!(row.state == State::Failed, wide, "{row:?}");
         assert_eq!(row.reason.contains("head_dim 1024"), wide, "{row:?}");
     }
-    grid.head_dims = vec![64];
+    grid.head_dims = [64].map(HeadDim::from).to_vec();
     grid.seqlens = vec![usize::MAX];
     let endless = plan(target, &grid, ArchChoice::Auto).unwrap_err();
     assert_eq!(endless.class(), ErrorClass::BadInput);

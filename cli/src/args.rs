@@ -4,7 +4,7 @@ use std::{ffi::OsString, num::NonZeroUsize, path::PathBuf, str::FromStr, time::D
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use flashtile::{Algorithm, ArchChoice, CausalAlignment, DType, Window};
-use flashtile_benches::Group;
+use flashtile_benches::{Group, HeadDim};
 
 use crate::failure::{Failure, Result};
 
@@ -140,9 +140,9 @@ pub struct BenchArgs {
     /// Element types [default: those of at most 16 bits]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = flashtile_benches::cell::dtype)]
     pub dtype: Vec<DType>,
-    /// Head dimensions, of q, k and v [default: 64,128,256; emulator: 64,128]
+    /// Head dimensions, of q, k and v, or QK/V [default: 64,128,256; emulator: 64,128]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub head_dim: Vec<NonZeroUsize>,
+    pub head_dim: Vec<HeadDim>,
     /// Masks: full, causal, window [default: full,causal, and window if --window is given]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub mask: Vec<MaskArg>,

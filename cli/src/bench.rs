@@ -63,7 +63,7 @@ pub fn run(args: &BenchArgs) -> Result<Outcome> {
     let report = report?;
     print(&match args.json {
         true => json(folder, &report)?,
-        false => format!("{}\n\nresults: {}", report.summary(), folder.display()),
+        false => format!("results: {}\n\n{}", folder.display(), report.summary()),
     })?;
     Ok(match report.is_right() {
         true => Outcome::Right,
@@ -91,7 +91,7 @@ fn grid(args: &BenchArgs, on_gpu: bool) -> Result<Grid> {
         }
     }
     given(&mut grid.dtypes, args.dtype.iter().copied());
-    given(&mut grid.head_dims, args.head_dim.iter().map(|n| n.get()));
+    given(&mut grid.head_dims, args.head_dim.iter().copied());
     given(&mut grid.seqlens, args.seqlen.iter().map(|n| n.get()));
     given(&mut grid.groups, args.heads.iter().copied());
     grid.hidden = args.hidden.map_or(grid.hidden, |n| n.get());

@@ -166,7 +166,7 @@ def flex_attention(torch, cell):
             seen = distance <= (right if right >= 0 else cell["seqlen_k"])
             return seen & (distance >= -(left if left >= 0 else cell["seqlen_k"] + cell["seqlen_q"]))
 
-        block_mask = flex.create_block_mask(visible, None, None, cell["seqlen_q"], cell["seqlen_k"], device="cuda")
+        block_mask = flex.create_block_mask(visible, None, None, cell["seqlen_q"], cell["seqlen_k"], device=cell["device"])
     grouped = cell["heads_q"] != cell["heads_kv"]
 
     def run(q, k, v):
@@ -187,10 +187,12 @@ PEERS = {
     "flex-attention": ("torch.nn.attention.flex_attention", flex_attention),
 }
 # Peers that torch has for the CPU as well: enough for a rehearsal.
-ON_CPU = ("torch-flash",)
+ON_CPU = ("torch-flash", "flex-attention")
 
 
 def first_line(error):
+    if isinstance(error, Unable):
+        return str(error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
@@ -286,13 +288,13 @@ class Server:
                 if not self.on_gpu and name not in ON_CPU:
                     raise Unable("only on a GPU")
                 importlib.import_module(module)
-                if name == "torch-cudnn" and not torch.backends.cudnn.is_available():
-                    raise Unable("torch has no cuDNN")
                 peers[name] = {"version": version(module)}
+                if name == "torch-cudnn":
+                    if not torch.backends.cudnn.is_available():
+                        raise Unable("torch has no cuDNN")
+                    peers[name]["version"] += f", cuDNN {torch.backends.cudnn.version()}"
             except Exception as error:  # Whatever an import may raise.
                 peers[name] = {"missing": first_line(error)}
-        if "version" in peers.get("torch-cudnn", {}):
-            peers["torch-cudnn"]["version"] += f", cuDNN {torch.backends.cudnn.version()}"
         return {"torch": torch.__version__, "cuda": torch.version.cuda or "", "peers": peers}
 
     def peak(self, request):
@@ -330,7 +332,7 @@ class Server:
             (batch, cell["seqlen_k"], cell["heads_kv"], dims[1]),
         ]
         device = "cuda" if self.on_gpu else "cpu"
-        self.cell = cell
+        self.cell = {**cell, "device": device}
         self.sets = [
             [values(torch, shape, dtype, seed, device) for shape, seed in zip(shapes, seeds)] for seeds in cell["seeds"]
         ]
@@ -384,7 +386,7 @@ def main():
             answer = asks[request["ask"]](request)
         except Exception as error:
             lost = fatal(error)
-            answer = {"error": str(error) if isinstance(error, Unable) else first_line(error)}
+            answer = {"error": first_line(error)}
             print(f"{request}: {answer}", file=sys.stderr)
             # The traceback holds tensors.
             error.__traceback__ = None

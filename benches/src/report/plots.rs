@@ -113,8 +113,7 @@ impl Report {
     fn panels(&self, quantity: Quantity, dtype: DType, group: Group) -> Drawn<String> {
         let shown = |cell: &Cell| cell.dtype == dtype && cell.group() == group;
         let cells: Vec<_> = self.cells().into_iter().filter(shown).collect();
-        let dims = |cell: &Cell| (cell.shape.head_dim_qk, cell.shape.head_dim_v);
-        let mut head_dims = summary::distinct(cells.iter().map(dims));
+        let mut head_dims = summary::distinct(cells.iter().map(Cell::head_dim));
         head_dims.sort_unstable();
         let masks = summary::distinct(cells.iter().map(summary::mask));
         let size = (
@@ -137,16 +136,11 @@ impl Report {
                 for (column, mask) in masks.iter().enumerate() {
                     let in_panel = |r: &&Row| {
                         shown(&r.cell)
-                            && dims(&r.cell) == head_dim
+                            && r.cell.head_dim() == head_dim
                             && summary::mask(&r.cell) == *mask
                     };
                     let rows: Vec<_> = self.rows.iter().filter(in_panel).collect();
-                    let (qk, v) = head_dim;
-                    let dim = match qk == v {
-                        true => qk.to_string(),
-                        false => format!("{qk}/{v}"),
-                    };
-                    let caption = format!("head_dim {dim}, {mask}");
+                    let caption = format!("head_dim {head_dim}, {mask}");
                     let area = &areas[row * masks.len() + column];
                     self.panel(area, quantity, &caption, &rows)?;
                 }

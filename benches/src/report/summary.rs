@@ -46,12 +46,12 @@ impl Standing<'_> {
 type Series = (DType, String, String, String);
 
 fn series(cell: &Cell) -> Series {
-    let s = &cell.shape;
-    let dims = match s.head_dim_qk == s.head_dim_v {
-        true => s.head_dim_qk.to_string(),
-        false => format!("{}/{}", s.head_dim_qk, s.head_dim_v),
-    };
-    (cell.dtype, cell.group().to_string(), dims, mask(cell))
+    (
+        cell.dtype,
+        cell.group().to_string(),
+        cell.head_dim().to_string(),
+        mask(cell),
+    )
 }
 
 pub(super) fn mask(cell: &Cell) -> String {

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use flashtile::{DType, Window};
 
 use super::*;
-use crate::cell::{Grid, Group};
+use crate::cell::{Grid, Group, HeadDim};
 
 /// A run that never was, on a GPU that does not exist.
 fn report(grid: &Grid) -> Report {
@@ -74,7 +74,7 @@ fn report(grid: &Grid) -> Report {
 fn grid() -> Grid {
     Grid {
         dtypes: vec![DType::Bf16],
-        head_dims: vec![64, 128],
+        head_dims: [64, 128].map(HeadDim::from).to_vec(),
         seqlens: vec![512, 1024, 4096],
         groups: vec![Group(1)],
         ..Grid::gpu()
