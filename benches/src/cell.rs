@@ -183,11 +183,14 @@ impl Cell {
     /// Bytes that must move at least: each input read once, the output written once. `None` past 64 bits.
     pub fn bytes(&self) -> Option<u64> {
         let problem = self.problem(ArchChoice::Auto);
-        let tensors = [&problem.q, &problem.k, &problem.v, &problem.out];
-        let elements = tensors.iter().try_fold(0u64, |sum, tensor| {
-            sum.checked_add(tensor.elements()?.try_into().ok()?)
-        })?;
-        elements.checked_mul(u64::from(self.dtype.bytes()))
+        let inputs = [&problem.q, &problem.k, &problem.v].map(|input| (input, self.dtype));
+        let tensors = inputs
+            .into_iter()
+            .chain([(&problem.out, problem.out_element())]);
+        tensors.into_iter().try_fold(0u64, |sum, (tensor, dtype)| {
+            let elements: u64 = tensor.elements()?.try_into().ok()?;
+            sum.checked_add(elements.checked_mul(u64::from(dtype.bytes()))?)
+        })
     }
 
     /// Floating-point operations to a byte that must move.

@@ -245,11 +245,12 @@ impl<'d> Timed<'d> {
         Ok(total / self.launches as f64)
     }
 
-    /// Samples for about so long: seconds a launch, each.
+    /// Samples for about so long: seconds a launch, each. One before them is not counted: the device may have been idle.
     ///
     /// # Errors
     /// What the device says.
     pub fn samples(&self, time: Duration) -> Result<Vec<f64>> {
+        self.sample()?;
         let started = Instant::now();
         let mut samples = Vec::new();
         while samples.len() < FEWEST_SAMPLES || (started.elapsed() < time && samples.len() < MOST) {

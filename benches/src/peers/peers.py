@@ -357,6 +357,8 @@ class Server:
         return {"times": self.times(prepared, request["seconds"], request["fewest"], request["most"])}
 
     def times(self, prepared, seconds, fewest, most):
+        # Not counted: the device may have been idle.
+        prepared.sample()
         end, times = time.perf_counter() + seconds, []
         while len(times) < fewest or (time.perf_counter() < end and len(times) < most):
             times.append(prepared.sample())
