@@ -6,7 +6,7 @@
 //! codes of drivers newer than itself.
 
 use std::{
-    ffi::{CStr, c_char, c_int, c_uint, c_void},
+    ffi::{CStr, c_char, c_float, c_int, c_uint, c_ulonglong, c_void},
     sync::OnceLock,
 };
 
@@ -14,7 +14,7 @@ use libloading::Library;
 
 use crate::error::{Error, Result};
 
-/// `CUcontext`, `CUmodule`, `CUfunction`, `CUstream`: opaque.
+/// `CUcontext`, `CUmodule`, `CUfunction`, `CUstream`, `CUevent`, `CUgraph`, `CUgraphExec`: opaque.
 pub(super) type Handle = *mut c_void;
 /// `CUdevice`.
 pub(super) type Ordinal = c_int;
@@ -26,7 +26,7 @@ type ErrorText = unsafe extern "system" fn(c_int, *mut *const c_char) -> c_int;
 
 /// Numbers of the API, as in `cuda.h`.
 pub(super) mod codes {
-    use std::ffi::c_int;
+    use std::ffi::{c_int, c_uint};
     pub const OUT_OF_MEMORY: c_int = 2;
     pub const NO_DEVICE: c_int = 100;
     /// Codes of a kernel that did something wrong; the context is lost after most of them.
@@ -44,6 +44,7 @@ pub(super) mod codes {
         721, // CONTAINED
     ];
     pub const ATTRIBUTE_MULTIPROCESSOR_COUNT: c_int = 16;
+    pub const ATTRIBUTE_L2_CACHE_SIZE: c_int = 38;
     pub const ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: c_int = 75;
     pub const ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: c_int = 76;
     pub const ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: c_int = 97;
@@ -53,6 +54,10 @@ pub(super) mod codes {
     pub const LAUNCH_PARAM_END: usize = 0;
     pub const LAUNCH_PARAM_BUFFER_POINTER: usize = 1;
     pub const LAUNCH_PARAM_BUFFER_SIZE: usize = 2;
+    /// `CU_STREAM_NON_BLOCKING`: does not wait for the default stream.
+    pub const STREAM_NON_BLOCKING: c_uint = 1;
+    /// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`: what other threads do is no part of it.
+    pub const CAPTURE_MODE_THREAD_LOCAL: c_int = 1;
     pub const JIT_ERROR_LOG_BUFFER: c_int = 5;
     pub const JIT_ERROR_LOG_BUFFER_SIZE_BYTES: c_int = 6;
 }
@@ -126,6 +131,8 @@ driver! {
     device_attribute = b"cuDeviceGetAttribute\0" (value: *mut c_int, attribute: c_int, device: Ordinal);
     /// Reads the size of a device's memory.
     device_memory = b"cuDeviceTotalMem_v2\0" (bytes: *mut usize, device: Ordinal);
+    /// Names a device's place on the PCI bus.
+    device_bus_id = b"cuDeviceGetPCIBusId\0" (name: *mut c_char, len: c_int, device: Ordinal);
     /// Retains a primary context.
     primary_retain = b"cuDevicePrimaryCtxRetain\0" (context: *mut Handle, device: Ordinal);
     /// Releases a primary context.
@@ -140,6 +147,32 @@ driver! {
     context_pop = b"cuCtxPopCurrent_v2\0" (context: *mut Handle);
     /// Waits for all work of the calling thread's context.
     context_synchronize = b"cuCtxSynchronize\0" ();
+    /// Creates a stream.
+    stream_create = b"cuStreamCreate\0" (stream: *mut Handle, flags: c_uint);
+    /// Destroys a stream, once its work is done.
+    stream_destroy = b"cuStreamDestroy_v2\0" (stream: Handle);
+    /// Makes a stream take down its work instead of doing it.
+    stream_capture = b"cuStreamBeginCapture_v2\0" (stream: Handle, mode: c_int);
+    /// Hands out what was taken down.
+    stream_captured = b"cuStreamEndCapture\0" (stream: Handle, graph: *mut Handle);
+    /// Makes a graph ready to run.
+    graph_instantiate = b"cuGraphInstantiateWithFlags\0" (executable: *mut Handle, graph: Handle, flags: c_ulonglong);
+    /// Enqueues a graph.
+    graph_launch = b"cuGraphLaunch\0" (executable: Handle, stream: Handle);
+    /// Destroys a graph.
+    graph_destroy = b"cuGraphDestroy\0" (graph: Handle);
+    /// Destroys a graph that was made ready.
+    graph_executable_destroy = b"cuGraphExecDestroy\0" (executable: Handle);
+    /// Creates an event.
+    event_create = b"cuEventCreate\0" (event: *mut Handle, flags: c_uint);
+    /// Enqueues an event.
+    event_record = b"cuEventRecord\0" (event: Handle, stream: Handle);
+    /// Waits for an event.
+    event_synchronize = b"cuEventSynchronize\0" (event: Handle);
+    /// Tells the milliseconds between two events.
+    event_elapsed = b"cuEventElapsedTime\0" (milliseconds: *mut c_float, start: Handle, end: Handle);
+    /// Destroys an event.
+    event_destroy = b"cuEventDestroy_v2\0" (event: Handle);
     /// Waits for a stream.
     stream_synchronize = b"cuStreamSynchronize\0" (stream: Handle);
     /// Loads a module.
@@ -160,6 +193,8 @@ driver! {
     memory_write = b"cuMemcpyHtoD_v2\0" (address: Address, source: *const c_void, bytes: usize);
     /// Copies from the device.
     memory_read = b"cuMemcpyDtoH_v2\0" (destination: *mut c_void, address: Address, bytes: usize);
+    /// Enqueues a copy within the device.
+    memory_copy = b"cuMemcpyDtoDAsync_v2\0" (destination: Address, source: Address, bytes: usize, stream: Handle);
     /// Sets bytes.
     memory_fill = b"cuMemsetD8_v2\0" (address: Address, value: u8, bytes: usize);
     /// Launches.

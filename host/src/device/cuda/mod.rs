@@ -2,10 +2,11 @@
 
 mod driver;
 mod raw;
+mod timing;
 
 use std::{
     collections::HashMap,
-    ffi::{CString, c_int, c_uint, c_void},
+    ffi::{CString, c_char, c_int, c_uint, c_void},
     ptr::null_mut,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -14,6 +15,7 @@ use flashtile_abi::Variant;
 
 use self::driver::{Driver, Handle, Ordinal, codes};
 pub use self::raw::RawModule;
+pub use self::timing::{Event, Graph, OwnedStream};
 use super::{Device, DeviceInfo, DeviceKind, LaunchConfig, Stream};
 use crate::error::{Error, Result};
 
@@ -116,26 +118,32 @@ fn find(driver: &Driver, ordinal: c_int) -> Result<Ordinal> {
     Ok(device)
 }
 
+/// Text that the driver writes into a buffer of so many bytes.
+fn text(write: impl FnOnce(*mut c_char, c_int) -> Result<()>) -> Result<String> {
+    let mut buffer = [0u8; 256];
+    write(buffer.as_mut_ptr().cast(), buffer.len() as c_int)?;
+    let end = buffer.iter().position(|&byte| byte == 0);
+    let text = &buffer[..end.unwrap_or(buffer.len())];
+    Ok(String::from_utf8_lossy(text).into_owned())
+}
+
+fn attribute(driver: &Driver, device: Ordinal, attribute: c_int) -> Result<u32> {
+    let mut value = 0;
+    // SAFETY: writes one int; attribute and device are checked by the driver.
+    unsafe { driver.device_attribute(&raw mut value, attribute, device)? };
+    Ok(u32::try_from(value).unwrap_or(0))
+}
+
 fn info(driver: &Driver, device: Ordinal) -> Result<DeviceInfo> {
-    let attribute = |attribute| -> Result<u32> {
-        let mut value = 0;
-        // SAFETY: writes one int; attribute and device are checked by the driver.
-        unsafe { driver.device_attribute(&raw mut value, attribute, device)? };
-        Ok(u32::try_from(value).unwrap_or(0))
-    };
-    let mut name = [0u8; 256];
-    // SAFETY: writes at most 256 bytes, a terminating 0 among them.
-    unsafe { driver.device_name(name.as_mut_ptr().cast(), name.len() as c_int, device)? };
-    let end = name
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(name.len());
+    let attribute = |which| attribute(driver, device, which);
+    // SAFETY: writes at most `len` bytes, a terminating 0 among them.
+    let name = text(|name, len| unsafe { driver.device_name(name, len, device) })?;
     let mut total_memory = 0;
     // SAFETY: writes one size.
     unsafe { driver.device_memory(&raw mut total_memory, device)? };
     Ok(DeviceInfo {
         kind: DeviceKind::Cuda,
-        name: String::from_utf8_lossy(&name[..end]).into_owned(),
+        name,
         compute_capability: (
             attribute(codes::ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(codes::ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
@@ -224,6 +232,34 @@ impl CudaDevice {
             },
             state: Mutex::default(),
         })
+    }
+
+    /// The device, as the driver knows it.
+    fn ordinal(&self) -> Result<Ordinal> {
+        let _pushed = self.push()?;
+        let mut device = 0;
+        // SAFETY: writes one device; a context is current.
+        unsafe { self.driver.context_device(&raw mut device)? };
+        Ok(device)
+    }
+
+    /// Bytes of the GPU's L2 cache.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn l2_bytes(&self) -> Result<usize> {
+        let bytes = attribute(self.driver, self.ordinal()?, codes::ATTRIBUTE_L2_CACHE_SIZE)?;
+        Ok(bytes as usize)
+    }
+
+    /// The GPU's place on the PCI bus, by which other tools know it whatever the numbering: `0000:17:00.0`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn pci_bus_id(&self) -> Result<String> {
+        let device = self.ordinal()?;
+        // SAFETY: writes at most `len` bytes, a terminating 0 among them.
+        text(|name, len| unsafe { self.driver.device_bus_id(name, len, device) })
     }
 
     /// The context (`CUcontext`), still this device's or its lender's.
