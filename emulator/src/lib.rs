@@ -56,9 +56,13 @@ mod parse;
 mod program;
 mod sanitize;
 pub mod semantics;
+mod tensor_map;
 
 pub use device::{AsyncTiming, BlockOrder, Emulator, Launch, Options, Schedule, Stats};
 pub use error::{Fault, FaultKind, LaunchError, MemoryError, ParseError, Space, Waiter};
 pub use module::{Entry, Module, Param};
 pub use numerics::{Numerics, TensorCores, UnknownTensorCores};
 pub use sanitize::{Finding, Report, Rule, Site};
+pub use tensor_map::{
+    ElementType, L2Promotion, OobFill, Swizzle, TENSOR_MAP_BYTES, TensorMap, TensorMapError,
+};
