@@ -245,6 +245,14 @@ pub(crate) enum Special {
     Ntid(u8),
     Ctaid(u8),
     Nctaid(u8),
+    ClusterId(u8),
+    NClusterId(u8),
+    ClusterCtaid(u8),
+    ClusterNctaid(u8),
+    ClusterCtaRank,
+    ClusterNctaRank,
+    /// A predicate.
+    IsExplicitCluster,
     LaneId,
     WarpId,
     NWarpId,
@@ -258,8 +266,6 @@ pub(crate) enum Special {
     GridId,
     DynamicShared,
     TotalShared,
-    Zero,
-    One,
 }
 
 /// An instruction's work.
@@ -488,6 +494,9 @@ pub(crate) enum Constant {
     Bits(u64),
     /// The address of a variable of the module or a body, by its place in `Module::all_variables`, plus an offset.
     Variable(usize, u64),
+    /// An address in the shared memory of the first block of a cluster, or its generic form; other blocks' have their
+    /// rank in bits 24 and up.
+    Shared(u64),
 }
 
 /// Where an instruction came from.

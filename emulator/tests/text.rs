@@ -87,6 +87,7 @@ fn directives_and_debug_sections() {
     let launch = Launch {
         grid: [1; 3],
         block: [1; 3],
+        cluster: None,
         dynamic_shared: 0,
         params: &at.to_le_bytes(),
     };
@@ -229,6 +230,7 @@ fn survives(text: &str) {
             let launch = Launch {
                 grid: [1; 3],
                 block: [64, 1, 1],
+                cluster: None,
                 dynamic_shared: 64,
                 params: &params,
             };

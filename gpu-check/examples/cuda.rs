@@ -399,6 +399,7 @@ api! {
         let launch = Launch {
             grid: [grid_x, grid_y, grid_z],
             block: [block_x, block_y, block_z],
+            cluster: None,
             dynamic_shared: shared_bytes,
             params: &params,
         };

@@ -374,6 +374,7 @@ impl Decoder<'_> {
         let src = self.src_any(operand, bits)?;
         let have = match operand {
             Operand::Reg(reg) => self.body.registers[*reg as usize].bits,
+            Operand::Special(_) if src.kind == Kind::Pred => 1,
             Operand::Special(_) => 32,
             _ => bits,
         };
@@ -425,7 +426,11 @@ impl Decoder<'_> {
             Placement::Device(n) => self.constant(wide, Constant::Variable(n, offset)),
             Placement::At(space, at) => {
                 let window = if generic { window(space) } else { 0 };
-                self.bits(bits, window.wrapping_add(at).wrapping_add(offset))
+                let address = window.wrapping_add(at).wrapping_add(offset);
+                match space {
+                    Space::Shared => self.constant(wide, Constant::Shared(address)),
+                    _ => self.bits(bits, address),
+                }
             }
         })
     }
@@ -450,24 +455,28 @@ impl Decoder<'_> {
             "%gridid" => Special::GridId,
             "%dynamic_smem_size" => Special::DynamicShared,
             "%total_smem_size" => Special::TotalShared,
-            "%clusterid.x" => Special::Ctaid(0),
-            "%clusterid.y" => Special::Ctaid(1),
-            "%clusterid.z" => Special::Ctaid(2),
-            "%cluster_ctaid.x" | "%cluster_ctaid.y" | "%cluster_ctaid.z" | "%cluster_ctarank" => {
-                Special::Zero
+            "%clusterid.x" | "%clusterid.y" | "%clusterid.z" => Special::ClusterId(axis(11)),
+            "%nclusterid.x" | "%nclusterid.y" | "%nclusterid.z" => Special::NClusterId(axis(12)),
+            "%cluster_ctaid.x" | "%cluster_ctaid.y" | "%cluster_ctaid.z" => {
+                Special::ClusterCtaid(axis(15))
             }
-            "%cluster_nctaid.x" | "%cluster_nctaid.y" | "%cluster_nctaid.z"
-            | "%cluster_nctarank" => Special::One,
+            "%cluster_nctaid.x" | "%cluster_nctaid.y" | "%cluster_nctaid.z" => {
+                Special::ClusterNctaid(axis(16))
+            }
+            "%cluster_ctarank" => Special::ClusterCtaRank,
+            "%cluster_nctarank" => Special::ClusterNctaRank,
+            "%is_explicit_cluster" => Special::IsExplicitCluster,
             _ => return Err(format!("unknown register `{name}`")),
         };
         if let Some(&src) = self.specials.get(&special) {
             return Ok(src);
         }
-        let src = Src {
-            slot: self.rows,
-            kind: Kind::W32,
+        let (next, kind) = match special {
+            Special::IsExplicitCluster => (&mut self.preds, Kind::Pred),
+            _ => (&mut self.rows, Kind::W32),
         };
-        self.rows += 1;
+        let src = Src { slot: *next, kind };
+        *next += 1;
         self.specials.insert(special, src);
         Ok(src)
     }
@@ -519,8 +528,18 @@ impl Decoder<'_> {
         }
     }
 
-    fn pred_src(&self, operand: &Operand) -> Decoded<PredSrc> {
+    fn pred_src(&mut self, operand: &Operand) -> Decoded<PredSrc> {
         match operand {
+            Operand::Special(name) => match self.special(name)? {
+                Src {
+                    slot,
+                    kind: Kind::Pred,
+                } => Ok(PredSrc {
+                    index: slot,
+                    flip: 0,
+                }),
+                _ => Err("a predicate register was expected".to_owned()),
+            },
             Operand::Reg(reg) | Operand::NotReg(reg)
                 if self.body.registers[*reg as usize].bits == 1 =>
             {

@@ -3,7 +3,7 @@
 use super::memory::{Intent, lanes};
 use super::warp::{Flow, State, Warp};
 use super::watch::pred;
-use super::{Cta, Trouble, trouble};
+use super::{Cluster, Trouble, trouble};
 use crate::error::FaultKind;
 use crate::program::{Bar, BarKind, Inst, Mbarrier, MbarrierOp, Op};
 
@@ -61,17 +61,19 @@ impl Barrier {
     }
 }
 
-impl Cta<'_, '_> {
+impl Cluster<'_, '_> {
     /// Ends the barriers that waited only for threads which have exited.
     pub(super) fn check_barriers(&mut self) {
-        for (id, barrier) in self.barriers.iter_mut().enumerate() {
+        let rank = self.rank;
+        let block = &mut self.blocks[rank as usize];
+        for (id, barrier) in block.barriers.iter_mut().enumerate() {
             if barrier.expected == u32::MAX {
                 let round = barrier.round;
-                barrier.end_if_complete(self.alive);
+                barrier.end_if_complete(block.alive);
                 if barrier.round != round
                     && let Some(watch) = &mut self.watch
                 {
-                    watch.complete(id as u32);
+                    watch.complete(rank, id as u32);
                 }
             }
         }
@@ -82,7 +84,7 @@ impl Warp {
     /// `bar` and `barrier`.
     pub(super) fn barrier(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         bar: &Bar,
         mask: u32,
         active: u32,
@@ -95,7 +97,7 @@ impl Warp {
         if active != mask {
             return Ok(Flow::Alone);
         }
-        self.some_copies(cta)?;
+        self.some_copies(cluster)?;
         let lane = active.trailing_zeros();
         let id = self.regs.lane(bar.id, lane) as u32;
         let bad = |reason: String| {
@@ -125,14 +127,14 @@ impl Warp {
                 "the thread count {expected} is not a positive multiple of 32"
             ));
         }
-        let limit = cta.machine.threads().next_multiple_of(32);
+        let limit = cluster.machine.threads().next_multiple_of(32);
         if bar.count.is_some() && expected > limit {
             return bad(format!(
                 "the thread count {expected} is greater than the block's {limit} threads"
             ));
         }
-        let all = cta.alive;
-        let barrier = &mut cta.barriers[id as usize];
+        let all = cluster.cta().alive;
+        let barrier = &mut cluster.cta_mut().barriers[id as usize];
         if barrier.expected != 0 && barrier.expected != expected {
             let words = |n| {
                 if n == u32::MAX {
@@ -169,17 +171,23 @@ impl Warp {
         let round = barrier.round;
         barrier.end_if_complete(all);
         let ends = barrier.round != round;
-        self.watched(cta, |warp, watch, cta| {
+        self.watched(cluster, |warp, watch, cluster| {
             for src in [Some(bar.id), bar.count].into_iter().flatten() {
-                warp.check_operand(watch, cta.machine, src, active, "the barrier's operand");
+                warp.check_operand(watch, cluster.machine, src, active, "the barrier's operand");
             }
             if reduces.is_some() {
                 let vote = pred(bar.operand.index);
-                warp.check_operand(watch, cta.machine, vote, active, "the predicate");
+                warp.check_operand(watch, cluster.machine, vote, active, "the predicate");
             }
-            watch.arrive(id, warp.index, active, bar.kind != BarKind::Arrive);
+            watch.arrive(
+                warp.rank,
+                id,
+                warp.index,
+                active,
+                bar.kind != BarKind::Arrive,
+            );
             if ends {
-                watch.complete(id);
+                watch.complete(warp.rank, id);
             }
             if let Some(dst) = bar.dst {
                 watch.registers[warp.index as usize].put_all(dst, active, 0);
@@ -201,7 +209,7 @@ impl Warp {
     /// The mbarrier instructions: lane after lane.
     pub(super) fn mbarrier(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         op: &Mbarrier,
         active: u32,
     ) -> Result<Flow, Trouble> {
@@ -213,7 +221,7 @@ impl Warp {
                     self.regs.set_lane(dst, lane, u64::from(state.pending));
                 }
             }
-            self.watched(cta, |warp, watch, _| {
+            self.watched(cluster, |warp, watch, _| {
                 let shadow = &mut watch.registers[warp.index as usize];
                 if let (Some(dst), true) = (op.dst, shadow.any) {
                     let poison = op.operand.map_or(0, |state| shadow.lanes(state));
@@ -226,13 +234,13 @@ impl Warp {
         let mut waits = false;
         if let MbarrierOp::CopyArrive(_) = op.op {
             // The arrival happens when the thread's earlier copies have: here, now.
-            self.all_copies(cta, active)?;
+            self.all_copies(cluster, active)?;
         }
         for lane in lanes(active) {
             let at = addresses[lane as usize];
-            let place = self.place(cta, op.space, at, 8, Intent::Write, lane)?;
+            let place = self.place(cluster, op.space, at, 8, Intent::Write, lane)?;
             let operand = op.operand.map(|src| self.regs.lane(src, lane));
-            let bits = self.get::<8>(cta, place, 0);
+            let bits = self.get::<8>(cluster, place, 0);
             let bad = |reason: String| {
                 trouble(
                     Some(lane),
@@ -265,9 +273,9 @@ impl Warp {
             let outcome = match op.op {
                 MbarrierOp::Init => Ok(()),
                 MbarrierOp::Inval => {
-                    self.put::<8>(cta, place, 0, u64::MAX);
-                    self.watched(cta, |warp, watch, cta| {
-                        warp.observe_mbarrier(watch, cta.machine, op, lane, place, false, None);
+                    self.put::<8>(cluster, place, 0, u64::MAX);
+                    self.watched(cluster, |warp, watch, cluster| {
+                        warp.observe_mbarrier(watch, cluster.machine, op, lane, place, false, None);
                     });
                     continue;
                 }
@@ -312,10 +320,10 @@ impl Warp {
                 return bad(reason);
             }
             object.complete();
-            self.put::<8>(cta, place, 0, object.pack());
+            self.put::<8>(cluster, place, 0, object.pack());
             let ends = object.phase != phase;
-            self.watched(cta, |warp, watch, cta| {
-                warp.observe_mbarrier(watch, cta.machine, op, lane, place, ends, result);
+            self.watched(cluster, |warp, watch, cluster| {
+                warp.observe_mbarrier(watch, cluster.machine, op, lane, place, ends, result);
             });
             if result == Some(0) {
                 waits = true;

@@ -9,7 +9,7 @@
 //! for the lanes that wait for them, or have exited, it faults: on hardware this is undefined.
 
 use super::memory::PendingCopies;
-use super::{Cta, Trouble, fit, trouble};
+use super::{Cluster, Trouble, fit, trouble};
 use crate::device::Schedule;
 use crate::error::FaultKind;
 use crate::program::{
@@ -250,9 +250,15 @@ pub(super) enum Flow {
 }
 
 pub(super) struct Warp {
+    /// Its number in the cluster.
     pub(super) index: u32,
+    /// Rank of its block.
+    pub(super) rank: u32,
+    /// Warps before it in the cluster that are not of its block.
+    before: u32,
     /// The instruction being executed, while a sanitizer watches.
     pub(super) pc: u32,
+    /// Threads of a block.
     threads: u32,
     pub(super) regs: Registers,
     /// Carry flags.
@@ -272,9 +278,12 @@ pub(super) struct Warp {
 }
 
 impl Warp {
-    pub(super) fn new(program: &Program, index: u32, threads: u32) -> Self {
+    /// A warp of a cluster whose blocks have `each` warps.
+    pub(super) fn new(program: &Program, index: u32, each: u32, threads: u32) -> Self {
         Self {
             index,
+            rank: index / each,
+            before: index / each * each,
             pc: 0,
             threads,
             regs: Registers::new(program),
@@ -289,9 +298,14 @@ impl Warp {
         }
     }
 
-    /// Makes it ready for a new block.
+    /// Its number in its block.
+    pub(super) fn in_block(&self) -> u32 {
+        self.index - self.before
+    }
+
+    /// Makes it ready for a new cluster.
     pub(super) fn reset(&mut self) {
-        let lanes = (self.threads - self.index * WARP as u32).min(WARP as u32);
+        let lanes = (self.threads - self.in_block() * WARP as u32).min(WARP as u32);
         self.alive = if lanes == 32 { ALL } else { (1 << lanes) - 1 };
         self.carry = 0;
         self.local.fill(0xff);
@@ -315,12 +329,15 @@ impl Warp {
     }
 
     /// What its lanes wait for.
-    pub(super) fn waits(&self, cta: &Cta<'_, '_>) -> Vec<(u32, u32, String)> {
+    pub(super) fn waits(&self, cluster: &Cluster<'_, '_>) -> Vec<(u32, u32, String)> {
         let groups = self.groups.iter().map(|g| {
             let reason = match g.state {
                 State::Ready => "can run".to_owned(),
                 State::Lanes(need) => format!("waits for lanes {:#010x}", need & !g.mask),
-                State::Barrier { id, .. } => cta.barriers[id as usize & 15].describe(id, cta.alive),
+                State::Barrier { id, .. } => {
+                    let block = cluster.cta();
+                    block.barriers[id as usize & 15].describe(id, block.alive)
+                }
             };
             (g.pc, g.mask, reason)
         });
@@ -344,21 +361,21 @@ impl Warp {
     /// Runs for at most so many instructions. An error says where, and which lanes were active.
     pub(super) fn turn(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         share: u32,
     ) -> Result<Turn, (u32, u32, Trouble)> {
         let mut left = share;
         let mut moved = false;
         while left > 0 && self.alive != 0 {
-            let Some(at) = self.pick(cta)? else { break };
+            let Some(at) = self.pick(cluster)? else { break };
             moved = true;
             let before = left;
-            let go_on = self.run_group(at, cta, &mut left)?;
-            cta.stats.warp_instructions += u64::from(before - left);
+            let go_on = self.run_group(at, cluster, &mut left)?;
+            cluster.stats.warp_instructions += u64::from(before - left);
             if !go_on || left == 0 {
                 self.backwards = self.groups.len() > 1 && !self.backwards;
             }
-            if !go_on || cta.stats.warp_instructions > cta.machine.max_instructions {
+            if !go_on || cluster.stats.warp_instructions > cluster.machine.max_instructions {
                 break;
             }
         }
@@ -366,14 +383,17 @@ impl Warp {
     }
 
     /// The group to run next: the one at the lowest instruction of those that can.
-    fn pick(&mut self, cta: &mut Cta<'_, '_>) -> Result<Option<usize>, (u32, u32, Trouble)> {
+    fn pick(
+        &mut self,
+        cluster: &mut Cluster<'_, '_>,
+    ) -> Result<Option<usize>, (u32, u32, Trouble)> {
         for at in 0..self.groups.len() {
             if let State::Barrier { id, round } = self.groups[at].state {
-                let barrier = &cta.barriers[id as usize & 15];
+                let barrier = &cluster.cta().barriers[id as usize & 15];
                 if barrier.round != round {
                     let result = barrier.result;
                     let (pc, mask) = (self.groups[at].pc, self.groups[at].mask);
-                    self.end_barrier(&cta.machine.program.code[pc as usize], mask, result);
+                    self.end_barrier(&cluster.machine.program.code[pc as usize], mask, result);
                     self.groups[at].state = State::Ready;
                     self.groups[at].pc = pc + 1;
                 }
@@ -381,9 +401,9 @@ impl Warp {
         }
         let ready = (0..self.groups.len()).filter(|&g| self.groups[g].state == State::Ready);
         let pc = |&g: &usize| self.groups[g].pc;
-        let best = if cta.machine.schedule != Schedule::InOrder && self.groups.len() > 1 {
+        let best = if cluster.machine.schedule != Schedule::InOrder && self.groups.len() > 1 {
             let count = ready.clone().count();
-            let n = cta.random() as usize % count.max(1);
+            let n = cluster.random() as usize % count.max(1);
             ready.clone().nth(n)
         } else if self.backwards {
             ready.max_by_key(pc)
@@ -448,10 +468,10 @@ impl Warp {
     fn run_group(
         &mut self,
         at: usize,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         left: &mut u32,
     ) -> Result<bool, (u32, u32, Trouble)> {
-        let program = cta.machine.program;
+        let program = cluster.machine.program;
         let Group {
             mut pc, mask, join, ..
         } = self.groups[at];
@@ -473,16 +493,16 @@ impl Warp {
                 ));
             };
             *left -= 1;
-            cta.stats.lane_instructions += lanes;
-            if cta.watch.is_some() {
-                self.observe(cta, inst, pc, mask);
+            cluster.stats.lane_instructions += lanes;
+            if cluster.watch.is_some() {
+                self.observe(cluster, inst, pc, mask);
             }
             let active = mask & self.regs.pred(inst.guard);
             if active == 0 {
                 pc += 1;
                 continue;
             }
-            match self.step(cta, inst, mask, active) {
+            match self.step(cluster, inst, mask, active) {
                 Ok(Flow::Next) => pc += 1,
                 Ok(Flow::Branch { taken, target, .. }) if taken == mask => pc = target,
                 Ok(Flow::Branch {
@@ -520,11 +540,11 @@ impl Warp {
                         j.expected &= !lanes;
                     }
                     self.settle();
-                    cta.alive -= lanes.count_ones();
-                    self.watched(cta, |warp, watch, cta| {
-                        watch.exit(cta.machine, warp.who(0), lanes);
+                    cluster.cta_mut().alive -= lanes.count_ones();
+                    self.watched(cluster, |warp, watch, cluster| {
+                        watch.exit(cluster.machine, warp.who(0), lanes);
                     });
-                    cta.check_barriers();
+                    cluster.check_barriers();
                     return Ok(true);
                 }
                 Ok(Flow::Wait(state)) => {

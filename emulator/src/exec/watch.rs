@@ -3,7 +3,7 @@
 use super::alu::lookup;
 use super::memory::{Intent, Place, lanes};
 use super::warp::Warp;
-use super::{Cta, Machine, Who};
+use super::{Cluster, Machine, Who};
 use crate::error::Space;
 use crate::memory::ones;
 use crate::program::{
@@ -49,33 +49,39 @@ impl Warp {
     #[inline(always)]
     pub(super) fn watched(
         &mut self,
-        cta: &mut Cta<'_, '_>,
-        f: impl FnOnce(&mut Self, &mut Sanitizer, &mut Cta<'_, '_>),
+        cluster: &mut Cluster<'_, '_>,
+        f: impl FnOnce(&mut Self, &mut Sanitizer, &mut Cluster<'_, '_>),
     ) {
-        if let Some(mut watch) = cta.watch.take() {
-            f(self, &mut watch, cta);
-            cta.watch = Some(watch);
+        if let Some(mut watch) = cluster.watch.take() {
+            f(self, &mut watch, cluster);
+            cluster.watch = Some(watch);
         }
     }
 
     /// Before an instruction is executed by the lanes of `mask` whose guard allows it. Those that need other lanes, or
     /// wait, report for themselves when they happen.
     #[inline(never)]
-    pub(super) fn observe(&mut self, cta: &mut Cta<'_, '_>, inst: &Inst, pc: u32, mask: u32) {
+    pub(super) fn observe(
+        &mut self,
+        cluster: &mut Cluster<'_, '_>,
+        inst: &Inst,
+        pc: u32,
+        mask: u32,
+    ) {
         self.pc = pc;
-        self.watched(cta, |warp, watch, cta| {
-            warp.observe_with(watch, cta, inst, mask);
+        self.watched(cluster, |warp, watch, cluster| {
+            warp.observe_with(watch, cluster, inst, mask);
         });
     }
 
     fn observe_with(
         &mut self,
         watch: &mut Sanitizer,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         inst: &Inst,
         mask: u32,
     ) {
-        let machine = cta.machine;
+        let machine = cluster.machine;
         let message = || "a predicate that was never written decides".to_owned();
         let (rule, guard) = (Rule::UninitializedBranch, pred(inst.guard.index));
         self.check_written(watch, machine, rule, guard, mask, message);
@@ -84,10 +90,10 @@ impl Warp {
             return;
         }
         match &inst.op {
-            Op::Load(op) => self.observe_load(watch, cta, op, active),
-            Op::Store(op) => self.observe_store(watch, cta, op, active),
-            Op::Atomic(op) => self.observe_atomic(watch, cta, op, active),
-            Op::CpAsync(op) => self.observe_copy(watch, cta, op, active),
+            Op::Load(op) => self.observe_load(watch, cluster, op, active),
+            Op::Store(op) => self.observe_store(watch, cluster, op, active),
+            Op::Atomic(op) => self.observe_atomic(watch, cluster, op, active),
+            Op::CpAsync(op) => self.observe_copy(watch, cluster, op, active),
             Op::Fence { beyond_block } => watch.fence(self.index, active, *beyond_block),
             Op::Branch { uniform, .. } if *uniform && active != mask => {
                 let message = || "a .uni branch is taken by some threads only".to_owned();
@@ -279,7 +285,7 @@ impl Warp {
     /// Where the lanes' accesses are. What is not inside an object ends the launch when it is executed.
     fn places(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         space: Space,
         address: Address,
         bytes: usize,
@@ -290,7 +296,7 @@ impl Warp {
         lanes(active)
             .map_while(|lane| {
                 let address = addresses[lane as usize];
-                let place = self.place(cta, space, address, bytes as u32, intent, lane);
+                let place = self.place(cluster, space, address, bytes as u32, intent, lane);
                 place.ok().map(|place| (lane, place))
             })
             .collect()
@@ -299,15 +305,16 @@ impl Warp {
     fn observe_load(
         &mut self,
         watch: &mut Sanitizer,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         op: &Load,
         active: u32,
     ) {
-        let machine = cta.machine;
+        let machine = cluster.machine;
         self.check_operand(watch, machine, op.address.base, active, "the address");
         let each = op.bytes as usize;
         let total = each * op.dst.len();
-        for (lane, place) in self.places(cta, op.space, op.address, total, Intent::Read, active) {
+        for (lane, place) in self.places(cluster, op.space, op.address, total, Intent::Read, active)
+        {
             let who = self.who(lane);
             watch.access(machine, who, place, total, false, op.order);
             if op.order.strong {
@@ -331,15 +338,17 @@ impl Warp {
     fn observe_store(
         &mut self,
         watch: &mut Sanitizer,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         op: &Store,
         active: u32,
     ) {
-        let machine = cta.machine;
+        let machine = cluster.machine;
         self.check_operand(watch, machine, op.address.base, active, "the address");
         let each = op.bytes as usize;
         let total = each * op.src.len();
-        for (lane, place) in self.places(cta, op.space, op.address, total, Intent::Write, active) {
+        for (lane, place) in
+            self.places(cluster, op.space, op.address, total, Intent::Write, active)
+        {
             let who = self.who(lane);
             let shadow = &watch.registers[self.index as usize];
             let mut written = ones(total);
@@ -367,11 +376,11 @@ impl Warp {
     fn observe_atomic(
         &mut self,
         watch: &mut Sanitizer,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         op: &Atomic,
         active: u32,
     ) {
-        let machine = cta.machine;
+        let machine = cluster.machine;
         self.check_operand(watch, machine, op.address.base, active, "the address");
         for operand in [op.a, op.b] {
             let message = || "an operand of the update was never written".to_owned();
@@ -379,7 +388,9 @@ impl Warp {
             self.check_written(watch, machine, rule, operand, active, message);
         }
         let bytes = op.bytes as usize;
-        for (lane, place) in self.places(cta, op.space, op.address, bytes, Intent::Write, active) {
+        for (lane, place) in
+            self.places(cluster, op.space, op.address, bytes, Intent::Write, active)
+        {
             let who = self.who(lane);
             watch.access(machine, who, place, bytes, true, op.order);
             watch.synchronize(who, place, op.order, [true, true]);
@@ -397,11 +408,11 @@ impl Warp {
     fn observe_copy(
         &mut self,
         watch: &mut Sanitizer,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         op: &CpAsync,
         active: u32,
     ) {
-        let machine = cta.machine;
+        let machine = cluster.machine;
         self.check_operand(
             watch,
             machine,
@@ -417,7 +428,7 @@ impl Warp {
         }
         let bytes = op.bytes as usize;
         let ignored = op.ignore.map_or(0, |p| self.regs.pred(p));
-        let dst = self.places(cta, op.dst_space, op.dst, bytes, Intent::Write, active);
+        let dst = self.places(cluster, op.dst_space, op.dst, bytes, Intent::Write, active);
         let from = self.addresses(op.src);
         let mut src = Vec::with_capacity(dst.len());
         for &(lane, place) in &dst {
@@ -439,7 +450,7 @@ impl Warp {
                     "the source's address",
                 );
                 let address = from[lane as usize];
-                if let Ok(at) = self.place(cta, op.src_space, address, 1, Intent::Read, lane) {
+                if let Ok(at) = self.place(cluster, op.src_space, address, 1, Intent::Read, lane) {
                     source = Some((at, size));
                     src.push((lane, at, size));
                 }
@@ -460,10 +471,10 @@ impl Warp {
     pub(super) fn observe_matrix(
         &mut self,
         watch: &mut Sanitizer,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         op: &Matrix,
     ) {
-        let machine = cta.machine;
+        let machine = cluster.machine;
         let addresses = self.addresses(op.address);
         let used = ones(8 * op.regs.len());
         self.check_operand(watch, machine, op.address.base, used, "the address");
@@ -483,7 +494,7 @@ impl Warp {
                     Intent::Read
                 };
                 let address = addresses[lane as usize];
-                let Ok(place) = self.place(cta, op.space, address, 16, intent, lane) else {
+                let Ok(place) = self.place(cluster, op.space, address, 16, intent, lane) else {
                     return;
                 };
                 watch.access(machine, self.who(lane), place, 16, op.store, Order::WEAK);
@@ -589,12 +600,12 @@ impl Warp {
     #[inline(always)]
     pub(super) fn collective(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         sources: &[Src],
         results: &[Option<Src>],
         active: u32,
     ) {
-        self.watched(cta, |warp, watch, _| {
+        self.watched(cluster, |warp, watch, _| {
             let shadow = &mut watch.registers[warp.index as usize];
             if shadow.any {
                 let poison = sources.iter().fold(0, |p, &s| p | shadow.lanes(s)) & active;

@@ -186,13 +186,24 @@ pub(crate) struct Body {
     pub(crate) statements: Vec<Statement>,
 }
 
+/// What the directives before a body say of its launches.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Bounds {
+    pub(crate) maxntid: Option<[u32; 3]>,
+    pub(crate) reqntid: Option<[u32; 3]>,
+    pub(crate) minnctapersm: Option<u32>,
+    pub(crate) maxnreg: Option<u32>,
+    pub(crate) reqnctapercluster: Option<[u32; 3]>,
+    pub(crate) maxclusterrank: Option<u32>,
+    pub(crate) explicitcluster: bool,
+}
+
 /// An entry as parsed.
 #[derive(Debug, Clone)]
 pub(crate) struct EntryTree {
     pub(crate) name: String,
     pub(crate) params: Vec<Variable>,
-    pub(crate) maxntid: Option<[u32; 3]>,
-    pub(crate) reqntid: Option<[u32; 3]>,
+    pub(crate) bounds: Bounds,
     pub(crate) body: Body,
 }
 

@@ -168,7 +168,7 @@ impl From<&FaultKind> for Rule {
             FaultKind::OutOfBounds { .. } => Rule::OutOfBounds,
             FaultKind::Misaligned { .. } => Rule::Misaligned,
             FaultKind::Null { .. } => Rule::NullPointer,
-            FaultKind::Freed { .. } => Rule::UseAfterFree,
+            FaultKind::Freed { .. } | FaultKind::BlockExited { .. } => Rule::UseAfterFree,
             FaultKind::ReadOnly { .. } => Rule::ReadOnly,
             FaultKind::Divergent { .. } => Rule::Divergence,
             FaultKind::BadMemberMask { .. } => Rule::MemberMask,
