@@ -31,6 +31,8 @@ pub enum Group {
     Matrix,
     /// Asynchronous copies.
     Async,
+    /// Bulk copies, with tensor maps or without.
+    Bulk,
     /// Hints, which do nothing here.
     Hint,
 }
@@ -77,6 +79,8 @@ pub const SETS: &[(&str, &str)] = &[
     ),
     ("STSPACE", ".global|.shared|.shared::cta|.local"),
     ("SHARED", ".shared|.shared::cta"),
+    ("ANYSHARED", ".shared|.shared::cta|.shared::cluster"),
+    ("DIM", ".1d|.2d|.3d|.4d|.5d"),
     ("SCOPE", ".cta|.cluster|.gpu|.sys"),
     ("SEM", ".relaxed|.acquire|.release|.acq_rel"),
     ("LDCACHE", ".ca|.cg|.cs|.lu|.cv"),
@@ -250,15 +254,17 @@ rows! {
         "membar" ".cta|.gl|.sys|.gpu" "" "Fence.";
         "fence" "{.sc|.acq_rel|.acquire|.release} SCOPE" "" "Fence.";
         "fence.proxy" ".alias|.async|.async.global|.async.shared::cta|.async.shared::cluster" "" "Fence between proxies.";
+        "fence.proxy.tensormap::generic" ".release SCOPE" "" "Fence after changes of tensor maps.";
+        "fence.proxy.tensormap::generic" ".acquire SCOPE" "[a] i" "Fence before uses of a tensor map.";
         "fence.mbarrier_init" ".release.cluster" "" "Fence after initialising mbarriers.";
         "mbarrier.init" "{SHARED} .b64" "[a] b" "Makes an mbarrier.";
         "mbarrier.inval" "{SHARED} .b64" "[a]" "Ends an mbarrier.";
-        "mbarrier.arrive" "{.release|.relaxed} {.cta|.cluster} {SHARED} .b64" "d [a] b?" "Arrives.";
+        "mbarrier.arrive" "{.release|.relaxed} {.cta|.cluster} {ANYSHARED} .b64" "d [a] b?" "Arrives.";
         "mbarrier.arrive.noComplete" "{.release|.relaxed} {.cta} {SHARED} .b64" "d [a] b" "Arrives, without ending the phase.";
-        "mbarrier.arrive.expect_tx" "{.release|.relaxed} {.cta|.cluster} {SHARED} .b64" "d [a] b" "Expects bytes, and arrives.";
-        "mbarrier.arrive_drop" "{.release|.relaxed} {.cta|.cluster} {SHARED} .b64" "d [a] b?" "Arrives for good.";
-        "mbarrier.expect_tx" "{.relaxed} {.cta|.cluster} {SHARED} .b64" "[a] b" "Expects bytes.";
-        "mbarrier.complete_tx" "{.relaxed} {.cta|.cluster} {SHARED} .b64" "[a] b" "Counts bytes as arrived.";
+        "mbarrier.arrive.expect_tx" "{.release|.relaxed} {.cta|.cluster} {ANYSHARED} .b64" "d [a] b" "Expects bytes, and arrives.";
+        "mbarrier.arrive_drop" "{.release|.relaxed} {.cta|.cluster} {ANYSHARED} .b64" "d [a] b?" "Arrives for good.";
+        "mbarrier.expect_tx" "{.relaxed} {.cta|.cluster} {ANYSHARED} .b64" "[a] b" "Expects bytes.";
+        "mbarrier.complete_tx" "{.relaxed} {.cta|.cluster} {ANYSHARED} .b64" "[a] b" "Counts bytes as arrived.";
         "mbarrier.test_wait" "{.acquire|.relaxed} {.cta|.cluster} {SHARED} .b64" "d [a] b" "Whether a phase has ended.";
         "mbarrier.test_wait.parity" "{.acquire|.relaxed} {.cta|.cluster} {SHARED} .b64" "d [a] b" "Whether a phase has ended.";
         "mbarrier.try_wait" "{.acquire|.relaxed} {.cta|.cluster} {SHARED} .b64" "d [a] b h?" "Waits a little for a phase to end.";
@@ -295,8 +301,22 @@ rows! {
         "cp.async.wait_group" "" "i" "Waits until few groups are left.";
         "cp.async.wait_all" "" "" "Waits for all copies.";
     }
+    Bulk {
+        "cp.async.bulk" ".shared::cluster|.shared::cta .global .mbarrier::complete_tx::bytes {.multicast::cluster} {HINT}" "[a] [b] c [e] n? h?" "Bulk copy from global memory.";
+        "cp.async.bulk" ".shared::cluster .shared::cta .mbarrier::complete_tx::bytes" "[a] [b] c [e]" "Bulk copy to a block of the cluster.";
+        "cp.async.bulk" ".global .shared::cta .bulk_group {HINT}" "[a] [b] c h?" "Bulk copy to global memory.";
+        "cp.reduce.async.bulk" ".global .shared::cta .bulk_group {HINT} .and|.or|.xor|.add|.inc|.dec|.min|.max {.noftz} .b32|.b64|.u32|.u64|.s32|.s64|.f32|.f64|.f16|.bf16" "[a] [b] c h?" "Bulk update of global memory.";
+        "cp.async.bulk.tensor" "DIM .shared::cluster|.shared::cta .global {.tile} .mbarrier::complete_tx::bytes {.multicast::cluster} {HINT}" "[a] [b] [e] n? h?" "Load of a box of a tensor.";
+        "cp.async.bulk.tensor" "DIM .global .shared::cta {.tile} .bulk_group {HINT}" "[a] [b] h?" "Store of a box of a tensor.";
+        "cp.reduce.async.bulk.tensor" "DIM .global .shared::cta .and|.or|.xor|.add|.inc|.dec|.min|.max {.tile} .bulk_group {HINT}" "[a] [b] h?" "Update of a box of a tensor.";
+        "cp.async.bulk.commit_group" "" "" "Ends a group of bulk copies.";
+        "cp.async.bulk.wait_group" "{.read}" "i" "Waits until few groups are left, or left to be read.";
+        "cp.async.bulk.prefetch" ".L2 .global {HINT}" "[a] b h?" "Prefetch.";
+        "cp.async.bulk.prefetch.tensor" "DIM .L2 .global {.tile} {HINT}" "[a] h?" "Prefetch of a box of a tensor.";
+    }
     Hint {
         "prefetch" "{.global|.local} .L1|.L2|.L2::evict_last|.L2::evict_normal" "[a]" "Prefetch.";
+        "prefetch" "{.param|.const} .tensormap" "[a]" "Prefetch of a tensor map.";
         "prefetchu" ".L1" "[a]" "Prefetch.";
         "applypriority" "{.global} .L2::evict_normal" "[a] i" "Cache hint.";
         "discard" "{.global} .L2" "[a] i" "Cache hint.";

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::error::Space;
 use crate::parse::tree::Source;
+use crate::tensor_map::ElementType;
 
 /// Lanes of a warp.
 pub(crate) const WARP: usize = 32;
@@ -11,7 +12,7 @@ pub(crate) const WARP: usize = 32;
 pub(crate) const ALL: u32 = u32::MAX;
 
 /// One 32-bit register of every lane. A 64-bit register is two rows, seen as 32 `u64`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 #[repr(C, align(64))]
 pub(crate) struct Row(pub(crate) [u32; WARP]);
 
@@ -126,7 +127,7 @@ pub(crate) struct Atomic {
     pub(crate) order: Order,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum BarKind {
     Sync,
     Arrive,
@@ -208,6 +209,41 @@ pub(crate) struct CpAsync {
     pub(crate) ignore: Option<PredSrc>,
 }
 
+/// Which way a bulk copy goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From global to shared memory.
+    Load,
+    /// From shared to global memory.
+    Store,
+    /// From a block's shared memory to that of a block of its cluster.
+    Send,
+}
+
+/// What a bulk copy moves.
+pub(crate) enum Extent {
+    /// So many bytes; their address in global memory, if they are there.
+    Linear { global: Option<Address>, bytes: Src },
+    /// A box of a tensor: the map's generic address, and coordinates of 32 bits.
+    Tensor { map: Address, coordinates: Vec<Src> },
+}
+
+/// `cp.async.bulk` and `cp.reduce.async.bulk`, with tensor maps or without.
+pub(crate) struct Bulk {
+    pub(crate) direction: Direction,
+    pub(crate) extent: Extent,
+    /// In the shared memory of the block: the destination of a load, else the source.
+    pub(crate) shared: (Space, Address),
+    /// Destination of a send.
+    pub(crate) remote: Option<Address>,
+    /// Where the bytes are counted that arrive.
+    pub(crate) mbarrier: Option<(Space, Address)>,
+    /// The blocks of the cluster that a load goes to.
+    pub(crate) multicast: Option<Src>,
+    /// How elements of a type are updated; none: they are overwritten.
+    pub(crate) reduce: Vec<(ElementType, AtomicFn)>,
+}
+
 /// What an mbarrier instruction does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MbarrierOp {
@@ -236,6 +272,18 @@ pub(crate) struct Mbarrier {
     pub(crate) address: Option<Address>,
     pub(crate) dst: Dst,
     pub(crate) operand: Option<Src>,
+}
+
+impl Mbarrier {
+    pub(crate) fn waits(&self) -> bool {
+        matches!(
+            self.op,
+            MbarrierOp::TestWait
+                | MbarrierOp::TestWaitParity
+                | MbarrierOp::TryWait
+                | MbarrierOp::TryWaitParity
+        )
+    }
 }
 
 /// A register that the machine provides.
@@ -410,6 +458,10 @@ pub(crate) enum Op {
     CpCommit,
     /// Waits until at most so many groups are pending; `None`: for everything, committed or not.
     CpWait(Option<u32>),
+    Bulk(Box<Bulk>),
+    BulkCommit,
+    /// Waits until at most so many bulk groups of the thread are left, or (true) are left to be read.
+    BulkWait(u32, bool),
     Mbarrier(Box<Mbarrier>),
     /// `fence`, `membar`: its scope reaches beyond the block, or not.
     Fence {

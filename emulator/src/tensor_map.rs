@@ -132,6 +132,17 @@ pub enum Swizzle {
 impl Swizzle {
     const ALL: [Swizzle; 4] = [Swizzle::None, Swizzle::B32, Swizzle::B64, Swizzle::B128];
 
+    /// The bits of a shared address that, shifted right by 3, change it: 16-byte pieces of a span are permuted by the
+    /// number of the 128-byte line that they are in. (PTX ISA 5.5.7)
+    pub(crate) fn mask(self) -> u64 {
+        match self {
+            Swizzle::None => 0,
+            Swizzle::B32 => 0x80,
+            Swizzle::B64 => 0x180,
+            Swizzle::B128 => 0x380,
+        }
+    }
+
     /// Bytes of the rows within which pieces are permuted; `None`: no limit.
     pub(crate) fn span(self) -> Option<u32> {
         match self {
@@ -316,8 +327,9 @@ impl TensorMap {
     }
 
     /// Bytes that an instruction moves.
-    pub(crate) fn moved_bytes(&self) -> u32 {
-        self.moved().iter().product::<u32>() * self.element_type.bytes()
+    pub(crate) fn moved_bytes(&self) -> u64 {
+        let moved: u64 = self.moved().map(u64::from).iter().product();
+        moved * u64::from(self.element_type.bytes())
     }
 
     /// The map's bytes.

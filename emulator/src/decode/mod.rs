@@ -1,6 +1,7 @@
 //! From an entry's statements to a program: forms are looked up in the table, operands become places in the register
 //! file, and operations become functions over a warp.
 
+mod bulk;
 mod compare;
 mod convert;
 mod float;
@@ -289,6 +290,7 @@ impl Form<'_> {
             return match *m {
                 ".global" => Space::Global,
                 ".shared" | ".shared::cta" => Space::Shared,
+                ".shared::cluster" => Space::Cluster,
                 ".local" => Space::Local,
                 ".param" | ".param::entry" => Space::Param,
                 ".const" => Space::Const,
@@ -338,6 +340,7 @@ impl Decoder<'_> {
             Group::Collective => self.collective(form),
             Group::Matrix => self.matrix(form),
             Group::Async => self.asynchronous(form),
+            Group::Bulk => self.bulk(form),
             Group::Hint => self.hint(form),
         }
     }
@@ -581,6 +584,10 @@ impl Decoder<'_> {
         let Operand::Address(base, offset) = operand else {
             return Err("an address in brackets was expected".to_owned());
         };
+        self.based(base, *offset, space)
+    }
+
+    fn based(&mut self, base: &Base, offset: i64, space: Space) -> Decoded<Address> {
         let generic = space == Space::Generic;
         let base = match base {
             Base::None => self.bits(64, 0),
@@ -592,9 +599,16 @@ impl Decoder<'_> {
                 _ => return Err("an address has 32 or 64 bits".to_owned()),
             },
             Base::Var(var) => {
+                let wide = |of| {
+                    if of == Space::Cluster {
+                        Space::Shared
+                    } else {
+                        of
+                    }
+                };
                 if let Placement::At(of, _) = self.layout.find(*var)
                     && !generic
-                    && of != space
+                    && of != wide(space)
                 {
                     return Err(format!(
                         "the variable is in {of} memory, the access is to {space} memory"
@@ -603,10 +617,7 @@ impl Decoder<'_> {
                 self.variable(*var, 0, 64, generic)?
             }
         };
-        Ok(Address {
-            base,
-            offset: *offset,
-        })
+        Ok(Address { base, offset })
     }
 
     /// An operation on 32-bit rows.
@@ -636,7 +647,7 @@ impl Decoder<'_> {
 /// Generic address of address 0 of a space.
 fn window(space: Space) -> u64 {
     match space {
-        Space::Shared => SHARED_WINDOW,
+        Space::Shared | Space::Cluster => SHARED_WINDOW,
         Space::Local => LOCAL_WINDOW,
         Space::Param => PARAM_WINDOW,
         _ => 0,

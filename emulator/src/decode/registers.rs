@@ -29,7 +29,7 @@ fn registers(operand: &Operand, visit: &mut impl FnMut(RegId)) {
             visit(*reg)
         }
         Operand::Vector(parts) => parts.iter().for_each(|part| registers(part, visit)),
-        Operand::Tensor(base, parts) => {
+        Operand::Tensor(base, _, parts) => {
             if let Base::Reg(reg) = base {
                 visit(*reg);
             }

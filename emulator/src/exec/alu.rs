@@ -19,6 +19,7 @@ impl Warp {
         &mut self,
         cluster: &mut Cluster<'_, '_>,
         inst: &Inst,
+        pc: u32,
         mask: u32,
         active: u32,
     ) -> Result<Flow, Trouble> {
@@ -262,6 +263,9 @@ impl Warp {
             Op::CpAsync(op) => self.cp_async(cluster, op, active)?,
             Op::CpCommit => self.commit_copies(cluster, active)?,
             Op::CpWait(allowed) => self.wait_copies(cluster, *allowed, active)?,
+            Op::Bulk(op) => self.bulk(cluster, op, pc, active)?,
+            Op::BulkCommit => self.bulk_commit(cluster, pc, active),
+            Op::BulkWait(allowed, read) => self.bulk_wait(cluster, *allowed, *read, active),
             Op::Mbarrier(op) => return self.mbarrier(cluster, op, active),
             Op::Fence { .. } => {}
             Op::Yield => return Ok(Flow::Yield),

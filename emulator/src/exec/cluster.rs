@@ -3,11 +3,13 @@
 //! The blocks of a cluster run together; a launch without clusters has clusters of one block. A worker thread owns one
 //! [`Runner`] and runs cluster after cluster in it.
 
+use super::bulk::BulkCopies;
+use super::stall::Stalls;
 use super::sync::Barrier;
 use super::warp::{Turn, Warp};
 use super::{Machine, SHARED_BASE, special_value};
 use crate::device::{AsyncTiming, Schedule, Stats};
-use crate::error::{Fault, FaultKind, Waiter};
+use crate::error::{Fault, FaultKind};
 use crate::memory::POISON;
 use crate::program::WARP;
 use crate::sanitize::{Report, Sanitizer};
@@ -20,6 +22,7 @@ pub(crate) const RANK_SHIFT: u32 = 24;
 pub(crate) const RANK_MASK: u64 = (1 << RANK_SHIFT) - 1;
 
 /// What the warps of a block share.
+#[derive(Hash)]
 pub(super) struct Cta {
     pub(super) barriers: [Barrier; 16],
     /// Lanes that have not exited.
@@ -39,7 +42,7 @@ impl Cta {
 pub(super) struct Cluster<'m, 'a> {
     pub(super) machine: &'m Machine<'a>,
     /// Index of its first block in the grid.
-    index: [u32; 3],
+    pub(super) index: [u32; 3],
     /// The blocks' shared memory: one after the other, [`Machine::shared_stride`] bytes each.
     pub(super) shared: Vec<u8>,
     pub(super) blocks: Vec<Cta>,
@@ -49,8 +52,14 @@ pub(super) struct Cluster<'m, 'a> {
     pub(super) offset: usize,
     random: u64,
     pub(super) stats: Stats,
+    /// Phases of mbarriers that have ended.
+    pub(super) phases: u64,
+    pub(super) bulk: BulkCopies,
+    pub(super) stalls: Stalls,
     /// Checks what hardware does not, if the options say so.
     pub(super) watch: Option<Box<Sanitizer>>,
+    /// Whether somebody looks at every instruction: the sanitizer, or whoever searches for a deadlock.
+    pub(super) observed: bool,
 }
 
 impl Cluster<'_, '_> {
@@ -71,7 +80,7 @@ impl Cluster<'_, '_> {
         &mut self.blocks[self.rank as usize]
     }
 
-    fn enter(&mut self, rank: u32) {
+    pub(super) fn enter(&mut self, rank: u32) {
         self.rank = rank;
         self.window = (u64::from(rank) << RANK_SHIFT) + SHARED_BASE;
         self.offset = rank as usize * self.machine.shared_stride();
@@ -80,8 +89,8 @@ impl Cluster<'_, '_> {
 
 /// A cluster and the storage of its warps, used for one cluster after the other.
 pub(crate) struct Runner<'m, 'a> {
-    cluster: Cluster<'m, 'a>,
-    warps: Vec<Warp>,
+    pub(super) cluster: Cluster<'m, 'a>,
+    pub(super) warps: Vec<Warp>,
 }
 
 impl<'m, 'a> Runner<'m, 'a> {
@@ -106,7 +115,11 @@ impl<'m, 'a> Runner<'m, 'a> {
             offset: 0,
             random: 0,
             stats: Stats::default(),
+            phases: 0,
+            bulk: BulkCopies::default(),
+            stalls: Stalls::default(),
             watch: machine.sanitize.then(|| Box::new(Sanitizer::new(machine))),
+            observed: machine.sanitize,
         };
         Runner { cluster, warps }
     }
@@ -139,6 +152,9 @@ impl<'m, 'a> Runner<'m, 'a> {
                     }
                 };
                 self.cluster.enter(warp.rank);
+                if let Err(trouble) = self.cluster.some_bulk_copies() {
+                    return Err(self.late_fault(trouble));
+                }
                 match warp.turn(&mut self.cluster, share) {
                     Ok(Turn::Moved) => moved = true,
                     Ok(Turn::Stuck) => {}
@@ -161,9 +177,10 @@ impl<'m, 'a> Runner<'m, 'a> {
                 return Err(self.fault(warp as u32, lane, pc, kind));
             }
             if running && !moved {
-                return Err(self.deadlock());
+                self.stalled()?;
             }
         }
+        self.cluster.end_bulk_copies();
         Ok(self.cluster.stats)
     }
 
@@ -194,6 +211,10 @@ impl<'m, 'a> Runner<'m, 'a> {
             blocks: u64::from(machine.cluster_size()),
             ..Stats::default()
         };
+        cluster.phases = 0;
+        cluster.bulk = BulkCopies::default();
+        cluster.stalls = Stalls::default();
+        cluster.observed = machine.sanitize;
         for warp in &mut self.warps {
             warp.reset();
             let block = machine.block_index(cluster.index, warp.rank);
@@ -209,30 +230,6 @@ impl<'m, 'a> Runner<'m, 'a> {
         }
     }
 
-    fn deadlock(&mut self) -> Fault {
-        let mut waiters = Vec::new();
-        let mut first = None;
-        for warp in &self.warps {
-            self.cluster.enter(warp.rank);
-            for (pc, lanes, reason) in warp.waits(&self.cluster) {
-                first = first.or(Some((warp.index, lanes.trailing_zeros().min(31), pc)));
-                let (line, instruction) = self.cluster.machine.instruction(pc);
-                let machine = self.cluster.machine;
-                let block = machine.block_index(self.cluster.index, warp.rank);
-                waiters.push(Waiter {
-                    block: (machine.cluster_size() > 1).then_some(block),
-                    warp: warp.in_block(),
-                    lanes,
-                    line,
-                    instruction,
-                    reason,
-                });
-            }
-        }
-        let (warp, lane, pc) = first.unwrap_or((0, 0, 0));
-        self.fault(warp, lane, pc, FaultKind::Deadlock { waiters })
-    }
-
     /// What the sanitizer found in the clusters that ran.
     pub(crate) fn into_report(self) -> Report {
         self.cluster
@@ -241,7 +238,7 @@ impl<'m, 'a> Runner<'m, 'a> {
             .unwrap_or_default()
     }
 
-    fn fault(&mut self, warp: u32, lane: u32, pc: u32, kind: FaultKind) -> Fault {
+    pub(super) fn fault(&mut self, warp: u32, lane: u32, pc: u32, kind: FaultKind) -> Fault {
         let machine = self.cluster.machine;
         let (line, instruction) = machine.instruction(pc);
         let number = warp as usize * WARP + lane as usize;

@@ -6,12 +6,16 @@
 
 mod alu;
 mod banks;
+mod bulk;
 mod cluster;
 mod collective;
 mod copy;
 mod matrix;
+mod mbarrier;
 mod memory;
+mod stall;
 mod sync;
+mod tile;
 mod warp;
 mod watch;
 
@@ -264,6 +268,11 @@ type Trouble = Box<(Option<u32>, FaultKind)>;
 
 fn trouble<T>(lane: Option<u32>, kind: FaultKind) -> Result<T, Trouble> {
     Err(Box::new((lane, kind)))
+}
+
+/// A fault of one lane.
+fn at(lane: u32) -> impl Fn(FaultKind) -> Trouble {
+    move |kind| Box::new((Some(lane), kind))
 }
 
 /// The three-dimensional index of a thread.

@@ -8,6 +8,8 @@
 //! An instruction that needs lanes of other groups waits until they come. If they can't, because they wait at a join
 //! for the lanes that wait for them, or have exited, it faults: on hardware this is undefined.
 
+use std::hash::{Hash, Hasher};
+
 use super::memory::PendingCopies;
 use super::{Cluster, Trouble, fit, trouble};
 use crate::device::Schedule;
@@ -17,6 +19,7 @@ use crate::program::{
 };
 
 /// A warp's registers.
+#[derive(Hash)]
 pub(super) struct Registers {
     rows: Vec<Row>,
     pub(super) preds: Vec<u32>,
@@ -184,7 +187,7 @@ impl Registers {
 }
 
 /// What a group waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum State {
     Ready,
     /// For other lanes of the warp to come to the same instruction.
@@ -194,20 +197,28 @@ pub(super) enum State {
         id: u32,
         round: u64,
     },
+    /// For the end of an mbarrier's phase. So many phases, of all mbarriers, had ended when it last looked.
+    Mbarrier {
+        phases: u64,
+    },
+    /// Ready, but its wait for an mbarrier has taken too long.
+    Expired,
 }
 
 /// Lanes that are at the same instruction.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub(super) struct Group {
     pub(super) pc: u32,
     pub(super) mask: u32,
     /// Index into [`Warp::joins`], or [`NOWHERE`].
     join: u32,
     pub(super) state: State,
+    /// Phases of mbarriers, of all, that had ended when a wait last told these lanes that theirs has not.
+    pub(super) told: u64,
 }
 
 /// A place where lanes meet.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 struct Join {
     pc: u32,
     /// Lanes that will come, unless they exit.
@@ -275,7 +286,14 @@ pub(super) struct Warp {
     /// Prefer the group at the highest instruction instead: set in turns, so that lanes that spin cannot keep the
     /// lanes that they wait for from running.
     backwards: bool,
+    /// The group that runs.
+    pub(super) current: usize,
+    /// The wait for an mbarrier that is about to be executed shall not suspend its lanes.
+    pub(super) expired: bool,
 }
+
+/// A number that no count reaches.
+const NEVER: u64 = u64::MAX;
 
 impl Warp {
     /// A warp of a cluster whose blocks have `each` warps.
@@ -295,6 +313,8 @@ impl Warp {
             groups: Vec::new(),
             joins: Vec::new(),
             backwards: false,
+            current: 0,
+            expired: false,
         }
     }
 
@@ -313,12 +333,20 @@ impl Warp {
         self.joins.clear();
         self.groups.clear();
         self.backwards = false;
+        self.expired = false;
         self.groups.push(Group {
             pc: 0,
             mask: self.alive,
             join: NOWHERE,
             state: State::Ready,
+            told: NEVER,
         });
+    }
+
+    /// All that decides what it does next.
+    pub(super) fn hash(&self, hash: &mut impl Hasher) {
+        (&self.regs, self.carry, &self.local).hash(hash);
+        (&self.groups, &self.joins, self.alive).hash(hash);
     }
 
     /// An instruction and a lane at which it stands.
@@ -333,6 +361,12 @@ impl Warp {
         let groups = self.groups.iter().map(|g| {
             let reason = match g.state {
                 State::Ready => "can run".to_owned(),
+                State::Mbarrier { .. } | State::Expired => {
+                    let program = cluster.machine.program;
+                    let awaited = self.awaited_objects(cluster, program, g.pc, g.mask);
+                    let reasons = awaited.iter().map(|a| a.describe(cluster));
+                    reasons.collect::<Vec<_>>().join(", and ")
+                }
                 State::Lanes(need) => format!("waits for lanes {:#010x}", need & !g.mask),
                 State::Barrier { id, .. } => {
                     let block = cluster.cta();
@@ -388,6 +422,11 @@ impl Warp {
         cluster: &mut Cluster<'_, '_>,
     ) -> Result<Option<usize>, (u32, u32, Trouble)> {
         for at in 0..self.groups.len() {
+            if let State::Mbarrier { phases } = self.groups[at].state
+                && phases != cluster.phases
+            {
+                self.groups[at].state = State::Ready;
+            }
             if let State::Barrier { id, round } = self.groups[at].state {
                 let barrier = &cluster.cta().barriers[id as usize & 15];
                 if barrier.round != round {
@@ -399,7 +438,8 @@ impl Warp {
                 }
             }
         }
-        let ready = (0..self.groups.len()).filter(|&g| self.groups[g].state == State::Ready);
+        let can_run = |g: &usize| matches!(self.groups[*g].state, State::Ready | State::Expired);
+        let ready = (0..self.groups.len()).filter(can_run);
         let pc = |&g: &usize| self.groups[g].pc;
         let best = if cluster.machine.schedule != Schedule::InOrder && self.groups.len() > 1 {
             let count = ready.clone().count();
@@ -410,8 +450,10 @@ impl Warp {
         } else {
             ready.min_by_key(pc)
         };
-        if best.is_some() {
-            return Ok(best);
+        if let Some(best) = best {
+            self.expired = self.groups[best].state == State::Expired;
+            self.groups[best].state = State::Ready;
+            return Ok(Some(best));
         }
         // Lanes that wait for each other at one instruction go on together.
         for at in 0..self.groups.len() {
@@ -437,11 +479,11 @@ impl Warp {
                 return Ok(Some(self.groups.len() - 1));
             }
         }
-        // Somebody else may yet end a barrier that lanes of this warp wait at; otherwise there is no hope.
+        // Somebody else may yet end what lanes of this warp wait for; otherwise there is no hope.
         let hope = self
             .groups
             .iter()
-            .any(|g| matches!(g.state, State::Barrier { .. }));
+            .any(|g| !matches!(g.state, State::Lanes(_)));
         match self
             .groups
             .iter()
@@ -472,6 +514,7 @@ impl Warp {
         left: &mut u32,
     ) -> Result<bool, (u32, u32, Trouble)> {
         let program = cluster.machine.program;
+        self.current = at;
         let Group {
             mut pc, mask, join, ..
         } = self.groups[at];
@@ -494,7 +537,7 @@ impl Warp {
             };
             *left -= 1;
             cluster.stats.lane_instructions += lanes;
-            if cluster.watch.is_some() {
+            if cluster.observed {
                 self.observe(cluster, inst, pc, mask);
             }
             let active = mask & self.regs.pred(inst.guard);
@@ -502,7 +545,7 @@ impl Warp {
                 pc += 1;
                 continue;
             }
-            match self.step(cluster, inst, mask, active) {
+            match self.step(cluster, inst, pc, mask, active) {
                 Ok(Flow::Next) => pc += 1,
                 Ok(Flow::Branch { taken, target, .. }) if taken == mask => pc = target,
                 Ok(Flow::Branch {
@@ -592,12 +635,14 @@ impl Warp {
             mask: group.mask & !taken,
             join,
             state: State::Ready,
+            told: NEVER,
         };
         self.groups.push(Group {
             pc: target,
             mask: taken,
             join,
             state: State::Ready,
+            told: NEVER,
         });
     }
 
@@ -611,6 +656,7 @@ impl Warp {
                     mask: join.expected,
                     join: join.parent,
                     state: State::Ready,
+                    told: NEVER,
                 };
                 self.joins[at].expected = 0;
                 self.joins[at].arrived = 0;

@@ -127,8 +127,8 @@ pub(crate) enum Operand {
     Var(VarRef, u64),
     /// `[base+offset]`.
     Address(Base, i64),
-    /// `[base, {..}]` and the like.
-    Tensor(Base, Vec<Operand>),
+    /// `[base+offset, {..}]` and the like.
+    Tensor(Base, i64, Vec<Operand>),
     Vector(Vec<Operand>),
     /// `%p|%q`.
     Pair(Box<Operand>, Box<Operand>),
