@@ -253,7 +253,7 @@ rows! {
         "bar.warp.sync" "" "m" "Barrier of lanes.";
         "membar" ".cta|.gl|.sys|.gpu" "" "Fence.";
         "fence" "{.sc|.acq_rel|.acquire|.release} SCOPE" "" "Fence.";
-        "fence.proxy" ".alias|.async|.async.global|.async.shared::cta|.async.shared::cluster" "" "Fence between proxies.";
+        "fence.proxy" ".alias|.async.global|.async.shared::cta|.async.shared::cluster|.async" "" "Fence between proxies.";
         "fence.proxy.tensormap::generic" ".release SCOPE" "" "Fence after changes of tensor maps.";
         "fence.proxy.tensormap::generic" ".acquire SCOPE" "[a] i" "Fence before uses of a tensor map.";
         "fence.mbarrier_init" ".release.cluster" "" "Fence after initialising mbarriers.";
