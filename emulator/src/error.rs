@@ -273,6 +273,12 @@ pub enum FaultKind {
         /// Who waits for what.
         waiters: Vec<Waiter>,
     },
+    /// An instruction that the four warps of a warpgroup must execute alike, and do not.
+    #[error("{reason}")]
+    Warpgroup {
+        /// What is wrong.
+        reason: String,
+    },
     /// An operand with a value that the instruction does not allow.
     #[error("{reason}")]
     BadOperand {

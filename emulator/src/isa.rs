@@ -1,9 +1,9 @@
 //! The instruction set: every opcode with the modifiers and operands it takes.
 //!
 //! A row's modifiers are read from left to right. `.a|.b` is one of the two, `{.a}` may be left out, and a word in
-//! capitals stands for a set of modifiers, listed in [`SETS`]. Operands are written `d` where the instruction writes,
-//! `[a]` where it takes an address, and with a `?` where one may be left out. What is not here is an error of decoding:
-//! nothing is ever ignored because it is not known.
+//! capitals stands for a set of modifiers, listed in [`SETS`]. Operands are written `d` where the instruction writes, `x`
+//! where it reads and writes, `[a]` where it takes an address, and with a `?` where one may be left out. What is not here
+//! is an error of decoding: nothing is ever ignored because it is not known.
 
 /// The part of the decoder, and of the machine, that a row belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,6 +29,8 @@ pub enum Group {
     Collective,
     /// Matrix fragments and tensor cores.
     Matrix,
+    /// Matrix products of warpgroups.
+    Wgmma,
     /// Asynchronous copies.
     Async,
     /// Bulk copies, with tensor maps or without.
@@ -50,6 +52,17 @@ pub struct Row {
     pub doc: &'static str,
     /// Where it is decoded.
     pub group: Group,
+}
+
+/// The shapes of a wgmma: `.m64n8k16|.m64n16k16|...`.
+macro_rules! shapes {
+    ($k:literal) => {
+        shapes!($k: 16 24 32 40 48 56 64 72 80 88 96 104 112 120 128 136 144 152 160 168 176 184 192 200 208 216 224 232
+            240 248 256)
+    };
+    ($k:literal: $($n:literal)*) => {
+        concat!(".m64n8", $k, $("|.m64n", $n, $k),*)
+    };
 }
 
 /// Sets of modifiers, by the name that rows use.
@@ -80,6 +93,9 @@ pub const SETS: &[(&str, &str)] = &[
     ("STSPACE", ".global|.shared|.shared::cta|.local"),
     ("SHARED", ".shared|.shared::cta"),
     ("ANYSHARED", ".shared|.shared::cta|.shared::cluster"),
+    ("M64K8", shapes!("k8")),
+    ("M64K16", shapes!("k16")),
+    ("M64K32", shapes!("k32")),
     ("DIM", ".1d|.2d|.3d|.4d|.5d"),
     ("SCOPE", ".cta|.cluster|.gpu|.sys"),
     ("SEM", ".relaxed|.acquire|.release|.acq_rel"),
@@ -293,6 +309,16 @@ rows! {
         "mma.sync.aligned" ".m16n8k4|.m16n8k8 .row .col .f32 .tf32 .tf32 .f32" "d a b c" "Matrix product and sum.";
         "mma.sync.aligned" ".m16n8k32 .row .col .f32 .e4m3|.e5m2 .e4m3|.e5m2 .f32" "d a b c" "Matrix product and sum.";
         "mma.sync.aligned" ".m16n8k16|.m16n8k32 .row .col {.satfinite} .s32 .s8|.u8 .s8|.u8 .s32" "d a b c" "Matrix product and sum.";
+    }
+    Wgmma {
+        "wgmma.mma_async.sync.aligned" "M64K16 .f32 .f16 .f16" "x a b p i i i? i?" "Matrix product of a warpgroup.";
+        "wgmma.mma_async.sync.aligned" "M64K16 .f32 .bf16 .bf16" "x a b p i i i? i?" "Matrix product of a warpgroup.";
+        "wgmma.mma_async.sync.aligned" "M64K16 .f16 .f16 .f16" "x a b p i i i? i?" "Matrix product of a warpgroup.";
+        "wgmma.mma_async.sync.aligned" "M64K8 .f32 .tf32 .tf32" "x a b p i i" "Matrix product of a warpgroup.";
+        "wgmma.mma_async.sync.aligned" "M64K32 .f32|.f16 .e4m3|.e5m2 .e4m3|.e5m2" "x a b p i i" "Matrix product of a warpgroup.";
+        "wgmma.fence.sync.aligned" "" "" "Orders accesses to registers before products.";
+        "wgmma.commit_group.sync.aligned" "" "" "Ends a group of products.";
+        "wgmma.wait_group.sync.aligned" "" "i" "Waits until few groups are left.";
     }
     Async {
         "cp.async" ".ca {SHARED} .global {HINT} {PREFETCH}" "[a] [b] i c? h?" "Asynchronous copy.";

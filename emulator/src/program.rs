@@ -3,7 +3,9 @@
 use std::fmt;
 
 use crate::error::Space;
+use crate::numerics::TensorCores;
 use crate::parse::tree::Source;
+use crate::semantics::wgmma;
 use crate::tensor_map::ElementType;
 
 /// Lanes of a warp.
@@ -197,6 +199,27 @@ pub(crate) struct Mma {
     pub(crate) a: Vec<Slot>,
     pub(crate) b: Vec<Slot>,
     pub(crate) c: Vec<Slot>,
+}
+
+/// A of a `wgmma`.
+pub(crate) enum WgmmaA {
+    Registers([Slot; 4]),
+    /// By its descriptor.
+    Shared(Src),
+}
+
+/// `wgmma.mma_async`.
+pub(crate) struct Wgmma {
+    pub(crate) kind: wgmma::Kind,
+    pub(crate) cores: TensorCores,
+    /// Columns.
+    pub(crate) n: usize,
+    pub(crate) d: Vec<Slot>,
+    pub(crate) a: WgmmaA,
+    /// Descriptor of B.
+    pub(crate) b: Src,
+    /// Whether D is added to.
+    pub(crate) scale_d: PredSrc,
 }
 
 pub(crate) struct CpAsync {
@@ -449,6 +472,11 @@ pub(crate) enum Op {
     },
     Matrix(Box<Matrix>),
     Mma(Box<Mma>),
+    Wgmma(Box<Wgmma>),
+    WgmmaFence,
+    WgmmaCommit,
+    /// Waits until at most so many groups of the warpgroup are pending.
+    WgmmaWait(u32),
     /// `movmatrix`.
     MovMatrix {
         d: Slot,

@@ -12,6 +12,7 @@ mod moves;
 mod registers;
 mod spread;
 mod warpwide;
+mod wgmma;
 
 use std::collections::HashMap;
 
@@ -339,6 +340,7 @@ impl Decoder<'_> {
             Group::Sync => self.sync(form),
             Group::Collective => self.collective(form),
             Group::Matrix => self.matrix(form),
+            Group::Wgmma => self.wgmma(form),
             Group::Async => self.asynchronous(form),
             Group::Bulk => self.bulk(form),
             Group::Hint => self.hint(form),

@@ -252,6 +252,22 @@ impl Warp {
                 self.watched(cluster, |warp, watch, _| warp.observe_mma(watch, op));
                 self.mma(op);
             }
+            Op::Wgmma(op) => {
+                converge!(self.need_lanes(mask, active, u32::MAX));
+                return self.wgmma(cluster, op, pc);
+            }
+            Op::WgmmaFence => {
+                converge!(self.need_lanes(mask, active, u32::MAX));
+                self.warpgroup_step(cluster, pc, [0; 3])?;
+            }
+            Op::WgmmaCommit => {
+                converge!(self.need_lanes(mask, active, u32::MAX));
+                self.wgmma_commit(cluster, pc)?;
+            }
+            Op::WgmmaWait(allowed) => {
+                converge!(self.need_lanes(mask, active, u32::MAX));
+                return self.wgmma_wait(cluster, *allowed, pc);
+            }
             Op::MovMatrix { d, a } => {
                 converge!(self.need_lanes(mask, active, u32::MAX));
                 self.watched(cluster, |warp, watch, _| {

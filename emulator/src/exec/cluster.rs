@@ -7,6 +7,7 @@ use super::bulk::BulkCopies;
 use super::stall::Stalls;
 use super::sync::Barrier;
 use super::warp::{Turn, Warp};
+use super::wgmma::{WARPS, Warpgroup};
 use super::{Machine, SHARED_BASE, special_value};
 use crate::device::{AsyncTiming, Schedule, Stats};
 use crate::error::{Fault, FaultKind};
@@ -27,6 +28,7 @@ pub(super) struct Cta {
     pub(super) barriers: [Barrier; 16],
     /// Lanes that have not exited.
     pub(super) alive: u32,
+    pub(super) warpgroups: Vec<Warpgroup>,
 }
 
 impl Cta {
@@ -34,6 +36,9 @@ impl Cta {
         Cta {
             barriers: std::array::from_fn(|_| Barrier::default()),
             alive: threads,
+            warpgroups: std::iter::repeat_with(Warpgroup::default)
+                .take(threads.div_ceil((WARP * WARPS) as u32) as usize)
+                .collect(),
         }
     }
 }
@@ -55,6 +60,8 @@ pub(super) struct Cluster<'m, 'a> {
     /// Phases of mbarriers that have ended.
     pub(super) phases: u64,
     pub(super) bulk: BulkCopies,
+    /// Whether products of warpgroups are wanted.
+    pub(super) products: bool,
     pub(super) stalls: Stalls,
     /// Checks what hardware does not, if the options say so.
     pub(super) watch: Option<Box<Sanitizer>>,
@@ -117,6 +124,7 @@ impl<'m, 'a> Runner<'m, 'a> {
             stats: Stats::default(),
             phases: 0,
             bulk: BulkCopies::default(),
+            products: false,
             stalls: Stalls::default(),
             watch: machine.sanitize.then(|| Box::new(Sanitizer::new(machine))),
             observed: machine.sanitize,
@@ -140,17 +148,21 @@ impl<'m, 'a> Runner<'m, 'a> {
                 }
             }
             for &at in &order {
-                let warp = &mut self.warps[at];
-                if warp.alive == 0 {
+                if self.warps[at].alive == 0 {
                     continue;
                 }
                 running = true;
+                if self.cluster.products {
+                    self.wanted_products();
+                }
+                self.random_products();
                 let share = match machine.schedule {
                     Schedule::InOrder => SHARE,
                     Schedule::Seeded { share, .. } => {
                         1 + (self.cluster.random() % u64::from(share.clamp(1, SHARE))) as u32
                     }
                 };
+                let warp = &mut self.warps[at];
                 self.cluster.enter(warp.rank);
                 if let Err(trouble) = self.cluster.some_bulk_copies() {
                     return Err(self.late_fault(trouble));
@@ -176,7 +188,9 @@ impl<'m, 'a> Runner<'m, 'a> {
                 let warp = self.warps.iter().position(|w| w.alive != 0).unwrap_or(0);
                 return Err(self.fault(warp as u32, lane, pc, kind));
             }
-            if running && !moved {
+            if self.cluster.products {
+                self.wanted_products();
+            } else if running && !moved {
                 self.stalled()?;
             }
         }
@@ -213,6 +227,7 @@ impl<'m, 'a> Runner<'m, 'a> {
         };
         cluster.phases = 0;
         cluster.bulk = BulkCopies::default();
+        cluster.products = false;
         cluster.stalls = Stalls::default();
         cluster.observed = machine.sanitize;
         for warp in &mut self.warps {

@@ -18,6 +18,7 @@ mod sync;
 mod tile;
 mod warp;
 mod watch;
+mod wgmma;
 
 use std::collections::HashMap;
 

@@ -46,6 +46,16 @@ impl Registers {
         &mut self.rows[slot as usize].0
     }
 
+    /// Several different registers; `None` if two are the same.
+    #[inline(always)]
+    pub(super) fn several_mut<const N: usize>(
+        &mut self,
+        slots: [Slot; N],
+    ) -> Option<[&mut Narrow; N]> {
+        let rows = self.rows.get_disjoint_mut(slots.map(|s| s as usize));
+        rows.ok().map(|rows| rows.map(|row| &mut row.0))
+    }
+
     #[inline(always)]
     pub(super) fn wide(&self, slot: Slot) -> &Wide {
         let pair = &self.rows[slot as usize..slot as usize + 2];
@@ -201,6 +211,10 @@ pub(super) enum State {
     Mbarrier {
         phases: u64,
     },
+    /// For products of its warpgroup, so many in all.
+    Products {
+        need: u64,
+    },
     /// Ready, but its wait for an mbarrier has taken too long.
     Expired,
 }
@@ -290,6 +304,8 @@ pub(super) struct Warp {
     pub(super) current: usize,
     /// The wait for an mbarrier that is about to be executed shall not suspend its lanes.
     pub(super) expired: bool,
+    /// Its wait for products has begun.
+    pub(super) waited: bool,
 }
 
 /// A number that no count reaches.
@@ -315,6 +331,7 @@ impl Warp {
             backwards: false,
             current: 0,
             expired: false,
+            waited: false,
         }
     }
 
@@ -334,6 +351,7 @@ impl Warp {
         self.groups.clear();
         self.backwards = false;
         self.expired = false;
+        self.waited = false;
         self.groups.push(Group {
             pc: 0,
             mask: self.alive,
@@ -368,6 +386,7 @@ impl Warp {
                     reasons.collect::<Vec<_>>().join(", and ")
                 }
                 State::Lanes(need) => format!("waits for lanes {:#010x}", need & !g.mask),
+                State::Products { need } => self.describe_products(cluster, need),
                 State::Barrier { id, .. } => {
                     let block = cluster.cta();
                     block.barriers[id as usize & 15].describe(id, block.alive)
@@ -424,6 +443,11 @@ impl Warp {
         for at in 0..self.groups.len() {
             if let State::Mbarrier { phases } = self.groups[at].state
                 && phases != cluster.phases
+            {
+                self.groups[at].state = State::Ready;
+            }
+            if let State::Products { need } = self.groups[at].state
+                && self.products_done(cluster, need)
             {
                 self.groups[at].state = State::Ready;
             }
@@ -584,6 +608,10 @@ impl Warp {
                     }
                     self.settle();
                     cluster.cta_mut().alive -= lanes.count_ones();
+                    if self.alive == 0 {
+                        self.leave_warpgroup(cluster)
+                            .map_err(|found| (pc, lanes, found))?;
+                    }
                     self.watched(cluster, |warp, watch, cluster| {
                         watch.exit(cluster.machine, warp.who(0), lanes);
                     });
