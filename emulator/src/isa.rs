@@ -319,6 +319,7 @@ rows! {
         "wgmma.fence.sync.aligned" "" "" "Orders accesses to registers before products.";
         "wgmma.commit_group.sync.aligned" "" "" "Ends a group of products.";
         "wgmma.wait_group.sync.aligned" "" "i" "Waits until few groups are left.";
+        "setmaxnreg" ".inc|.dec .sync .aligned .u32" "i" "Asks for registers, or gives some back.";
     }
     Async {
         "cp.async" ".ca {SHARED} .global {HINT} {PREFETCH}" "[a] [b] i c? h?" "Asynchronous copy.";
@@ -349,8 +350,6 @@ rows! {
         "createpolicy.fractional" ".L2::evict_last|.L2::evict_normal|.L2::evict_first|.L2::evict_unchanged {.L2::evict_first|.L2::evict_unchanged} .b64" "d a?" "Makes a cache policy.";
         "nanosleep" ".u32" "a" "Lets others run.";
         "griddepcontrol" ".wait|.launch_dependents" "" "Programmatic dependent launch.";
-        "setmaxnreg.inc.sync.aligned" ".u32" "i" "Asks for registers.";
-        "setmaxnreg.dec.sync.aligned" ".u32" "i" "Gives registers back.";
         "pmevent" "{.mask}" "i" "Profiler event.";
     }
 }

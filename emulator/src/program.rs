@@ -495,6 +495,8 @@ pub(crate) enum Op {
     Fence {
         beyond_block: bool,
     },
+    /// `setmaxnreg`: to so many registers of a thread, more (true) or fewer than it has.
+    SetMaxNReg(u32, bool),
     /// Lets other warps run.
     Yield,
     Nop,
@@ -602,6 +604,8 @@ pub(crate) struct Program {
     pub(crate) specials: Vec<(Src, Special)>,
     pub(crate) static_shared: u64,
     pub(crate) dynamic_align: u64,
+    /// Registers that a thread begins with, if the entry's directives say.
+    pub(crate) registers: Option<u32>,
     /// Bytes of local memory of a thread.
     pub(crate) local: u64,
 }

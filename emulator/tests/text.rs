@@ -25,7 +25,7 @@ fn unknown_instructions_name_their_line() {
         ),
         ("call foo, (%r1);", "unknown instruction"),
         ("cvt.f32.s32 %f1, %r1;", "needs a rounding"),
-        ("wgmma.fence.sync.aligned;", "unknown instruction"),
+        ("tcgen05.wait::ld.sync.aligned;", "unknown instruction"),
     ] {
         let text = kernel("", &format!("mov.u32 %r1, 1;\n{body}"));
         let module = Module::parse(&text).unwrap();

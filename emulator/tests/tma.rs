@@ -98,7 +98,7 @@ fn swizzled(swizzle: Swizzle, address: usize) -> usize {
     };
     let (line, chunk, byte) = (address / 128, address / 16 % 8, address % 16);
     let by = line % chunks;
-    line * 128 + (chunk / chunks * chunks + (chunk % chunks ^ by)) * 16 + byte
+    line * 128 + (chunk / chunks * chunks + ((chunk % chunks) ^ by)) * 16 + byte
 }
 
 /// A map and coordinates whose box fits shared memory. The tensor's strides are padded.
@@ -175,10 +175,10 @@ fn elements(case: &Case) -> Vec<Option<usize>> {
     for number in 0..total {
         let mut rest = number;
         let mut place = Some(0i64);
-        for n in 0..rank {
+        for (n, count) in counts.iter().enumerate() {
             let step = if n == 0 { 1 } else { map.element_strides[n] };
-            let index = i64::from(case.at[n]) + i64::from(rest % counts[n] * step);
-            rest /= counts[n];
+            let index = i64::from(case.at[n]) + i64::from(rest % count * step);
+            rest /= count;
             let stride = match n {
                 0 => i64::from(map.element_type.bytes()),
                 n => map.strides[n - 1] as i64,

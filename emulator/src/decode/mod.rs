@@ -85,6 +85,7 @@ pub(crate) fn decode(
         body,
         layout: &layout,
         numerics,
+        registers: entry.bounds.registers(),
         places: assignment.places,
         rows: assignment.rows,
         preds: assignment.preds,
@@ -142,6 +143,7 @@ pub(crate) fn decode(
         specials,
         static_shared: layout.shared,
         dynamic_align: layout.dynamic_align,
+        registers: entry.bounds.registers(),
         local: layout.local,
     })
 }
@@ -306,6 +308,8 @@ struct Decoder<'m> {
     body: &'m Body,
     layout: &'m Layout,
     numerics: Numerics,
+    /// Registers that a thread begins with, if the entry says.
+    registers: Option<u32>,
     places: Vec<Src>,
     rows: u32,
     preds: u32,

@@ -1,4 +1,4 @@
-//! Matrix products of warpgroups.
+//! What warpgroups do: matrix products, and the division of registers.
 
 use super::{Decoded, Decoder, Form};
 use crate::parse::tree::Operand;
@@ -16,6 +16,7 @@ impl Decoder<'_> {
                     u32::try_from(allowed).map_err(|_| "the number of groups is out of range")?;
                 return Ok(Op::WgmmaWait(allowed));
             }
+            "setmaxnreg" => return self.setmaxnreg(form),
             _ => {}
         }
         let [shape, d_type, a_type, b_type] = form.mods else {
@@ -95,5 +96,22 @@ impl Decoder<'_> {
             b,
             scale_d,
         })))
+    }
+
+    fn setmaxnreg(&mut self, form: &Form<'_>) -> Decoded<Op> {
+        let count = self.immediate(&form.operands[0])?;
+        if !(24..=256).contains(&count) || count % 8 != 0 {
+            return Err(format!(
+                "{count} registers are no multiple of 8 from 24 to 256"
+            ));
+        }
+        if self.registers.is_none() {
+            return Err(
+                "ptxas ignores it in an entry that has neither `.maxnreg` nor `.minnctapersm` with `.maxntid` or \
+                 `.reqntid`"
+                    .to_owned(),
+            );
+        }
+        Ok(Op::SetMaxNReg(count as u32, form.has(".inc")))
     }
 }

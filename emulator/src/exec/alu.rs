@@ -268,6 +268,10 @@ impl Warp {
                 converge!(self.need_lanes(mask, active, u32::MAX));
                 return self.wgmma_wait(cluster, *allowed, pc);
             }
+            Op::SetMaxNReg(count, more) => {
+                converge!(self.need_lanes(mask, active, u32::MAX));
+                return self.setmaxnreg(cluster, *count, *more, pc);
+            }
             Op::MovMatrix { d, a } => {
                 converge!(self.need_lanes(mask, active, u32::MAX));
                 self.watched(cluster, |warp, watch, _| {

@@ -142,7 +142,7 @@ impl Cluster<'_, '_> {
         }
         let mut at = 0;
         while at < self.bulk.loads.len() {
-            if self.random() % 8 == 0 {
+            if self.random().is_multiple_of(8) {
                 let load = self.bulk.loads.remove(at);
                 self.land(&load)?;
             } else {

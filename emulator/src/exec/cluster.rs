@@ -29,6 +29,8 @@ pub(super) struct Cta {
     /// Lanes that have not exited.
     pub(super) alive: u32,
     pub(super) warpgroups: Vec<Warpgroup>,
+    /// Registers in the block's pool: for so many of each thread of a warp.
+    pub(super) free_registers: i32,
 }
 
 impl Cta {
@@ -39,6 +41,7 @@ impl Cta {
             warpgroups: std::iter::repeat_with(Warpgroup::default)
                 .take(threads.div_ceil((WARP * WARPS) as u32) as usize)
                 .collect(),
+            free_registers: 0,
         }
     }
 }

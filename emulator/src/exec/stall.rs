@@ -70,6 +70,17 @@ impl Runner<'_, '_> {
             Ok(false) => {}
             Err(trouble) => return Err(self.late_fault(trouble)),
         }
+        // Products that need not have happened yet are not waited for.
+        let idle = |s: &State| matches!(s, State::Products { must: false, .. });
+        let groups = self.warps.iter_mut().flat_map(|w| &mut w.groups);
+        let mut moved = false;
+        for group in groups.filter(|g| idle(&g.state)) {
+            group.state = State::Ready;
+            moved = true;
+        }
+        if moved {
+            return Ok(());
+        }
         let waits = |s: &State| matches!(s, State::Mbarrier { .. });
         if !self
             .warps

@@ -211,9 +211,14 @@ pub(super) enum State {
     Mbarrier {
         phases: u64,
     },
-    /// For products of its warpgroup, so many in all.
+    /// For products of its warpgroup, so many in all. If that leads nowhere, the group goes on where it need not wait.
     Products {
         need: u64,
+        must: bool,
+    },
+    /// For registers of the block's pool.
+    Registers {
+        need: i32,
     },
     /// Ready, but its wait for an mbarrier has taken too long.
     Expired,
@@ -270,6 +275,8 @@ pub(super) enum Flow {
     Exit(u32),
     /// The group waits in this state, and executes the instruction again (or, at barriers, ends it) later.
     Wait(State),
+    /// The group waits in this state, and then goes on.
+    Pause(State),
     /// The group goes on, after other warps have had a turn.
     Yield,
 }
@@ -386,7 +393,11 @@ impl Warp {
                     reasons.collect::<Vec<_>>().join(", and ")
                 }
                 State::Lanes(need) => format!("waits for lanes {:#010x}", need & !g.mask),
-                State::Products { need } => self.describe_products(cluster, need),
+                State::Registers { need } => {
+                    let free = cluster.cta().free_registers;
+                    format!("waits for {need} more registers a thread, the block's pool has {free}")
+                }
+                State::Products { need, .. } => self.describe_products(cluster, need),
                 State::Barrier { id, .. } => {
                     let block = cluster.cta();
                     block.barriers[id as usize & 15].describe(id, block.alive)
@@ -446,8 +457,13 @@ impl Warp {
             {
                 self.groups[at].state = State::Ready;
             }
-            if let State::Products { need } = self.groups[at].state
+            if let State::Products { need, .. } = self.groups[at].state
                 && self.products_done(cluster, need)
+            {
+                self.groups[at].state = State::Ready;
+            }
+            if let State::Registers { need } = self.groups[at].state
+                && need <= cluster.cta().free_registers
             {
                 self.groups[at].state = State::Ready;
             }
@@ -620,6 +636,11 @@ impl Warp {
                 }
                 Ok(Flow::Wait(state)) => {
                     self.groups[at].pc = pc;
+                    self.groups[at].state = state;
+                    return Ok(true);
+                }
+                Ok(Flow::Pause(state)) => {
+                    self.groups[at].pc = pc + 1;
                     self.groups[at].state = state;
                     return Ok(true);
                 }

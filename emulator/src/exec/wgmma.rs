@@ -3,7 +3,7 @@
 //! A warp that comes to a `wgmma.mma_async` only notes it. The product happens at once for all four warps of the
 //! warpgroup, when all have come to it, and when the timing says:
 //!
-//! - *Early*: then.
+//! - *Early*: then. The warps wait for it at the instruction, unless nothing else can move.
 //! - *Late*: when one of them waits for it.
 //! - *Seeded*: at some moment between.
 //!
@@ -58,6 +58,8 @@ pub(super) struct Warpgroup {
     wanted: u64,
     /// Warps that have exited.
     exited: [bool; WARPS],
+    /// Registers that a thread of each warp has, beyond those that it began with.
+    extra: [i32; WARPS],
 }
 
 impl Warpgroup {
@@ -144,6 +146,37 @@ impl Warp {
         Ok(is_first)
     }
 
+    /// `setmaxnreg`.
+    pub(super) fn setmaxnreg(
+        &mut self,
+        cluster: &mut Cluster<'_, '_>,
+        count: u32,
+        more: bool,
+        pc: u32,
+    ) -> Result<Flow, Trouble> {
+        if !std::mem::take(&mut self.waited) {
+            self.warpgroup_step(cluster, pc, [u64::from(count), 0, 0])?;
+        }
+        let begun = cluster.machine.program.registers.unwrap_or(0) as i32;
+        let (_, member) = self.group_and_member();
+        let had = begun + self.warpgroup(cluster).extra[member];
+        let change = count as i32 - had;
+        if change != 0 && (change > 0) != more {
+            let word = if more { "more" } else { "fewer" };
+            let reason =
+                format!("{count} registers are not {word} than the {had} that the warp has");
+            return trouble(None, FaultKind::BadOperand { reason });
+        }
+        let pool = &mut cluster.cta_mut().free_registers;
+        if change > *pool {
+            self.waited = true;
+            return Ok(Flow::Wait(State::Registers { need: change }));
+        }
+        *pool -= change;
+        self.warpgroup(cluster).extra[member] += change;
+        Ok(Flow::Next)
+    }
+
     /// The value of an operand that all lanes must agree on.
     fn uniform(&self, src: Src, what: &str) -> Result<u64, Trouble> {
         let value = self.regs.lane(src, 0);
@@ -186,25 +219,21 @@ impl Warp {
             };
             self.warpgroup(cluster).products.push_back(product);
         }
-        let timing = cluster.machine.timing;
+        let early = cluster.machine.timing == AsyncTiming::Early;
         let (_, member) = self.group_and_member();
         let state = self.warpgroup(cluster);
-        let ready = state.ready();
         state.issued[member] += 1;
-        if state.ready() == ready {
+        let (issued, many) = (
+            state.issued[member],
+            state.ready() - state.done > MOST_PENDING,
+        );
+        if !early && !many {
             return Ok(Flow::Next);
         }
-        if timing == AsyncTiming::Early {
-            state.wanted = state.ready();
-        }
-        if state.ready() - state.done > MOST_PENDING {
-            state.wanted = state.wanted.max(state.done + 1);
-        }
-        if state.wanted > state.done {
-            cluster.products = true;
-            return Ok(Flow::Yield);
-        }
-        Ok(Flow::Next)
+        let need = if early { issued } else { state.done + 1 };
+        state.wanted = state.wanted.max(need);
+        cluster.products = true;
+        Ok(Flow::Pause(State::Products { need, must: false }))
     }
 
     /// `wgmma.commit_group`.
@@ -244,7 +273,7 @@ impl Warp {
             state.wanted = state.wanted.max(need);
             cluster.products = true;
             self.waited = true;
-            return Ok(Flow::Wait(State::Products { need }));
+            return Ok(Flow::Wait(State::Products { need, must: true }));
         }
         groups.drain(..covered);
         Ok(Flow::Next)

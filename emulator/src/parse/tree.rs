@@ -198,6 +198,20 @@ pub(crate) struct Bounds {
     pub(crate) explicitcluster: bool,
 }
 
+impl Bounds {
+    /// Registers that a thread begins with, if that is known: as many as a multiprocessor's 65536 give each thread of
+    /// as many blocks as are asked for.
+    pub(crate) fn registers(&self) -> Option<u32> {
+        if let Some(most) = self.maxnreg {
+            return Some(most.min(256) / 8 * 8);
+        }
+        let sizes = self.reqntid.or(self.maxntid)?.map(u64::from);
+        let threads = sizes.iter().fold(1u64, |a, &b| a.saturating_mul(b));
+        let all = threads.saturating_mul(u64::from(self.minnctapersm?)).max(1);
+        Some((65536 / all).min(256) as u32 / 8 * 8)
+    }
+}
+
 /// An entry as parsed.
 #[derive(Debug, Clone)]
 pub(crate) struct EntryTree {
