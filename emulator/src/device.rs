@@ -8,6 +8,7 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterato
 
 use crate::error::{Fault, LaunchError, MemoryError};
 use crate::exec;
+use crate::geometry::Geometry;
 use crate::memory::DeviceMemory;
 use crate::module::Module;
 use crate::numerics::Numerics;
@@ -43,7 +44,7 @@ pub enum Schedule {
     },
 }
 
-/// In which order the blocks of a grid start.
+/// In which order the blocks of a grid, or its clusters, start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BlockOrder {
     /// The first block first.
@@ -53,7 +54,7 @@ pub enum BlockOrder {
     Reversed,
     /// In an order drawn from this seed.
     Seeded(u64),
-    /// This block alone, by its linear index; the others don't run.
+    /// This block alone, by its linear index, and those of its cluster; the others don't run.
     Only(u64),
 }
 
@@ -127,6 +128,8 @@ pub struct Launch<'a> {
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: [u32; 3],
+    /// Blocks of a cluster, at most 16; `None` as the entry's `.reqnctapercluster` says, else 1. They divide the grid.
+    pub cluster: Option<[u32; 3]>,
     /// Bytes of dynamic shared memory of a block.
     pub dynamic_shared: u32,
     /// The parameters, each at its [offset](crate::Param::offset).
@@ -321,27 +324,8 @@ impl Emulator {
                 got: launch.params.len(),
             });
         }
+        let geometry = Geometry::new(about, module.bounds(at), launch)?;
         let bad = |reason: String| Err(LaunchError::BadGeometry { reason });
-        let [x, y, z] = launch.block.map(u64::from);
-        let threads = x.saturating_mul(y).saturating_mul(z);
-        if threads == 0 || threads > 1024 || z > 64 {
-            return bad(format!("a block of {x} x {y} x {z} threads"));
-        }
-        if let Some(most) = about.max_threads {
-            let most = most
-                .map(u64::from)
-                .iter()
-                .fold(1u64, |a, &b| a.saturating_mul(b));
-            if threads > most {
-                return bad(format!(
-                    "a block of {threads} threads, but the entry allows {most}"
-                ));
-            }
-        }
-        let [gx, gy, gz] = launch.grid.map(u64::from);
-        if gx == 0 || gy == 0 || gz == 0 || gx > i32::MAX as u64 || gy > 65535 || gz > 65535 {
-            return bad(format!("a grid of {gx} x {gy} x {gz} blocks"));
-        }
         let program = module.program(at, self.options.numerics)?;
         let shared = program
             .static_shared
@@ -354,29 +338,36 @@ impl Emulator {
         }
         let variables = self.module_variables(module)?;
         let memory = self.shared_memory();
-        let machine =
-            exec::Machine::new(&program, module, &memory, &variables, launch, &self.options);
-
-        let mut count = gx * gy * gz;
-        if let BlockOrder::Only(block) = self.options.block_order {
-            if block >= count {
-                return bad(format!("block {block} of a grid of {count}"));
+        let machine = exec::Machine::new(
+            &program,
+            module,
+            &memory,
+            &variables,
+            launch,
+            geometry.cluster,
+            &self.options,
+        );
+        let mut order = self.options.block_order;
+        let mut count = geometry.clusters();
+        if let BlockOrder::Only(block) = order {
+            let blocks: u64 = launch.grid.map(u64::from).iter().product();
+            if block >= blocks {
+                return bad(format!("block {block} of a grid of {blocks}"));
             }
+            order = BlockOrder::Only(geometry.cluster_of(block));
             count = 1;
         }
-        let order = self.options.block_order;
-        if self.options.sanitize && !Sanitizer::can_watch(program.code.len()) {
-            return bad(format!(
-                "an entry of {} instructions is too long to be checked",
-                program.code.len()
-            ));
+        if self.options.sanitize
+            && let Err(reason) = Sanitizer::can_watch(&machine)
+        {
+            return bad(reason);
         }
         let next = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
         let fault: Mutex<Option<(u64, Fault)>> = Mutex::new(None);
         let report = Mutex::new(Report::default());
         let work = || {
-            let mut block = exec::Block::new(&machine);
+            let mut runner = exec::Runner::new(&machine);
             let mut stats = Stats::default();
             while !stop.load(Relaxed) {
                 let turn = next.fetch_add(1, Relaxed);
@@ -384,12 +375,7 @@ impl Emulator {
                     break;
                 }
                 let linear = order.nth(turn, count);
-                let index = [
-                    (linear % gx) as u32,
-                    (linear / gx % gy) as u32,
-                    (linear / gx / gy) as u32,
-                ];
-                match block.run(index, linear) {
+                match runner.run(geometry.place(linear), linear) {
                     Ok(more) => stats = stats.add(more),
                     Err(found) => {
                         stop.store(true, Relaxed);
@@ -402,7 +388,7 @@ impl Emulator {
                 }
             }
             if self.options.sanitize {
-                *report.lock().unwrap_or_else(PoisonError::into_inner) = block.into_report();
+                *report.lock().unwrap_or_else(PoisonError::into_inner) = runner.into_report();
             }
             stats
         };

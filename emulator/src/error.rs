@@ -125,6 +125,8 @@ pub enum Space {
     Global,
     /// The block's shared memory.
     Shared,
+    /// The shared memory of the cluster's blocks.
+    Cluster,
     /// The thread's own memory.
     Local,
     /// The kernel's parameters.
@@ -140,6 +142,7 @@ impl fmt::Display for Space {
         f.write_str(match self {
             Space::Global => "global",
             Space::Shared => "shared",
+            Space::Cluster => "shared::cluster",
             Space::Local => "local",
             Space::Param => "param",
             Space::Const => "const",
@@ -151,6 +154,8 @@ impl fmt::Display for Space {
 /// One thing that a block waits for when nothing in it can move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiter {
+    /// The block's index in the grid, if there are clusters of several.
+    pub block: Option<[u32; 3]>,
     /// The warp in the block.
     pub warp: u32,
     /// Which of its lanes.
@@ -165,6 +170,9 @@ pub struct Waiter {
 
 impl fmt::Display for Waiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some([x, y, z]) = self.block {
+            write!(f, "block ({x},{y},{z}) ")?;
+        }
         write!(
             f,
             "warp {} lanes {:#010x} at line {} ({}): {}",
@@ -217,6 +225,16 @@ pub enum FaultKind {
         /// Its bytes.
         len: u64,
     },
+    /// An access to the shared memory of a block of the cluster that has exited.
+    #[error(
+        "shared::cluster address {address:#x} is that of block {rank} of the cluster, which has exited"
+    )]
+    BlockExited {
+        /// The address.
+        address: u64,
+        /// The block's rank in the cluster.
+        rank: u32,
+    },
     /// A write to constant or parameter memory.
     #[error("write to read-only {space} address {address:#x}")]
     ReadOnly {
@@ -254,6 +272,12 @@ pub enum FaultKind {
     Deadlock {
         /// Who waits for what.
         waiters: Vec<Waiter>,
+    },
+    /// An instruction that the four warps of a warpgroup must execute alike, and do not.
+    #[error("{reason}")]
+    Warpgroup {
+        /// What is wrong.
+        reason: String,
     },
     /// An operand with a value that the instruction does not allow.
     #[error("{reason}")]

@@ -1,9 +1,9 @@
 //! The instruction set: every opcode with the modifiers and operands it takes.
 //!
 //! A row's modifiers are read from left to right. `.a|.b` is one of the two, `{.a}` may be left out, and a word in
-//! capitals stands for a set of modifiers, listed in [`SETS`]. Operands are written `d` where the instruction writes,
-//! `[a]` where it takes an address, and with a `?` where one may be left out. What is not here is an error of decoding:
-//! nothing is ever ignored because it is not known.
+//! capitals stands for a set of modifiers, listed in [`SETS`]. Operands are written `d` where the instruction writes, `x`
+//! where it reads and writes, `[a]` where it takes an address, and with a `?` where one may be left out. What is not here
+//! is an error of decoding: nothing is ever ignored because it is not known.
 
 /// The part of the decoder, and of the machine, that a row belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,8 +29,12 @@ pub enum Group {
     Collective,
     /// Matrix fragments and tensor cores.
     Matrix,
+    /// Matrix products of warpgroups.
+    Wgmma,
     /// Asynchronous copies.
     Async,
+    /// Bulk copies, with tensor maps or without.
+    Bulk,
     /// Hints, which do nothing here.
     Hint,
 }
@@ -48,6 +52,17 @@ pub struct Row {
     pub doc: &'static str,
     /// Where it is decoded.
     pub group: Group,
+}
+
+/// The shapes of a wgmma: `.m64n8k16|.m64n16k16|...`.
+macro_rules! shapes {
+    ($k:literal) => {
+        shapes!($k: 16 24 32 40 48 56 64 72 80 88 96 104 112 120 128 136 144 152 160 168 176 184 192 200 208 216 224 232
+            240 248 256)
+    };
+    ($k:literal: $($n:literal)*) => {
+        concat!(".m64n8", $k, $("|.m64n", $n, $k),*)
+    };
 }
 
 /// Sets of modifiers, by the name that rows use.
@@ -77,6 +92,11 @@ pub const SETS: &[(&str, &str)] = &[
     ),
     ("STSPACE", ".global|.shared|.shared::cta|.local"),
     ("SHARED", ".shared|.shared::cta"),
+    ("ANYSHARED", ".shared|.shared::cta|.shared::cluster"),
+    ("M64K8", shapes!("k8")),
+    ("M64K16", shapes!("k16")),
+    ("M64K32", shapes!("k32")),
+    ("DIM", ".1d|.2d|.3d|.4d|.5d"),
     ("SCOPE", ".cta|.cluster|.gpu|.sys"),
     ("SEM", ".relaxed|.acquire|.release|.acq_rel"),
     ("LDCACHE", ".ca|.cg|.cs|.lu|.cv"),
@@ -249,16 +269,18 @@ rows! {
         "bar.warp.sync" "" "m" "Barrier of lanes.";
         "membar" ".cta|.gl|.sys|.gpu" "" "Fence.";
         "fence" "{.sc|.acq_rel|.acquire|.release} SCOPE" "" "Fence.";
-        "fence.proxy" ".alias|.async|.async.global|.async.shared::cta|.async.shared::cluster" "" "Fence between proxies.";
+        "fence.proxy" ".alias|.async.global|.async.shared::cta|.async.shared::cluster|.async" "" "Fence between proxies.";
+        "fence.proxy.tensormap::generic" ".release SCOPE" "" "Fence after changes of tensor maps.";
+        "fence.proxy.tensormap::generic" ".acquire SCOPE" "[a] i" "Fence before uses of a tensor map.";
         "fence.mbarrier_init" ".release.cluster" "" "Fence after initialising mbarriers.";
         "mbarrier.init" "{SHARED} .b64" "[a] b" "Makes an mbarrier.";
         "mbarrier.inval" "{SHARED} .b64" "[a]" "Ends an mbarrier.";
-        "mbarrier.arrive" "{.release|.relaxed} {.cta|.cluster} {SHARED} .b64" "d [a] b?" "Arrives.";
+        "mbarrier.arrive" "{.release|.relaxed} {.cta|.cluster} {ANYSHARED} .b64" "d [a] b?" "Arrives.";
         "mbarrier.arrive.noComplete" "{.release|.relaxed} {.cta} {SHARED} .b64" "d [a] b" "Arrives, without ending the phase.";
-        "mbarrier.arrive.expect_tx" "{.release|.relaxed} {.cta|.cluster} {SHARED} .b64" "d [a] b" "Expects bytes, and arrives.";
-        "mbarrier.arrive_drop" "{.release|.relaxed} {.cta|.cluster} {SHARED} .b64" "d [a] b?" "Arrives for good.";
-        "mbarrier.expect_tx" "{.relaxed} {.cta|.cluster} {SHARED} .b64" "[a] b" "Expects bytes.";
-        "mbarrier.complete_tx" "{.relaxed} {.cta|.cluster} {SHARED} .b64" "[a] b" "Counts bytes as arrived.";
+        "mbarrier.arrive.expect_tx" "{.release|.relaxed} {.cta|.cluster} {ANYSHARED} .b64" "d [a] b" "Expects bytes, and arrives.";
+        "mbarrier.arrive_drop" "{.release|.relaxed} {.cta|.cluster} {ANYSHARED} .b64" "d [a] b?" "Arrives for good.";
+        "mbarrier.expect_tx" "{.relaxed} {.cta|.cluster} {ANYSHARED} .b64" "[a] b" "Expects bytes.";
+        "mbarrier.complete_tx" "{.relaxed} {.cta|.cluster} {ANYSHARED} .b64" "[a] b" "Counts bytes as arrived.";
         "mbarrier.test_wait" "{.acquire|.relaxed} {.cta|.cluster} {SHARED} .b64" "d [a] b" "Whether a phase has ended.";
         "mbarrier.test_wait.parity" "{.acquire|.relaxed} {.cta|.cluster} {SHARED} .b64" "d [a] b" "Whether a phase has ended.";
         "mbarrier.try_wait" "{.acquire|.relaxed} {.cta|.cluster} {SHARED} .b64" "d [a] b h?" "Waits a little for a phase to end.";
@@ -288,6 +310,17 @@ rows! {
         "mma.sync.aligned" ".m16n8k32 .row .col .f32 .e4m3|.e5m2 .e4m3|.e5m2 .f32" "d a b c" "Matrix product and sum.";
         "mma.sync.aligned" ".m16n8k16|.m16n8k32 .row .col {.satfinite} .s32 .s8|.u8 .s8|.u8 .s32" "d a b c" "Matrix product and sum.";
     }
+    Wgmma {
+        "wgmma.mma_async.sync.aligned" "M64K16 .f32 .f16 .f16" "x a b p i i i? i?" "Matrix product of a warpgroup.";
+        "wgmma.mma_async.sync.aligned" "M64K16 .f32 .bf16 .bf16" "x a b p i i i? i?" "Matrix product of a warpgroup.";
+        "wgmma.mma_async.sync.aligned" "M64K16 .f16 .f16 .f16" "x a b p i i i? i?" "Matrix product of a warpgroup.";
+        "wgmma.mma_async.sync.aligned" "M64K8 .f32 .tf32 .tf32" "x a b p i i" "Matrix product of a warpgroup.";
+        "wgmma.mma_async.sync.aligned" "M64K32 .f32|.f16 .e4m3|.e5m2 .e4m3|.e5m2" "x a b p i i" "Matrix product of a warpgroup.";
+        "wgmma.fence.sync.aligned" "" "" "Orders accesses to registers before products.";
+        "wgmma.commit_group.sync.aligned" "" "" "Ends a group of products.";
+        "wgmma.wait_group.sync.aligned" "" "i" "Waits until few groups are left.";
+        "setmaxnreg" ".inc|.dec .sync .aligned .u32" "i" "Asks for registers, or gives some back.";
+    }
     Async {
         "cp.async" ".ca {SHARED} .global {HINT} {PREFETCH}" "[a] [b] i c? h?" "Asynchronous copy.";
         "cp.async" ".cg {SHARED} .global {HINT} {PREFETCH}" "[a] [b] i c? h?" "Asynchronous copy.";
@@ -295,16 +328,28 @@ rows! {
         "cp.async.wait_group" "" "i" "Waits until few groups are left.";
         "cp.async.wait_all" "" "" "Waits for all copies.";
     }
+    Bulk {
+        "cp.async.bulk" ".shared::cluster|.shared::cta .global .mbarrier::complete_tx::bytes {.multicast::cluster} {HINT}" "[a] [b] c [e] n? h?" "Bulk copy from global memory.";
+        "cp.async.bulk" ".shared::cluster .shared::cta .mbarrier::complete_tx::bytes" "[a] [b] c [e]" "Bulk copy to a block of the cluster.";
+        "cp.async.bulk" ".global .shared::cta .bulk_group {HINT}" "[a] [b] c h?" "Bulk copy to global memory.";
+        "cp.reduce.async.bulk" ".global .shared::cta .bulk_group {HINT} .and|.or|.xor|.add|.inc|.dec|.min|.max {.noftz} .b32|.b64|.u32|.u64|.s32|.s64|.f32|.f64|.f16|.bf16" "[a] [b] c h?" "Bulk update of global memory.";
+        "cp.async.bulk.tensor" "DIM .shared::cluster|.shared::cta .global {.tile} .mbarrier::complete_tx::bytes {.multicast::cluster} {HINT}" "[a] [b] [e] n? h?" "Load of a box of a tensor.";
+        "cp.async.bulk.tensor" "DIM .global .shared::cta {.tile} .bulk_group {HINT}" "[a] [b] h?" "Store of a box of a tensor.";
+        "cp.reduce.async.bulk.tensor" "DIM .global .shared::cta .and|.or|.xor|.add|.inc|.dec|.min|.max {.tile} .bulk_group {HINT}" "[a] [b] h?" "Update of a box of a tensor.";
+        "cp.async.bulk.commit_group" "" "" "Ends a group of bulk copies.";
+        "cp.async.bulk.wait_group" "{.read}" "i" "Waits until few groups are left, or left to be read.";
+        "cp.async.bulk.prefetch" ".L2 .global {HINT}" "[a] b h?" "Prefetch.";
+        "cp.async.bulk.prefetch.tensor" "DIM .L2 .global {.tile} {HINT}" "[a] h?" "Prefetch of a box of a tensor.";
+    }
     Hint {
         "prefetch" "{.global|.local} .L1|.L2|.L2::evict_last|.L2::evict_normal" "[a]" "Prefetch.";
+        "prefetch" "{.param|.const} .tensormap" "[a]" "Prefetch of a tensor map.";
         "prefetchu" ".L1" "[a]" "Prefetch.";
         "applypriority" "{.global} .L2::evict_normal" "[a] i" "Cache hint.";
         "discard" "{.global} .L2" "[a] i" "Cache hint.";
         "createpolicy.fractional" ".L2::evict_last|.L2::evict_normal|.L2::evict_first|.L2::evict_unchanged {.L2::evict_first|.L2::evict_unchanged} .b64" "d a?" "Makes a cache policy.";
         "nanosleep" ".u32" "a" "Lets others run.";
         "griddepcontrol" ".wait|.launch_dependents" "" "Programmatic dependent launch.";
-        "setmaxnreg.inc.sync.aligned" ".u32" "i" "Asks for registers.";
-        "setmaxnreg.dec.sync.aligned" ".u32" "i" "Gives registers back.";
         "pmevent" "{.mask}" "i" "Profiler event.";
     }
 }

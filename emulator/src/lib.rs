@@ -30,7 +30,7 @@
 //! let device = Emulator::new(Options::default());
 //! let data = device.allocate(4 * 64)?;
 //! device.write(data, &[3, 0, 0, 0].repeat(64))?;
-//! let launch = Launch { grid: [1, 1, 1], block: [64, 1, 1], dynamic_shared: 0, params: &data.to_le_bytes() };
+//! let launch = Launch { grid: [1, 1, 1], block: [64, 1, 1], cluster: None, dynamic_shared: 0, params: &data.to_le_bytes() };
 //! device.launch(&module, "twice", &launch)?;
 //! let mut out = [0; 4];
 //! device.read(data + 4 * 63, &mut out)?;
@@ -48,6 +48,7 @@ mod decode;
 mod device;
 mod error;
 mod exec;
+mod geometry;
 pub mod isa;
 mod memory;
 mod module;
@@ -56,9 +57,13 @@ mod parse;
 mod program;
 mod sanitize;
 pub mod semantics;
+mod tensor_map;
 
 pub use device::{AsyncTiming, BlockOrder, Emulator, Launch, Options, Schedule, Stats};
 pub use error::{Fault, FaultKind, LaunchError, MemoryError, ParseError, Space, Waiter};
 pub use module::{Entry, Module, Param};
 pub use numerics::{Numerics, TensorCores, UnknownTensorCores};
 pub use sanitize::{Finding, Report, Rule, Site};
+pub use tensor_map::{
+    ElementType, L2Promotion, OobFill, Swizzle, TENSOR_MAP_BYTES, TensorMap, TensorMapError,
+};

@@ -159,6 +159,11 @@ impl Allocation {
 
     fn write(&self, offset: u64, bytes: &[u8]) {
         self.note(offset, bytes.len() as u64, u32::MAX);
+        self.copy_in(offset, bytes);
+    }
+
+    /// Writes bytes inside the allocation.
+    pub(crate) fn copy_in(&self, offset: u64, bytes: &[u8]) {
         let mut at = offset;
         let (head, rest) = bytes.split_at(bytes.len().min((offset.wrapping_neg() % 8) as usize));
         for &byte in head {
@@ -176,7 +181,8 @@ impl Allocation {
         }
     }
 
-    fn read(&self, offset: u64, bytes: &mut [u8]) {
+    /// Reads bytes inside the allocation.
+    pub(crate) fn copy_out(&self, offset: u64, bytes: &mut [u8]) {
         let mut at = offset;
         let (head, rest) =
             bytes.split_at_mut(bytes.len().min((offset.wrapping_neg() % 8) as usize));
@@ -313,7 +319,7 @@ impl DeviceMemory {
 
     pub(crate) fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), MemoryError> {
         let (allocation, offset) = self.range(address, bytes.len() as u64)?;
-        allocation.read(offset, bytes);
+        allocation.copy_out(offset, bytes);
         Ok(())
     }
 
@@ -346,6 +352,28 @@ impl DeviceMemory {
         let (allocation, offset) = self.range(address, len)?;
         let found = allocation.first_unwritten(offset, len);
         Ok(found.map(|at| allocation.base + at))
+    }
+
+    /// Where a range is: its allocation and the offset there. It must lie in one allocation, and in one that is not
+    /// read-only if it is to be written.
+    pub(crate) fn locate(
+        &self,
+        address: u64,
+        len: u64,
+        write: bool,
+    ) -> Result<(usize, u64), FaultKind> {
+        let outside = || self.explain(address, u32::try_from(len).unwrap_or(u32::MAX));
+        let at = self.find(address).ok_or_else(outside)?;
+        let allocation = &self.live[at];
+        if write && allocation.read_only {
+            let space = Space::Global;
+            return Err(FaultKind::ReadOnly { space, address });
+        }
+        let offset = address - allocation.base;
+        if len > allocation.len - offset {
+            return Err(outside());
+        }
+        Ok((at, offset))
     }
 
     /// The nearest allocation, in words.

@@ -8,7 +8,7 @@ use crate::decode;
 use crate::error::ParseError;
 use crate::numerics::Numerics;
 use crate::parse;
-use crate::parse::tree::{Tree, VarSpace, Variable};
+use crate::parse::tree::{Bounds, Tree, VarSpace, Variable};
 use crate::program::Program;
 
 /// A parameter of an entry.
@@ -35,6 +35,8 @@ pub struct Entry {
     pub params_size: usize,
     /// `.maxntid`, or `.reqntid`.
     pub max_threads: Option<[u32; 3]>,
+    /// `.reqnctapercluster`: blocks of a cluster.
+    pub cluster: Option<[u32; 3]>,
     /// Bytes of statically declared shared memory that the entry can name.
     pub static_shared: u64,
 }
@@ -93,7 +95,8 @@ impl Module {
                     name: e.name.clone(),
                     params,
                     params_size: end,
-                    max_threads: e.reqntid.or(e.maxntid),
+                    max_threads: e.bounds.reqntid.or(e.bounds.maxntid),
+                    cluster: e.bounds.reqnctapercluster,
                     static_shared,
                 }
             })
@@ -152,6 +155,11 @@ impl Module {
 
     pub(crate) fn entry_at(&self, at: usize) -> &Entry {
         &self.entries[at]
+    }
+
+    /// What the entry's directives say of its launches.
+    pub(crate) fn bounds(&self, at: usize) -> &Bounds {
+        &self.tree.entries[at].bounds
     }
 
     pub(crate) fn program(

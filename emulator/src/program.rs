@@ -3,7 +3,10 @@
 use std::fmt;
 
 use crate::error::Space;
+use crate::numerics::TensorCores;
 use crate::parse::tree::Source;
+use crate::semantics::wgmma;
+use crate::tensor_map::ElementType;
 
 /// Lanes of a warp.
 pub(crate) const WARP: usize = 32;
@@ -11,7 +14,7 @@ pub(crate) const WARP: usize = 32;
 pub(crate) const ALL: u32 = u32::MAX;
 
 /// One 32-bit register of every lane. A 64-bit register is two rows, seen as 32 `u64`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 #[repr(C, align(64))]
 pub(crate) struct Row(pub(crate) [u32; WARP]);
 
@@ -126,7 +129,7 @@ pub(crate) struct Atomic {
     pub(crate) order: Order,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum BarKind {
     Sync,
     Arrive,
@@ -198,6 +201,27 @@ pub(crate) struct Mma {
     pub(crate) c: Vec<Slot>,
 }
 
+/// A of a `wgmma`.
+pub(crate) enum WgmmaA {
+    Registers([Slot; 4]),
+    /// By its descriptor.
+    Shared(Src),
+}
+
+/// `wgmma.mma_async`.
+pub(crate) struct Wgmma {
+    pub(crate) kind: wgmma::Kind,
+    pub(crate) cores: TensorCores,
+    /// Columns.
+    pub(crate) n: usize,
+    pub(crate) d: Vec<Slot>,
+    pub(crate) a: WgmmaA,
+    /// Descriptor of B.
+    pub(crate) b: Src,
+    /// Whether D is added to.
+    pub(crate) scale_d: PredSrc,
+}
+
 pub(crate) struct CpAsync {
     pub(crate) dst_space: Space,
     pub(crate) src_space: Space,
@@ -206,6 +230,41 @@ pub(crate) struct CpAsync {
     pub(crate) bytes: u32,
     pub(crate) src_bytes: Option<Src>,
     pub(crate) ignore: Option<PredSrc>,
+}
+
+/// Which way a bulk copy goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// From global to shared memory.
+    Load,
+    /// From shared to global memory.
+    Store,
+    /// From a block's shared memory to that of a block of its cluster.
+    Send,
+}
+
+/// What a bulk copy moves.
+pub(crate) enum Extent {
+    /// So many bytes; their address in global memory, if they are there.
+    Linear { global: Option<Address>, bytes: Src },
+    /// A box of a tensor: the map's generic address, and coordinates of 32 bits.
+    Tensor { map: Address, coordinates: Vec<Src> },
+}
+
+/// `cp.async.bulk` and `cp.reduce.async.bulk`, with tensor maps or without.
+pub(crate) struct Bulk {
+    pub(crate) direction: Direction,
+    pub(crate) extent: Extent,
+    /// In the shared memory of the block: the destination of a load, else the source.
+    pub(crate) shared: (Space, Address),
+    /// Destination of a send.
+    pub(crate) remote: Option<Address>,
+    /// Where the bytes are counted that arrive.
+    pub(crate) mbarrier: Option<(Space, Address)>,
+    /// The blocks of the cluster that a load goes to.
+    pub(crate) multicast: Option<Src>,
+    /// How elements of a type are updated; none: they are overwritten.
+    pub(crate) reduce: Vec<(ElementType, AtomicFn)>,
 }
 
 /// What an mbarrier instruction does.
@@ -238,6 +297,18 @@ pub(crate) struct Mbarrier {
     pub(crate) operand: Option<Src>,
 }
 
+impl Mbarrier {
+    pub(crate) fn waits(&self) -> bool {
+        matches!(
+            self.op,
+            MbarrierOp::TestWait
+                | MbarrierOp::TestWaitParity
+                | MbarrierOp::TryWait
+                | MbarrierOp::TryWaitParity
+        )
+    }
+}
+
 /// A register that the machine provides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Special {
@@ -245,6 +316,14 @@ pub(crate) enum Special {
     Ntid(u8),
     Ctaid(u8),
     Nctaid(u8),
+    ClusterId(u8),
+    NClusterId(u8),
+    ClusterCtaid(u8),
+    ClusterNctaid(u8),
+    ClusterCtaRank,
+    ClusterNctaRank,
+    /// A predicate.
+    IsExplicitCluster,
     LaneId,
     WarpId,
     NWarpId,
@@ -258,8 +337,6 @@ pub(crate) enum Special {
     GridId,
     DynamicShared,
     TotalShared,
-    Zero,
-    One,
 }
 
 /// An instruction's work.
@@ -395,6 +472,11 @@ pub(crate) enum Op {
     },
     Matrix(Box<Matrix>),
     Mma(Box<Mma>),
+    Wgmma(Box<Wgmma>),
+    WgmmaFence,
+    WgmmaCommit,
+    /// Waits until at most so many groups of the warpgroup are pending.
+    WgmmaWait(u32),
     /// `movmatrix`.
     MovMatrix {
         d: Slot,
@@ -404,11 +486,17 @@ pub(crate) enum Op {
     CpCommit,
     /// Waits until at most so many groups are pending; `None`: for everything, committed or not.
     CpWait(Option<u32>),
+    Bulk(Box<Bulk>),
+    BulkCommit,
+    /// Waits until at most so many bulk groups of the thread are left, or (true) are left to be read.
+    BulkWait(u32, bool),
     Mbarrier(Box<Mbarrier>),
     /// `fence`, `membar`: its scope reaches beyond the block, or not.
     Fence {
         beyond_block: bool,
     },
+    /// `setmaxnreg`: to so many registers of a thread, more (true) or fewer than it has.
+    SetMaxNReg(u32, bool),
     /// Lets other warps run.
     Yield,
     Nop,
@@ -488,6 +576,9 @@ pub(crate) enum Constant {
     Bits(u64),
     /// The address of a variable of the module or a body, by its place in `Module::all_variables`, plus an offset.
     Variable(usize, u64),
+    /// An address in the shared memory of the first block of a cluster, or its generic form; other blocks' have their
+    /// rank in bits 24 and up.
+    Shared(u64),
 }
 
 /// Where an instruction came from.
@@ -513,6 +604,8 @@ pub(crate) struct Program {
     pub(crate) specials: Vec<(Src, Special)>,
     pub(crate) static_shared: u64,
     pub(crate) dynamic_align: u64,
+    /// Registers that a thread begins with, if the entry's directives say.
+    pub(crate) registers: Option<u32>,
     /// Bytes of local memory of a thread.
     pub(crate) local: u64,
 }

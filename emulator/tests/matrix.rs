@@ -125,6 +125,7 @@ fn numerics() {
         let launch = Launch {
             grid: [1; 3],
             block: [32, 1, 1],
+            cluster: None,
             dynamic_shared: 0,
             params: &params,
         };

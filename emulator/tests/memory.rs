@@ -71,6 +71,7 @@ fn parameter_structs() {
     let launch = Launch {
         grid: [1; 3],
         block: [1; 3],
+        cluster: None,
         dynamic_shared: 0,
         params: &params,
     };

@@ -25,7 +25,7 @@ fn unknown_instructions_name_their_line() {
         ),
         ("call foo, (%r1);", "unknown instruction"),
         ("cvt.f32.s32 %f1, %r1;", "needs a rounding"),
-        ("wgmma.fence.sync.aligned;", "unknown instruction"),
+        ("tcgen05.wait::ld.sync.aligned;", "unknown instruction"),
     ] {
         let text = kernel("", &format!("mov.u32 %r1, 1;\n{body}"));
         let module = Module::parse(&text).unwrap();
@@ -87,6 +87,7 @@ fn directives_and_debug_sections() {
     let launch = Launch {
         grid: [1; 3],
         block: [1; 3],
+        cluster: None,
         dynamic_shared: 0,
         params: &at.to_le_bytes(),
     };
@@ -229,6 +230,7 @@ fn survives(text: &str) {
             let launch = Launch {
                 grid: [1; 3],
                 block: [64, 1, 1],
+                cluster: None,
                 dynamic_shared: 64,
                 params: &params,
             };

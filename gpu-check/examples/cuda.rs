@@ -429,6 +429,7 @@ fn perform(work: &timing::Work) -> Status {
     let launch = Launch {
         grid: work.grid,
         block: work.block,
+        cluster: None,
         dynamic_shared: work.shared_bytes,
         params: &work.params,
     };

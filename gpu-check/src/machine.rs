@@ -143,6 +143,7 @@ impl Machine for Emulated {
                 let launch = Launch {
                     grid: grid(test),
                     block: [test.block, 1, 1],
+                    cluster: None,
                     dynamic_shared: 0,
                     params: &parameters(input, output),
                 };

@@ -1,6 +1,7 @@
 //! From an entry's statements to a program: forms are looked up in the table, operands become places in the register
 //! file, and operations become functions over a warp.
 
+mod bulk;
 mod compare;
 mod convert;
 mod float;
@@ -11,6 +12,7 @@ mod moves;
 mod registers;
 mod spread;
 mod warpwide;
+mod wgmma;
 
 use std::collections::HashMap;
 
@@ -83,6 +85,7 @@ pub(crate) fn decode(
         body,
         layout: &layout,
         numerics,
+        registers: entry.bounds.registers(),
         places: assignment.places,
         rows: assignment.rows,
         preds: assignment.preds,
@@ -140,6 +143,7 @@ pub(crate) fn decode(
         specials,
         static_shared: layout.shared,
         dynamic_align: layout.dynamic_align,
+        registers: entry.bounds.registers(),
         local: layout.local,
     })
 }
@@ -289,6 +293,7 @@ impl Form<'_> {
             return match *m {
                 ".global" => Space::Global,
                 ".shared" | ".shared::cta" => Space::Shared,
+                ".shared::cluster" => Space::Cluster,
                 ".local" => Space::Local,
                 ".param" | ".param::entry" => Space::Param,
                 ".const" => Space::Const,
@@ -303,6 +308,8 @@ struct Decoder<'m> {
     body: &'m Body,
     layout: &'m Layout,
     numerics: Numerics,
+    /// Registers that a thread begins with, if the entry says.
+    registers: Option<u32>,
     places: Vec<Src>,
     rows: u32,
     preds: u32,
@@ -337,7 +344,9 @@ impl Decoder<'_> {
             Group::Sync => self.sync(form),
             Group::Collective => self.collective(form),
             Group::Matrix => self.matrix(form),
+            Group::Wgmma => self.wgmma(form),
             Group::Async => self.asynchronous(form),
+            Group::Bulk => self.bulk(form),
             Group::Hint => self.hint(form),
         }
     }
@@ -374,6 +383,7 @@ impl Decoder<'_> {
         let src = self.src_any(operand, bits)?;
         let have = match operand {
             Operand::Reg(reg) => self.body.registers[*reg as usize].bits,
+            Operand::Special(_) if src.kind == Kind::Pred => 1,
             Operand::Special(_) => 32,
             _ => bits,
         };
@@ -425,7 +435,11 @@ impl Decoder<'_> {
             Placement::Device(n) => self.constant(wide, Constant::Variable(n, offset)),
             Placement::At(space, at) => {
                 let window = if generic { window(space) } else { 0 };
-                self.bits(bits, window.wrapping_add(at).wrapping_add(offset))
+                let address = window.wrapping_add(at).wrapping_add(offset);
+                match space {
+                    Space::Shared => self.constant(wide, Constant::Shared(address)),
+                    _ => self.bits(bits, address),
+                }
             }
         })
     }
@@ -450,24 +464,28 @@ impl Decoder<'_> {
             "%gridid" => Special::GridId,
             "%dynamic_smem_size" => Special::DynamicShared,
             "%total_smem_size" => Special::TotalShared,
-            "%clusterid.x" => Special::Ctaid(0),
-            "%clusterid.y" => Special::Ctaid(1),
-            "%clusterid.z" => Special::Ctaid(2),
-            "%cluster_ctaid.x" | "%cluster_ctaid.y" | "%cluster_ctaid.z" | "%cluster_ctarank" => {
-                Special::Zero
+            "%clusterid.x" | "%clusterid.y" | "%clusterid.z" => Special::ClusterId(axis(11)),
+            "%nclusterid.x" | "%nclusterid.y" | "%nclusterid.z" => Special::NClusterId(axis(12)),
+            "%cluster_ctaid.x" | "%cluster_ctaid.y" | "%cluster_ctaid.z" => {
+                Special::ClusterCtaid(axis(15))
             }
-            "%cluster_nctaid.x" | "%cluster_nctaid.y" | "%cluster_nctaid.z"
-            | "%cluster_nctarank" => Special::One,
+            "%cluster_nctaid.x" | "%cluster_nctaid.y" | "%cluster_nctaid.z" => {
+                Special::ClusterNctaid(axis(16))
+            }
+            "%cluster_ctarank" => Special::ClusterCtaRank,
+            "%cluster_nctarank" => Special::ClusterNctaRank,
+            "%is_explicit_cluster" => Special::IsExplicitCluster,
             _ => return Err(format!("unknown register `{name}`")),
         };
         if let Some(&src) = self.specials.get(&special) {
             return Ok(src);
         }
-        let src = Src {
-            slot: self.rows,
-            kind: Kind::W32,
+        let (next, kind) = match special {
+            Special::IsExplicitCluster => (&mut self.preds, Kind::Pred),
+            _ => (&mut self.rows, Kind::W32),
         };
-        self.rows += 1;
+        let src = Src { slot: *next, kind };
+        *next += 1;
         self.specials.insert(special, src);
         Ok(src)
     }
@@ -519,8 +537,18 @@ impl Decoder<'_> {
         }
     }
 
-    fn pred_src(&self, operand: &Operand) -> Decoded<PredSrc> {
+    fn pred_src(&mut self, operand: &Operand) -> Decoded<PredSrc> {
         match operand {
+            Operand::Special(name) => match self.special(name)? {
+                Src {
+                    slot,
+                    kind: Kind::Pred,
+                } => Ok(PredSrc {
+                    index: slot,
+                    flip: 0,
+                }),
+                _ => Err("a predicate register was expected".to_owned()),
+            },
             Operand::Reg(reg) | Operand::NotReg(reg)
                 if self.body.registers[*reg as usize].bits == 1 =>
             {
@@ -562,6 +590,10 @@ impl Decoder<'_> {
         let Operand::Address(base, offset) = operand else {
             return Err("an address in brackets was expected".to_owned());
         };
+        self.based(base, *offset, space)
+    }
+
+    fn based(&mut self, base: &Base, offset: i64, space: Space) -> Decoded<Address> {
         let generic = space == Space::Generic;
         let base = match base {
             Base::None => self.bits(64, 0),
@@ -573,9 +605,16 @@ impl Decoder<'_> {
                 _ => return Err("an address has 32 or 64 bits".to_owned()),
             },
             Base::Var(var) => {
+                let wide = |of| {
+                    if of == Space::Cluster {
+                        Space::Shared
+                    } else {
+                        of
+                    }
+                };
                 if let Placement::At(of, _) = self.layout.find(*var)
                     && !generic
-                    && of != space
+                    && of != wide(space)
                 {
                     return Err(format!(
                         "the variable is in {of} memory, the access is to {space} memory"
@@ -584,10 +623,7 @@ impl Decoder<'_> {
                 self.variable(*var, 0, 64, generic)?
             }
         };
-        Ok(Address {
-            base,
-            offset: *offset,
-        })
+        Ok(Address { base, offset })
     }
 
     /// An operation on 32-bit rows.
@@ -617,7 +653,7 @@ impl Decoder<'_> {
 /// Generic address of address 0 of a space.
 fn window(space: Space) -> u64 {
     match space {
-        Space::Shared => SHARED_WINDOW,
+        Space::Shared | Space::Cluster => SHARED_WINDOW,
         Space::Local => LOCAL_WINDOW,
         Space::Param => PARAM_WINDOW,
         _ => 0,

@@ -310,7 +310,7 @@ fn part_bits(ty: Type, parts: usize) -> Decoded<u32> {
     }
 }
 
-/// What an atomic does to the old value.
+/// What an atomic does to the old value: `.add` of `.u32`, and so on.
 fn update(form: &Form<'_>, ty: Type) -> Decoded<AtomicFn> {
     let ops = [
         ".and", ".or", ".xor", ".exch", ".add", ".inc", ".dec", ".min", ".max", ".cas",
@@ -319,6 +319,11 @@ fn update(form: &Form<'_>, ty: Type) -> Decoded<AtomicFn> {
         .into_iter()
         .find(|op| form.has(op))
         .ok_or("an operation was expected")?;
+    update_named(op, ty)
+}
+
+/// The same, by the operation's modifier.
+pub(super) fn update_named(op: &str, ty: Type) -> Decoded<AtomicFn> {
     let bits = ty.bits;
     let cut = move |v: u64| if bits == 64 { v } else { v & ((1 << bits) - 1) };
     let mods = Mods::default();
@@ -337,14 +342,13 @@ fn update(form: &Form<'_>, ty: Type) -> Decoded<AtomicFn> {
             Box::new(move |old, a, _| float::add(Float::F32, old, a, Mods { ftz: false, ..mods }))
         }
         (".add", "f64") => Box::new(move |old, a, _| float::add(Float::F64, old, a, mods)),
-        (".add", "f16") => Box::new(move |old, a, _| float::add(Float::F16, old, a, mods)),
-        (".add", "bf16") => Box::new(move |old, a, _| float::add(Float::Bf16, old, a, mods)),
-        (".add" | ".min" | ".max", "f16x2" | "bf16x2") => {
-            let format = if ty.name == "f16x2" {
+        (".add" | ".min" | ".max", "f16" | "bf16" | "f16x2" | "bf16x2") => {
+            let format = if ty.name.starts_with('f') {
                 Float::F16
             } else {
                 Float::Bf16
             };
+            let packed = ty.bits == 32;
             let greater = op == ".max";
             let minmax = float::MinMax {
                 ftz: false,
@@ -360,7 +364,11 @@ fn update(form: &Form<'_>, ty: Type) -> Decoded<AtomicFn> {
                         float::min_max(format, x, y, greater, minmax)
                     }
                 };
-                u64::from(half::x2(old as u32, a as u32, each))
+                if packed {
+                    u64::from(half::x2(old as u32, a as u32, each))
+                } else {
+                    each(old, a)
+                }
             })
         }
         (".inc", "u32") => Box::new(|old, a, _| if old >= a { 0 } else { old + 1 }),

@@ -29,7 +29,7 @@ fn registers(operand: &Operand, visit: &mut impl FnMut(RegId)) {
             visit(*reg)
         }
         Operand::Vector(parts) => parts.iter().for_each(|part| registers(part, visit)),
-        Operand::Tensor(base, parts) => {
+        Operand::Tensor(base, _, parts) => {
             if let Base::Reg(reg) = base {
                 visit(*reg);
             }
@@ -71,6 +71,7 @@ pub(super) fn assign(
         first[reg as usize] = 0;
         last[reg as usize] = body.statements.len() as u32;
     }
+    hold_in_flight(body, forms, graph, &mut first, &mut last);
     // Backward jumps: (target, source). A register whose interval reaches into a loop from before it, or that is read
     // in the loop before it is written there, keeps its place for the whole loop.
     let mut loops: Vec<(u32, u32)> = Vec::new();
@@ -125,6 +126,64 @@ pub(super) fn assign(
     assignment
 }
 
+/// Products that run asynchronously hold their accumulator, and A, until a wait that covers them.
+fn hold_in_flight(
+    body: &Body,
+    forms: &[(&'static Row, Vec<&str>)],
+    graph: &Graph,
+    first: &mut [u32],
+    last: &mut [u32],
+) {
+    let mut steps = MOST_STEPS;
+    // Groups that have been closed since, on the path with the fewest.
+    let mut closed = vec![u32::MAX; graph.next.len()];
+    for (n, s) in body.statements.iter().enumerate() {
+        if forms[n].0.opcode != "wgmma.mma_async.sync.aligned" {
+            continue;
+        }
+        let (mut from, mut to) = (n as u32, n as u32);
+        let mut touched = Vec::new();
+        let mut stack: Vec<(u32, u32)> = graph.next[n].iter().map(|&next| (next, 0)).collect();
+        while let Some((at, mut groups)) = stack.pop() {
+            steps = steps.saturating_sub(1);
+            if steps == 0 {
+                (from, to) = (0, body.statements.len() as u32);
+                break;
+            }
+            if closed[at as usize] <= groups {
+                continue;
+            }
+            closed[at as usize] = groups;
+            touched.push(at);
+            (from, to) = (from.min(at), to.max(at));
+            match forms[at as usize].0.opcode {
+                "wgmma.commit_group.sync.aligned" => groups += 1,
+                "wgmma.wait_group.sync.aligned" => {
+                    let allowed = match body.statements[at as usize].operands.first() {
+                        Some(Operand::Int(allowed)) => *allowed,
+                        _ => u64::MAX,
+                    };
+                    if groups > 0 && u64::from(groups) > allowed {
+                        continue;
+                    }
+                }
+                _ => {}
+            }
+            stack.extend(graph.next[at as usize].iter().map(|&next| (next, groups)));
+        }
+        for at in touched {
+            closed[at as usize] = u32::MAX;
+        }
+        for operand in &s.operands[..2] {
+            registers(operand, &mut |reg| {
+                let reg = reg as usize;
+                first[reg] = first[reg].min(from);
+                last[reg] = last[reg].max(to);
+            });
+        }
+    }
+}
+
 /// The registers that a statement reads, then (true) those that it writes: `add r, r, 1` reads r first.
 fn accesses(
     body: &Body,
@@ -139,7 +198,12 @@ fn accesses(
     for pass in [false, true] {
         let spec = forms[n].0.operands.split_ascii_whitespace();
         for (operand, spec) in s.operands.iter().zip(spec) {
-            if spec.starts_with('d') == pass {
+            let concerned = match spec {
+                // An accumulator: read too, unless it is known to be overwritten.
+                "x" => pass || !matches!(s.operands.get(3), Some(Operand::Int(0))),
+                _ => spec.starts_with('d') == pass,
+            };
+            if concerned {
                 registers(operand, &mut |reg| visit(reg, pass));
             }
         }

@@ -248,7 +248,12 @@ impl Decoder<'_> {
     }
 
     /// An mma operand: that many 32-bit registers.
-    fn fragment(&mut self, operand: &Operand, count: usize, written: bool) -> Decoded<Vec<Slot>> {
+    pub(super) fn fragment(
+        &mut self,
+        operand: &Operand,
+        count: usize,
+        written: bool,
+    ) -> Decoded<Vec<Slot>> {
         let parts = match operand {
             Operand::Vector(parts) => parts.as_slice(),
             other => std::slice::from_ref(other),

@@ -2,7 +2,7 @@
 
 use super::warp::{Flow, Warp};
 use super::watch::pred;
-use super::{Cta, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, Trouble, trouble};
+use super::{Cluster, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, Trouble, trouble};
 use crate::error::{FaultKind, Space};
 use crate::program::{Combine, Comparison, Dst, Inst, Op, PredSrc, SetP, Src, WARP};
 
@@ -17,8 +17,9 @@ impl Warp {
     #[inline(always)]
     pub(super) fn step(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         inst: &Inst,
+        pc: u32,
         mask: u32,
         active: u32,
     ) -> Result<Flow, Trouble> {
@@ -132,13 +133,13 @@ impl Warp {
             }
             Op::Unpack { parts, a, bits } => self.unpack(parts, *a, *bits, active),
             Op::Clock { d } => {
-                let now = cta.stats.lane_instructions;
+                let now = cluster.stats.lane_instructions;
                 self.regs.put_uniform(Some(*d), active, now);
             }
-            Op::Load(op) => self.load(cta, op, active)?,
-            Op::Store(op) => self.store(cta, op, active)?,
+            Op::Load(op) => self.load(cluster, op, active)?,
+            Op::Store(op) => self.store(cluster, op, active)?,
             Op::Atomic(op) => {
-                self.atomic(cta, op, active)?;
+                self.atomic(cluster, op, active)?;
             }
             Op::IsSpace { d, a, space } => {
                 let mut wide = [0; WARP];
@@ -188,15 +189,17 @@ impl Warp {
             }
             Op::Exit => return Ok(Flow::Exit(active)),
             Op::Trap => return trouble(None, FaultKind::Trap),
-            Op::Bar(op) => return self.barrier(cta, op, mask, active),
+            Op::Bar(op) => return self.barrier(cluster, op, mask, active),
             Op::WarpSync { members } => {
                 converge!(self.members(*members, mask, active));
-                self.watched(cta, |warp, watch, _| watch.warp_sync(warp.index, active));
+                self.watched(cluster, |warp, watch, _| {
+                    watch.warp_sync(warp.index, active)
+                });
             }
             Op::Shfl(op) => {
                 converge!(self.members(op.members, mask, active));
-                self.watched(cta, |warp, watch, cta| {
-                    warp.observe_shfl(watch, cta.machine, op, active);
+                self.watched(cluster, |warp, watch, cluster| {
+                    warp.observe_shfl(watch, cluster.machine, op, active);
                 });
                 self.shfl(op, active);
             }
@@ -207,7 +210,7 @@ impl Warp {
                 members,
             } => {
                 converge!(self.members(*members, mask, active));
-                self.collective(cta, &[pred(a.index)], &[*d], active);
+                self.collective(cluster, &[pred(a.index)], &[*d], active);
                 self.vote(*mode, *d, *a, active);
             }
             Op::Match {
@@ -218,7 +221,7 @@ impl Warp {
                 members,
             } => {
                 converge!(self.members(*members, mask, active));
-                self.collective(cta, &[*a], &[*d, p.map(pred)], active);
+                self.collective(cluster, &[*a], &[*d, p.map(pred)], active);
                 self.match_lanes(*all, *d, *p, *a, active);
             }
             Op::Redux {
@@ -228,35 +231,62 @@ impl Warp {
                 members,
             } => {
                 converge!(self.members(*members, mask, active));
-                self.collective(cta, &[*a], &[Some(*d)], active);
+                self.collective(cluster, &[*a], &[Some(*d)], active);
                 self.redux(*mode, *d, *a, active);
             }
             Op::Elect { d, p, members } => {
                 converge!(self.members(*members, mask, active));
-                self.collective(cta, &[], &[*d, p.map(pred)], active);
+                self.collective(cluster, &[], &[*d, p.map(pred)], active);
                 self.elect(*d, *p, *members, active);
             }
             Op::ActiveMask { d } => self.regs.put_uniform(Some(*d), active, u64::from(active)),
             Op::Matrix(op) => {
                 converge!(self.need_lanes(mask, active, u32::MAX));
-                self.watched(cta, |warp, watch, cta| warp.observe_matrix(watch, cta, op));
-                self.matrix(cta, op)?;
+                self.watched(cluster, |warp, watch, cluster| {
+                    warp.observe_matrix(watch, cluster, op)
+                });
+                self.matrix(cluster, op)?;
             }
             Op::Mma(op) => {
                 converge!(self.need_lanes(mask, active, u32::MAX));
-                self.watched(cta, |warp, watch, _| warp.observe_mma(watch, op));
+                self.watched(cluster, |warp, watch, _| warp.observe_mma(watch, op));
                 self.mma(op);
+            }
+            Op::Wgmma(op) => {
+                converge!(self.need_lanes(mask, active, u32::MAX));
+                return self.wgmma(cluster, op, pc);
+            }
+            Op::WgmmaFence => {
+                converge!(self.need_lanes(mask, active, u32::MAX));
+                self.warpgroup_step(cluster, pc, [0; 3])?;
+            }
+            Op::WgmmaCommit => {
+                converge!(self.need_lanes(mask, active, u32::MAX));
+                self.wgmma_commit(cluster, pc)?;
+            }
+            Op::WgmmaWait(allowed) => {
+                converge!(self.need_lanes(mask, active, u32::MAX));
+                return self.wgmma_wait(cluster, *allowed, pc);
+            }
+            Op::SetMaxNReg(count, more) => {
+                converge!(self.need_lanes(mask, active, u32::MAX));
+                return self.setmaxnreg(cluster, *count, *more, pc);
             }
             Op::MovMatrix { d, a } => {
                 converge!(self.need_lanes(mask, active, u32::MAX));
-                self.watched(cta, |warp, watch, _| warp.observe_movmatrix(watch, *d, *a));
+                self.watched(cluster, |warp, watch, _| {
+                    warp.observe_movmatrix(watch, *d, *a)
+                });
                 let value = crate::semantics::matrix::movmatrix_trans(self.regs.narrow(*a));
                 self.regs.put_narrow(*d, active, &value);
             }
-            Op::CpAsync(op) => self.cp_async(cta, op, active)?,
-            Op::CpCommit => self.commit_copies(cta, active)?,
-            Op::CpWait(allowed) => self.wait_copies(cta, *allowed, active)?,
-            Op::Mbarrier(op) => return self.mbarrier(cta, op, active),
+            Op::CpAsync(op) => self.cp_async(cluster, op, active)?,
+            Op::CpCommit => self.commit_copies(cluster, active)?,
+            Op::CpWait(allowed) => self.wait_copies(cluster, *allowed, active)?,
+            Op::Bulk(op) => self.bulk(cluster, op, pc, active)?,
+            Op::BulkCommit => self.bulk_commit(cluster, pc, active),
+            Op::BulkWait(allowed, read) => self.bulk_wait(cluster, *allowed, *read, active),
+            Op::Mbarrier(op) => return self.mbarrier(cluster, op, active),
             Op::Fence { .. } => {}
             Op::Yield => return Ok(Flow::Yield),
             Op::Nop => {}

@@ -1,13 +1,13 @@
 //! How often shared memory would have to be accessed for one instruction of a warp.
 
-use super::{Cta, SHARED_WINDOW};
+use super::{Cluster, SHARED_WINDOW};
 use crate::error::Space;
 use crate::program::{WARP, Wide};
 
 /// Banks of shared memory, each of which gives or takes one word of four bytes at a time.
 const BANKS: usize = 32;
 
-impl Cta<'_, '_> {
+impl Cluster<'_, '_> {
     /// Adds an access of `bytes` bytes a lane to the launch's wavefronts, if they are counted. It has been found legal.
     #[inline(always)]
     pub(super) fn count_banks(

@@ -2,7 +2,7 @@
 
 use super::memory::{Intent, lanes};
 use super::warp::Warp;
-use super::{Cta, Trouble, trouble};
+use super::{Cluster, Trouble, trouble};
 use crate::device::AsyncTiming;
 use crate::error::{FaultKind, Space};
 use crate::program::{CpAsync, WARP, Wide};
@@ -49,7 +49,7 @@ impl Warp {
     /// `cp.async`. Addresses are checked now; bytes move when the options say.
     pub(super) fn cp_async(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         op: &CpAsync,
         active: u32,
     ) -> Result<(), Trouble> {
@@ -71,7 +71,7 @@ impl Warp {
                 src_bytes[lane as usize] = 0;
             }
             self.place(
-                cta,
+                cluster,
                 op.dst_space,
                 dst[lane as usize],
                 op.bytes,
@@ -81,7 +81,7 @@ impl Warp {
             let from = src[lane as usize];
             if src_bytes[lane as usize] != 0 {
                 self.check_source(
-                    cta,
+                    cluster,
                     op.src_space,
                     from,
                     op.bytes,
@@ -90,9 +90,9 @@ impl Warp {
                 )?;
             }
         }
-        cta.count_banks(op.dst_space, &dst, active, op.bytes as usize);
+        cluster.count_banks(op.dst_space, &dst, active, op.bytes as usize);
         if self.copies.pending.len() >= MOST_PENDING {
-            self.land(cta, |_, copy| copy.mask)?;
+            self.land(cluster, |_, copy| copy.mask)?;
         }
         let (bytes, dst_space, src_space) = (op.bytes, op.dst_space, op.src_space);
         let group = self.copies.committed;
@@ -106,33 +106,33 @@ impl Warp {
             src_bytes,
             group,
         };
-        match cta.machine.timing {
-            AsyncTiming::Early => self.happen(cta, &copy, active),
+        match cluster.machine.timing {
+            AsyncTiming::Early => self.happen(cluster, &copy, active),
             AsyncTiming::Late => {
                 self.copies.pending.push(copy);
                 Ok(())
             }
             AsyncTiming::Seeded(_) => {
                 self.copies.pending.push(copy);
-                self.some_copies(cta)
+                self.some_copies(cluster)
             }
         }
     }
 
     /// With random timing: lets some of the pending copies happen.
-    pub(super) fn some_copies(&mut self, cta: &mut Cta<'_, '_>) -> Result<(), Trouble> {
-        if !matches!(cta.machine.timing, AsyncTiming::Seeded(_)) {
+    pub(super) fn some_copies(&mut self, cluster: &mut Cluster<'_, '_>) -> Result<(), Trouble> {
+        if !matches!(cluster.machine.timing, AsyncTiming::Seeded(_)) {
             return Ok(());
         }
-        self.land(cta, |cta, copy| {
-            copy.mask & cta.random() as u32 & cta.random() as u32
+        self.land(cluster, |cluster, copy| {
+            copy.mask & cluster.random() as u32 & cluster.random() as u32
         })
     }
 
     /// A source of `read` bytes, aligned as the whole copy.
     fn check_source(
         &mut self,
-        cta: &Cta<'_, '_>,
+        cluster: &Cluster<'_, '_>,
         space: Space,
         address: u64,
         bytes: u32,
@@ -149,9 +149,9 @@ impl Warp {
                 },
             );
         }
-        self.place(cta, space, address, 1, Intent::Read, lane)?;
+        self.place(cluster, space, address, 1, Intent::Read, lane)?;
         self.place(
-            cta,
+            cluster,
             space,
             address + u64::from(read) - 1,
             1,
@@ -164,15 +164,15 @@ impl Warp {
     /// Lets the copies happen in the lanes that `which` picks.
     fn land(
         &mut self,
-        cta: &mut Cta<'_, '_>,
-        mut which: impl FnMut(&mut Cta<'_, '_>, &Copy) -> u32,
+        cluster: &mut Cluster<'_, '_>,
+        mut which: impl FnMut(&mut Cluster<'_, '_>, &Copy) -> u32,
     ) -> Result<(), Trouble> {
         let mut pending = std::mem::take(&mut self.copies.pending);
         let mut result = Ok(());
         for copy in &mut pending {
-            let now = which(cta, copy) & copy.mask;
+            let now = which(cluster, copy) & copy.mask;
             if now != 0 && result.is_ok() {
-                result = self.happen(cta, copy, now);
+                result = self.happen(cluster, copy, now);
                 copy.mask &= !now;
             }
         }
@@ -181,11 +181,16 @@ impl Warp {
         result
     }
 
-    fn happen(&mut self, cta: &mut Cta<'_, '_>, copy: &Copy, mask: u32) -> Result<(), Trouble> {
+    fn happen(
+        &mut self,
+        cluster: &mut Cluster<'_, '_>,
+        copy: &Copy,
+        mask: u32,
+    ) -> Result<(), Trouble> {
         for lane in lanes(mask) {
             let at = lane as usize;
             let to = self.place(
-                cta,
+                cluster,
                 copy.dst_space,
                 copy.dst[at],
                 copy.bytes,
@@ -194,7 +199,7 @@ impl Warp {
             )?;
             if u32::from(copy.src_bytes[at]) == copy.bytes {
                 let from = self.place(
-                    cta,
+                    cluster,
                     copy.src_space,
                     copy.src[at],
                     copy.bytes,
@@ -203,13 +208,13 @@ impl Warp {
                 )?;
                 match copy.bytes {
                     4 => {
-                        let value = self.get::<4>(cta, from, 0);
-                        self.put::<4>(cta, to, 0, value);
+                        let value = self.get::<4>(cluster, from, 0);
+                        self.put::<4>(cluster, to, 0, value);
                     }
                     bytes => {
                         for offset in (0..bytes as usize).step_by(8) {
-                            let value = self.get::<8>(cta, from, offset);
-                            self.put::<8>(cta, to, offset, value);
+                            let value = self.get::<8>(cluster, from, offset);
+                            self.put::<8>(cluster, to, offset, value);
                         }
                     }
                 }
@@ -219,10 +224,11 @@ impl Warp {
                 let mut value = 0;
                 if offset < u32::from(copy.src_bytes[at]) {
                     let address = copy.src[at] + u64::from(offset);
-                    let from = self.place(cta, copy.src_space, address, 1, Intent::Read, lane)?;
-                    value = self.get::<1>(cta, from, 0);
+                    let from =
+                        self.place(cluster, copy.src_space, address, 1, Intent::Read, lane)?;
+                    value = self.get::<1>(cluster, from, 0);
                 }
-                self.put::<1>(cta, to, offset as usize, value);
+                self.put::<1>(cluster, to, offset as usize, value);
             }
         }
         Ok(())
@@ -231,32 +237,36 @@ impl Warp {
     /// `cp.async.commit_group`.
     pub(super) fn commit_copies(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         active: u32,
     ) -> Result<(), Trouble> {
         for lane in lanes(active) {
             self.copies.committed[lane as usize] += 1;
         }
-        self.some_copies(cta)
+        self.some_copies(cluster)
     }
 
     /// Lets all copies of the lanes happen.
-    pub(super) fn all_copies(&mut self, cta: &mut Cta<'_, '_>, active: u32) -> Result<(), Trouble> {
-        self.land(cta, |_, _| active)
+    pub(super) fn all_copies(
+        &mut self,
+        cluster: &mut Cluster<'_, '_>,
+        active: u32,
+    ) -> Result<(), Trouble> {
+        self.land(cluster, |_, _| active)
     }
 
     /// `cp.async.wait_group` and `wait_all`.
     pub(super) fn wait_copies(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         allowed: Option<u32>,
         active: u32,
     ) -> Result<(), Trouble> {
         let committed = self.copies.committed;
-        self.watched(cta, |warp, watch, _| {
+        self.watched(cluster, |warp, watch, _| {
             watch.wait(warp.index, active, &committed, allowed);
         });
-        self.land(cta, |_, copy| {
+        self.land(cluster, |_, copy| {
             let Some(allowed) = allowed else {
                 return active;
             };

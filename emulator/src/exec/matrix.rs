@@ -1,7 +1,7 @@
 //! Matrix instructions: fragments in the registers of a warp.
 
 use super::warp::Warp;
-use super::{Cta, Trouble};
+use super::{Cluster, Trouble};
 use crate::program::{ALL, Matrix, Mma, Narrow, WARP};
 use crate::semantics::matrix;
 
@@ -10,20 +10,24 @@ const MOST: usize = 8;
 
 impl Warp {
     /// `ldmatrix` and `stmatrix`.
-    pub(super) fn matrix(&mut self, cta: &mut Cta<'_, '_>, op: &Matrix) -> Result<(), Trouble> {
+    pub(super) fn matrix(
+        &mut self,
+        cluster: &mut Cluster<'_, '_>,
+        op: &Matrix,
+    ) -> Result<(), Trouble> {
         let addresses = self.addresses(op.address);
         for (j, &slot) in op.regs.iter().enumerate() {
             if op.store {
                 let rows = matrix::store(self.regs.narrow(slot), op.transposed);
                 for (r, row) in rows.into_iter().enumerate() {
                     let lane = 8 * j + r;
-                    self.write_row(cta, op.space, addresses[lane], lane as u32, row)?;
+                    self.write_row(cluster, op.space, addresses[lane], lane as u32, row)?;
                 }
             } else {
                 let mut rows = [[0; 16]; 8];
                 for (r, row) in rows.iter_mut().enumerate() {
                     let lane = 8 * j + r;
-                    *row = self.read_row(cta, op.space, addresses[lane], lane as u32)?;
+                    *row = self.read_row(cluster, op.space, addresses[lane], lane as u32)?;
                 }
                 let value = matrix::load(&rows, op.transposed);
                 self.regs.put_narrow(slot, ALL, &value);
@@ -31,7 +35,7 @@ impl Warp {
         }
         // Lanes 8 j to 8 j + 7 have the rows of matrix j.
         let rows = u32::MAX >> (WARP - 8 * op.regs.len());
-        cta.count_banks(op.space, &addresses, rows, 16);
+        cluster.count_banks(op.space, &addresses, rows, 16);
         Ok(())
     }
 

@@ -2,7 +2,8 @@
 
 use super::warp::Warp;
 use super::{
-    Cta, LOCAL_BASE, LOCAL_WINDOW, PARAM_WINDOW, SHARED_BASE, SHARED_WINDOW, Trouble, trouble,
+    Cluster, LOCAL_BASE, LOCAL_WINDOW, PARAM_WINDOW, RANK_MASK, RANK_SHIFT, SHARED_BASE,
+    SHARED_WINDOW, Trouble, trouble,
 };
 use crate::error::{FaultKind, Space};
 use crate::program::{Address, Atomic, Load, Store, WARP, Wide};
@@ -14,6 +15,7 @@ pub(super) use super::copy::PendingCopies;
 pub(crate) enum Place {
     /// In an allocation, at an offset.
     Global(usize, u64),
+    /// In the shared memory of the cluster's blocks.
     Shared(usize),
     Local(usize),
     Param(usize),
@@ -53,7 +55,7 @@ impl Warp {
     #[inline(always)]
     pub(super) fn place(
         &mut self,
-        cta: &Cta<'_, '_>,
+        cluster: &Cluster<'_, '_>,
         space: Space,
         address: u64,
         bytes: u32,
@@ -72,12 +74,13 @@ impl Warp {
             );
         }
         if matches!(space, Space::Shared) {
-            let at = address.wrapping_sub(SHARED_BASE);
-            if at < cta.shared.len() as u64 && at + size <= cta.shared.len() as u64 {
-                return Ok(Place::Shared(at as usize));
+            let at = address.wrapping_sub(cluster.window);
+            let len = cluster.machine.shared_bytes as u64;
+            if at < len && at + size <= len {
+                return Ok(Place::Shared(cluster.offset + at as usize));
             }
         } else if matches!(space, Space::Global | Space::Const)
-            && let Some(allocation) = cta.machine.memory.get(self.last)
+            && let Some(allocation) = cluster.machine.memory.get(self.last)
         {
             let at = address.wrapping_sub(allocation.base);
             if at < allocation.len
@@ -87,13 +90,13 @@ impl Warp {
                 return Ok(Place::Global(self.last, at));
             }
         }
-        self.place_slow(cta, space, address, bytes, intent, lane)
+        self.place_slow(cluster, space, address, bytes, intent, lane)
     }
 
     #[cold]
     fn place_slow(
         &mut self,
-        cta: &Cta<'_, '_>,
+        cluster: &Cluster<'_, '_>,
         space: Space,
         address: u64,
         bytes: u32,
@@ -117,16 +120,16 @@ impl Warp {
             Space::Generic => {
                 let low = address & ((1 << 56) - 1);
                 let space = match address >> 56 << 56 {
-                    0 => return self.place(cta, Space::Global, address, bytes, intent, lane),
-                    SHARED_WINDOW => Space::Shared,
+                    0 => return self.place(cluster, Space::Global, address, bytes, intent, lane),
+                    SHARED_WINDOW => Space::Cluster,
                     LOCAL_WINDOW => Space::Local,
                     PARAM_WINDOW => Space::Param,
                     _ => return outside(space, address, "no window is there".to_owned()),
                 };
-                self.place(cta, space, low, bytes, intent, lane)
+                self.place(cluster, space, low, bytes, intent, lane)
             }
             Space::Global | Space::Const => {
-                let memory = cta.machine.memory;
+                let memory = cluster.machine.memory;
                 let Some(at) = memory.find(address) else {
                     return trouble(Some(lane), memory.explain(address, bytes));
                 };
@@ -142,14 +145,40 @@ impl Warp {
                 }
             }
             Space::Shared => {
-                let len = cta.shared.len();
+                let (len, window) = (cluster.machine.shared_bytes, cluster.window);
                 if address < SHARED_BASE {
                     return trouble(Some(lane), FaultKind::Null { space, address });
                 }
-                outside(space, address, format!("{len} bytes from {SHARED_BASE:#x}"))
+                outside(space, address, format!("{len} bytes from {window:#x}"))
+            }
+            Space::Cluster => {
+                let rank = address >> RANK_SHIFT;
+                if rank == u64::from(cluster.rank) {
+                    return self.place(cluster, Space::Shared, address, bytes, intent, lane);
+                }
+                let at = (address & RANK_MASK).wrapping_sub(SHARED_BASE);
+                let len = cluster.machine.shared_bytes;
+                match cluster.blocks.get(rank as usize) {
+                    Some(block) if block.alive == 0 => trouble(
+                        Some(lane),
+                        FaultKind::BlockExited {
+                            address,
+                            rank: rank as u32,
+                        },
+                    ),
+                    Some(_) if inside(at, len) => {
+                        let base = rank as usize * cluster.machine.shared_stride();
+                        Ok(Place::Shared(base + at as usize))
+                    }
+                    _ => {
+                        let size = cluster.blocks.len();
+                        let detail = format!("{len} bytes in each of {size} blocks");
+                        outside(space, address, detail)
+                    }
+                }
             }
             Space::Local => {
-                let each = cta.machine.program.local;
+                let each = cluster.machine.program.local;
                 let at = address.wrapping_sub(LOCAL_BASE);
                 if inside(at, each as usize) {
                     return Ok(Place::Local(lane as usize * each as usize + at as usize));
@@ -160,13 +189,13 @@ impl Warp {
                 if intent == Intent::Write {
                     return trouble(Some(lane), FaultKind::ReadOnly { space, address });
                 }
-                if inside(address, cta.machine.params.len()) {
+                if inside(address, cluster.machine.params.len()) {
                     return Ok(Place::Param(address as usize));
                 }
                 outside(
                     space,
                     address,
-                    format!("{} bytes", cta.machine.params.len()),
+                    format!("{} bytes", cluster.machine.params.len()),
                 )
             }
         }
@@ -176,7 +205,7 @@ impl Warp {
     #[inline(always)]
     pub(super) fn get<const N: usize>(
         &self,
-        cta: &Cta<'_, '_>,
+        cluster: &Cluster<'_, '_>,
         place: Place,
         offset: usize,
     ) -> u64 {
@@ -186,14 +215,14 @@ impl Warp {
             u64::from_le_bytes(word)
         };
         match place {
-            Place::Global(allocation, at) => cta
+            Place::Global(allocation, at) => cluster
                 .machine
                 .memory
                 .get(allocation)
                 .map_or(0, |a| a.load::<N>(at + offset as u64)),
-            Place::Shared(at) => slice(&cta.shared, at + offset),
+            Place::Shared(at) => slice(&cluster.shared, at + offset),
             Place::Local(at) => slice(&self.local, at + offset),
-            Place::Param(at) => slice(cta.machine.params, at + offset),
+            Place::Param(at) => slice(cluster.machine.params, at + offset),
         }
     }
 
@@ -201,7 +230,7 @@ impl Warp {
     #[inline(always)]
     pub(super) fn put<const N: usize>(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         place: Place,
         offset: usize,
         value: u64,
@@ -209,12 +238,12 @@ impl Warp {
         let word = value.to_le_bytes();
         match place {
             Place::Global(allocation, at) => {
-                if let Some(a) = cta.machine.memory.get(allocation) {
+                if let Some(a) = cluster.machine.memory.get(allocation) {
                     a.store::<N>(at + offset as u64, value);
                 }
             }
             Place::Shared(at) => {
-                cta.shared[at + offset..at + offset + N].copy_from_slice(&word[..N])
+                cluster.shared[at + offset..at + offset + N].copy_from_slice(&word[..N])
             }
             Place::Local(at) => {
                 self.local[at + offset..at + offset + N].copy_from_slice(&word[..N])
@@ -227,22 +256,22 @@ impl Warp {
     /// `ld`.
     pub(super) fn load(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         load: &Load,
         active: u32,
     ) -> Result<(), Trouble> {
         match load.bytes {
-            1 => self.load_as::<1>(cta, load, active),
-            2 => self.load_as::<2>(cta, load, active),
-            4 => self.load_as::<4>(cta, load, active),
-            _ => self.load_as::<8>(cta, load, active),
+            1 => self.load_as::<1>(cluster, load, active),
+            2 => self.load_as::<2>(cluster, load, active),
+            4 => self.load_as::<4>(cluster, load, active),
+            _ => self.load_as::<8>(cluster, load, active),
         }
     }
 
     #[inline(always)]
     fn load_as<const N: usize>(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         load: &Load,
         active: u32,
     ) -> Result<(), Trouble> {
@@ -252,7 +281,7 @@ impl Warp {
         // Every lane reads before any register is written: the address may be among them.
         for lane in lanes(active) {
             let place = self.place(
-                cta,
+                cluster,
                 load.space,
                 addresses[lane as usize],
                 total,
@@ -261,36 +290,36 @@ impl Warp {
             )?;
             for (n, dst) in load.dst.iter().enumerate() {
                 let Some(dst) = *dst else { continue };
-                let mut value = self.get::<N>(cta, place, n * N);
+                let mut value = self.get::<N>(cluster, place, n * N);
                 if load.signed {
                     value = ((value << extend) as i64 >> extend) as u64;
                 }
                 self.regs.set_lane(dst, lane, value);
             }
         }
-        cta.count_banks(load.space, &addresses, active, total as usize);
+        cluster.count_banks(load.space, &addresses, active, total as usize);
         Ok(())
     }
 
     /// `st`.
     pub(super) fn store(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         store: &Store,
         active: u32,
     ) -> Result<(), Trouble> {
         match store.bytes {
-            1 => self.store_as::<1>(cta, store, active),
-            2 => self.store_as::<2>(cta, store, active),
-            4 => self.store_as::<4>(cta, store, active),
-            _ => self.store_as::<8>(cta, store, active),
+            1 => self.store_as::<1>(cluster, store, active),
+            2 => self.store_as::<2>(cluster, store, active),
+            4 => self.store_as::<4>(cluster, store, active),
+            _ => self.store_as::<8>(cluster, store, active),
         }
     }
 
     #[inline(always)]
     fn store_as<const N: usize>(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         store: &Store,
         active: u32,
     ) -> Result<(), Trouble> {
@@ -298,7 +327,7 @@ impl Warp {
         let total = (N * store.src.len()) as u32;
         for lane in lanes(active) {
             let place = self.place(
-                cta,
+                cluster,
                 store.space,
                 addresses[lane as usize],
                 total,
@@ -307,24 +336,24 @@ impl Warp {
             )?;
             for (n, &src) in store.src.iter().enumerate() {
                 let value = self.regs.lane(src, lane);
-                self.put::<N>(cta, place, n * N, value);
+                self.put::<N>(cluster, place, n * N, value);
             }
         }
-        cta.count_banks(store.space, &addresses, active, total as usize);
+        cluster.count_banks(store.space, &addresses, active, total as usize);
         Ok(())
     }
 
     /// `atom` and `red`: lane after lane.
     pub(super) fn atomic(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         op: &Atomic,
         active: u32,
     ) -> Result<(), Trouble> {
         let addresses = self.addresses(op.address);
         for lane in lanes(active) {
             let place = self.place(
-                cta,
+                cluster,
                 op.space,
                 addresses[lane as usize],
                 op.bytes,
@@ -333,9 +362,9 @@ impl Warp {
             )?;
             let (a, b) = (self.regs.lane(op.a, lane), self.regs.lane(op.b, lane));
             let old = match op.bytes {
-                2 => self.update::<2>(cta, place, |old| (op.f)(old, a, b)),
-                4 => self.update::<4>(cta, place, |old| (op.f)(old, a, b)),
-                _ => self.update::<8>(cta, place, |old| (op.f)(old, a, b)),
+                2 => self.update::<2>(cluster, place, |old| (op.f)(old, a, b)),
+                4 => self.update::<4>(cluster, place, |old| (op.f)(old, a, b)),
+                _ => self.update::<8>(cluster, place, |old| (op.f)(old, a, b)),
             };
             if let Some(dst) = op.dst {
                 self.regs.set_lane(dst, lane, old);
@@ -346,50 +375,50 @@ impl Warp {
 
     fn update<const N: usize>(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         place: Place,
         f: impl Fn(u64) -> u64,
     ) -> u64 {
         if let Place::Global(allocation, at) = place {
-            return cta
+            return cluster
                 .machine
                 .memory
                 .get(allocation)
                 .map_or(0, |a| a.update::<N>(at, f));
         }
-        let old = self.get::<N>(cta, place, 0);
-        self.put::<N>(cta, place, 0, f(old));
+        let old = self.get::<N>(cluster, place, 0);
+        self.put::<N>(cluster, place, 0, f(old));
         old
     }
 
     /// Reads 16 bytes at a multiple of 16.
     pub(super) fn read_row(
         &mut self,
-        cta: &Cta<'_, '_>,
+        cluster: &Cluster<'_, '_>,
         space: Space,
         address: u64,
         lane: u32,
     ) -> Result<[u8; 16], Trouble> {
-        let place = self.place(cta, space, address, 16, Intent::Read, lane)?;
+        let place = self.place(cluster, space, address, 16, Intent::Read, lane)?;
         let mut row = [0; 16];
-        row[..8].copy_from_slice(&self.get::<8>(cta, place, 0).to_le_bytes());
-        row[8..].copy_from_slice(&self.get::<8>(cta, place, 8).to_le_bytes());
+        row[..8].copy_from_slice(&self.get::<8>(cluster, place, 0).to_le_bytes());
+        row[8..].copy_from_slice(&self.get::<8>(cluster, place, 8).to_le_bytes());
         Ok(row)
     }
 
     /// Writes 16 bytes at a multiple of 16.
     pub(super) fn write_row(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         space: Space,
         address: u64,
         lane: u32,
         row: [u8; 16],
     ) -> Result<(), Trouble> {
-        let place = self.place(cta, space, address, 16, Intent::Write, lane)?;
+        let place = self.place(cluster, space, address, 16, Intent::Write, lane)?;
         let row = u128::from_le_bytes(row);
-        self.put::<8>(cta, place, 0, row as u64);
-        self.put::<8>(cta, place, 8, (row >> 64) as u64);
+        self.put::<8>(cluster, place, 0, row as u64);
+        self.put::<8>(cluster, place, 8, (row >> 64) as u64);
         Ok(())
     }
 }

@@ -1,30 +1,36 @@
-//! The machine: blocks, warps, and what their instructions do.
+//! The machine: clusters, blocks, warps, and what their instructions do.
 //!
-//! A worker thread owns one [`Block`] and runs block after block in it. Its warps take turns: each runs until it waits
-//! for something, ends, or has had its share. Within a warp, lanes that stand at the same instruction form a group;
-//! `warp` says how groups part and meet.
+//! A worker thread owns one [`Runner`] and runs cluster after cluster in it; mostly a cluster is one block. Its warps take
+//! turns: each runs until it waits for something, ends, or has had its share. Within a warp, lanes that stand at the same
+//! instruction form a group; `warp` says how groups part and meet.
 
 mod alu;
 mod banks;
+mod bulk;
+mod cluster;
 mod collective;
 mod copy;
 mod matrix;
+mod mbarrier;
 mod memory;
+mod stall;
 mod sync;
+mod tile;
 mod warp;
 mod watch;
+mod wgmma;
 
 use std::collections::HashMap;
 
-use crate::device::{AsyncTiming, Launch, Options, Schedule, Stats};
-use crate::error::{Fault, FaultKind, Space, Waiter};
-use crate::memory::{DeviceMemory, POISON};
+use crate::device::{AsyncTiming, Launch, Options, Schedule};
+use crate::error::{FaultKind, Space};
+use crate::memory::DeviceMemory;
 use crate::module::Module;
-use crate::program::{Constant, Kind, Program, Special, WARP};
-use crate::sanitize::{Report, Sanitizer, Site};
+use crate::program::{Constant, Kind, Program, Special, Src, WARP};
+use crate::sanitize::Site;
+use cluster::Cluster;
+pub(crate) use cluster::{RANK_MASK, RANK_SHIFT, Runner};
 pub(crate) use memory::Place;
-use sync::Barrier;
-use warp::{Turn, Warp};
 
 /// First address of the shared window: null and near-null pointers are outside.
 pub(crate) const SHARED_BASE: u64 = 0x400;
@@ -37,19 +43,17 @@ pub(crate) const LOCAL_WINDOW: u64 = 2 << 56;
 /// Generic address of parameter 0.
 pub(crate) const PARAM_WINDOW: u64 = 3 << 56;
 
-/// Instructions a warp executes before the next one's turn.
-const SHARE: u32 = 1 << 14;
-
 /// A thread at an instruction.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Who {
+    /// Its warp's number in the cluster.
     pub(crate) warp: u32,
     pub(crate) lane: u32,
     pub(crate) pc: u32,
 }
 
 impl Who {
-    /// The thread's number in its block.
+    /// The thread's number in its cluster: see [`Machine::block_of`].
     #[inline(always)]
     pub(crate) fn thread(self) -> usize {
         self.warp as usize * WARP + self.lane as usize
@@ -65,6 +69,10 @@ pub(crate) struct Machine<'a> {
     params: &'a [u8],
     grid: [u32; 3],
     block: [u32; 3],
+    /// Blocks of a cluster.
+    cluster: [u32; 3],
+    /// Whether the launch or the entry asks for clusters.
+    explicit_cluster: bool,
     timing: AsyncTiming,
     schedule: Schedule,
     max_instructions: u64,
@@ -72,8 +80,8 @@ pub(crate) struct Machine<'a> {
     sanitize: bool,
     shared_bytes: usize,
     dynamic_shared: u32,
-    /// Values of the program's constants.
-    constants: Vec<u64>,
+    /// Addresses of the module's variables.
+    variables: &'a [u64],
 }
 
 impl<'a> Machine<'a> {
@@ -81,19 +89,11 @@ impl<'a> Machine<'a> {
         program: &'a Program,
         module: &'a Module,
         memory: &'a DeviceMemory,
-        variables: &[u64],
+        variables: &'a [u64],
         launch: &Launch<'a>,
+        cluster: Option<[u32; 3]>,
         options: &Options,
     ) -> Self {
-        let constants = program
-            .constants
-            .iter()
-            .map(|&(_, constant)| match constant {
-                Constant::Bits(bits) => bits,
-                Constant::Variable(at, offset) => {
-                    variables.get(at).copied().unwrap_or(0).wrapping_add(offset)
-                }
-            });
         let static_shared = program
             .static_shared
             .next_multiple_of(program.dynamic_align);
@@ -105,6 +105,8 @@ impl<'a> Machine<'a> {
             params: launch.params,
             grid: launch.grid,
             block: launch.block,
+            cluster: cluster.unwrap_or([1; 3]),
+            explicit_cluster: cluster.is_some(),
             timing: options.async_copies,
             schedule: options.schedule,
             max_instructions: options.max_instructions.unwrap_or(u64::MAX),
@@ -112,25 +114,72 @@ impl<'a> Machine<'a> {
             sanitize: options.sanitize,
             shared_bytes: (static_shared + u64::from(launch.dynamic_shared)) as usize,
             dynamic_shared: launch.dynamic_shared,
-            constants: constants.collect(),
+            variables,
         }
     }
 
+    /// Places and values of the program's constants, in a block of that rank.
+    fn constants(&self, rank: u32) -> impl Iterator<Item = (Src, u64)> {
+        self.program
+            .constants
+            .iter()
+            .map(move |&(place, constant)| {
+                let value = match constant {
+                    Constant::Bits(bits) => bits,
+                    Constant::Variable(at, offset) => {
+                        let address = self.variables.get(at).copied().unwrap_or(0);
+                        address.wrapping_add(offset)
+                    }
+                    Constant::Shared(address) => address + (u64::from(rank) << RANK_SHIFT),
+                };
+                (place, value)
+            })
+    }
+
+    /// Threads of a block.
     pub(crate) fn threads(&self) -> u32 {
         self.block.iter().product()
+    }
+
+    /// Warps of a block.
+    pub(crate) fn warps(&self) -> u32 {
+        self.threads().div_ceil(WARP as u32)
+    }
+
+    /// Blocks of a cluster.
+    pub(crate) fn cluster_size(&self) -> u32 {
+        self.cluster.iter().product()
+    }
+
+    /// The index of a block of the cluster that begins at block `first`.
+    pub(crate) fn block_index(&self, first: [u32; 3], rank: u32) -> [u32; 3] {
+        let offset = thread_index(self.cluster, rank);
+        std::array::from_fn(|n| first[n] + offset[n])
+    }
+
+    /// Rank of a thread's block. Threads of a cluster are numbered through, with whole warps for every block.
+    pub(crate) fn rank_of(&self, thread: usize) -> u32 {
+        (thread / WARP) as u32 / self.warps()
+    }
+
+    /// The index of a thread's block.
+    pub(crate) fn block_of(&self, first: [u32; 3], thread: usize) -> [u32; 3] {
+        self.block_index(first, self.rank_of(thread))
+    }
+
+    /// The three-dimensional index of a thread in its block.
+    pub(crate) fn thread_index(&self, thread: usize) -> [u32; 3] {
+        let each = self.warps() as usize * WARP;
+        thread_index(self.block, (thread % each) as u32)
     }
 
     pub(crate) fn program(&self) -> &Program {
         self.program
     }
 
-    pub(crate) fn shared_bytes(&self) -> usize {
-        self.shared_bytes
-    }
-
-    /// The three-dimensional index of a thread.
-    pub(crate) fn thread_index(&self, linear: u32) -> [u32; 3] {
-        thread_index(self.block, linear)
+    /// From a block's shared memory to the next one's.
+    pub(crate) fn shared_stride(&self) -> usize {
+        self.shared_bytes.next_multiple_of(128)
     }
 
     /// The bytes of a range of an allocation that were written, a bit each.
@@ -153,7 +202,13 @@ impl<'a> Machine<'a> {
                 let base = self.memory.get(allocation).map_or(0, |a| a.base);
                 (Space::Global, base + at as u64)
             }
-            Place::Shared(_) => (Space::Shared, SHARED_BASE + at as u64),
+            Place::Shared(_) => {
+                let (rank, at) = (at / self.shared_stride(), at % self.shared_stride());
+                (
+                    Space::Shared,
+                    ((rank << RANK_SHIFT) + at) as u64 + SHARED_BASE,
+                )
+            }
             Place::Local(_) => (Space::Local, LOCAL_BASE + at as u64),
             Place::Param(_) => (Space::Param, at as u64),
         }
@@ -209,36 +264,6 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// What the warps of a block share.
-struct Cta<'m, 'a> {
-    machine: &'m Machine<'a>,
-    index: [u32; 3],
-    shared: Vec<u8>,
-    barriers: [Barrier; 16],
-    /// Lanes that have not exited.
-    alive: u32,
-    random: u64,
-    stats: Stats,
-    /// Checks what hardware does not, if the options say so.
-    watch: Option<Box<Sanitizer>>,
-}
-
-impl Cta<'_, '_> {
-    /// The next of a sequence of pseudo-random numbers (splitmix64).
-    fn random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.random ^ self.random >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-}
-
-/// A block and the storage of its warps, used for one block after the other.
-pub(crate) struct Block<'m, 'a> {
-    cta: Cta<'m, 'a>,
-    warps: Vec<Warp>,
-}
-
 /// A fault before it is known where: the lane, if it is one lane's, and what.
 type Trouble = Box<(Option<u32>, FaultKind)>;
 
@@ -246,159 +271,9 @@ fn trouble<T>(lane: Option<u32>, kind: FaultKind) -> Result<T, Trouble> {
     Err(Box::new((lane, kind)))
 }
 
-impl<'m, 'a> Block<'m, 'a> {
-    pub(crate) fn new(machine: &'m Machine<'a>) -> Self {
-        let threads = machine.threads();
-        let mut warps: Vec<Warp> = (0..threads.div_ceil(WARP as u32))
-            .map(|index| Warp::new(machine.program, index, threads))
-            .collect();
-        for warp in &mut warps {
-            for (&(place, _), &value) in machine.program.constants.iter().zip(&machine.constants) {
-                warp.regs.broadcast(place, value);
-            }
-        }
-        let cta = Cta {
-            machine,
-            index: [0; 3],
-            shared: vec![POISON; machine.shared_bytes],
-            barriers: std::array::from_fn(|_| Barrier::default()),
-            alive: 0,
-            random: 0,
-            stats: Stats::default(),
-            watch: machine.sanitize.then(|| Box::new(Sanitizer::new(machine))),
-        };
-        Block { cta, warps }
-    }
-
-    /// Runs the block to its end.
-    pub(crate) fn run(&mut self, index: [u32; 3], linear: u64) -> Result<Stats, Fault> {
-        let machine = self.cta.machine;
-        self.cta.index = index;
-        self.cta.shared.fill(POISON);
-        self.cta.barriers = std::array::from_fn(|_| Barrier::default());
-        self.cta.alive = machine.threads();
-        let mut seed = match machine.timing {
-            AsyncTiming::Seeded(seed) => seed,
-            _ => 0,
-        };
-        if let Schedule::Seeded {
-            seed: of_schedule, ..
-        } = machine.schedule
-        {
-            seed ^= of_schedule.rotate_left(32);
-        }
-        self.cta.random = seed ^ linear.wrapping_mul(0xd134_2543_de82_ef95);
-        self.cta.stats = Stats {
-            blocks: 1,
-            ..Stats::default()
-        };
-        for warp in &mut self.warps {
-            warp.reset();
-            for &(place, special) in &machine.program.specials {
-                let (at, threads) = (warp.index, machine.threads());
-                warp.regs.set(place, |lane| {
-                    special_value(machine, index, at, threads, special, lane)
-                });
-            }
-        }
-        if let Some(watch) = &mut self.cta.watch {
-            watch.begin_block(index, machine);
-        }
-        let mut order: Vec<usize> = (0..self.warps.len()).collect();
-        let mut running = true;
-        while running {
-            running = false;
-            let mut moved = false;
-            if machine.schedule != Schedule::InOrder {
-                // Fisher and Yates.
-                for n in (1..order.len()).rev() {
-                    order.swap(n, self.cta.random() as usize % (n + 1));
-                }
-            }
-            for &at in &order {
-                let warp = &mut self.warps[at];
-                if warp.alive == 0 {
-                    continue;
-                }
-                running = true;
-                let share = match machine.schedule {
-                    Schedule::InOrder => SHARE,
-                    Schedule::Seeded { share, .. } => {
-                        1 + (self.cta.random() % u64::from(share.clamp(1, SHARE))) as u32
-                    }
-                };
-                match warp.turn(&mut self.cta, share) {
-                    Ok(Turn::Moved) => moved = true,
-                    Ok(Turn::Stuck) => {}
-                    Err((pc, lanes, found)) => {
-                        let lane = found.0.unwrap_or(lanes.trailing_zeros().min(31));
-                        return Err(self.fault(at as u32, lane, pc, found.1));
-                    }
-                }
-            }
-            if self.cta.stats.warp_instructions > machine.max_instructions {
-                let (pc, lane) = self
-                    .warps
-                    .iter()
-                    .find_map(Warp::stands_at)
-                    .unwrap_or((0, 0));
-                let kind = FaultKind::InstructionLimit {
-                    limit: machine.max_instructions,
-                };
-                let warp = self.warps.iter().position(|w| w.alive != 0).unwrap_or(0);
-                return Err(self.fault(warp as u32, lane, pc, kind));
-            }
-            if running && !moved {
-                return Err(self.deadlock());
-            }
-        }
-        Ok(self.cta.stats)
-    }
-
-    fn deadlock(&mut self) -> Fault {
-        let mut waiters = Vec::new();
-        let mut first = None;
-        for warp in &self.warps {
-            for (pc, lanes, reason) in warp.waits(&self.cta) {
-                first = first.or(Some((warp.index, lanes.trailing_zeros().min(31), pc)));
-                let (line, instruction) = self.cta.machine.instruction(pc);
-                waiters.push(Waiter {
-                    warp: warp.index,
-                    lanes,
-                    line,
-                    instruction,
-                    reason,
-                });
-            }
-        }
-        let (warp, lane, pc) = first.unwrap_or((0, 0, 0));
-        self.fault(warp, lane, pc, FaultKind::Deadlock { waiters })
-    }
-
-    /// What the sanitizer found in the blocks that ran.
-    pub(crate) fn into_report(self) -> Report {
-        self.cta
-            .watch
-            .map(|watch| watch.into_report())
-            .unwrap_or_default()
-    }
-
-    fn fault(&mut self, warp: u32, lane: u32, pc: u32, kind: FaultKind) -> Fault {
-        let machine = self.cta.machine;
-        let (line, instruction) = machine.instruction(pc);
-        let thread = thread_index(machine.block, warp * WARP as u32 + lane);
-        let fault = Fault {
-            kind,
-            block: self.cta.index,
-            thread,
-            line,
-            instruction,
-        };
-        if let Some(watch) = &mut self.cta.watch {
-            watch.add_fault(machine, &fault, pc);
-        }
-        fault
-    }
+/// A fault of one lane.
+fn at(lane: u32) -> impl Fn(FaultKind) -> Trouble {
+    move |kind| Box::new((Some(lane), kind))
 }
 
 /// The three-dimensional index of a thread.
@@ -406,23 +281,32 @@ fn thread_index([x, y, _]: [u32; 3], linear: u32) -> [u32; 3] {
     [linear % x, linear / x % y, linear / x / y]
 }
 
+/// A lane's value of a special register, in a block of that index and rank and a warp of that number in the block.
 fn special_value(
     machine: &Machine<'_>,
     index: [u32; 3],
+    rank: u32,
     warp: u32,
-    threads: u32,
     special: Special,
     lane: u32,
 ) -> u64 {
     let bit = 1u64 << lane;
+    let axis = |of: [u32; 3], n: u8| of[usize::from(n)];
     u64::from(match special {
-        Special::Tid(n) => thread_index(machine.block, warp * WARP as u32 + lane)[usize::from(n)],
-        Special::Ntid(n) => machine.block[usize::from(n)],
-        Special::Ctaid(n) => index[usize::from(n)],
-        Special::Nctaid(n) => machine.grid[usize::from(n)],
+        Special::Tid(n) => axis(thread_index(machine.block, warp * WARP as u32 + lane), n),
+        Special::Ntid(n) => axis(machine.block, n),
+        Special::Ctaid(n) => axis(index, n),
+        Special::Nctaid(n) => axis(machine.grid, n),
+        Special::ClusterId(n) => axis(index, n) / axis(machine.cluster, n),
+        Special::NClusterId(n) => axis(machine.grid, n) / axis(machine.cluster, n),
+        Special::ClusterCtaid(n) => axis(thread_index(machine.cluster, rank), n),
+        Special::ClusterNctaid(n) => axis(machine.cluster, n),
+        Special::ClusterCtaRank => rank,
+        Special::ClusterNctaRank => machine.cluster_size(),
+        Special::IsExplicitCluster => u32::from(machine.explicit_cluster),
         Special::LaneId => lane,
         Special::WarpId => warp,
-        Special::NWarpId => threads.div_ceil(WARP as u32),
+        Special::NWarpId => machine.warps(),
         Special::LaneMaskEq => bit as u32,
         Special::LaneMaskLe => (bit * 2 - 1) as u32,
         Special::LaneMaskLt => (bit - 1) as u32,
@@ -430,8 +314,8 @@ fn special_value(
         Special::LaneMaskGt => !((bit * 2 - 1) as u32),
         Special::DynamicShared => machine.dynamic_shared,
         Special::TotalShared => machine.shared_bytes as u32,
-        Special::SmId | Special::GridId | Special::Zero => 0,
-        Special::NSmId | Special::One => 1,
+        Special::SmId | Special::GridId => 0,
+        Special::NSmId => 1,
     })
 }
 

@@ -8,8 +8,10 @@
 //! An instruction that needs lanes of other groups waits until they come. If they can't, because they wait at a join
 //! for the lanes that wait for them, or have exited, it faults: on hardware this is undefined.
 
+use std::hash::{Hash, Hasher};
+
 use super::memory::PendingCopies;
-use super::{Cta, Trouble, fit, trouble};
+use super::{Cluster, Trouble, fit, trouble};
 use crate::device::Schedule;
 use crate::error::FaultKind;
 use crate::program::{
@@ -17,6 +19,7 @@ use crate::program::{
 };
 
 /// A warp's registers.
+#[derive(Hash)]
 pub(super) struct Registers {
     rows: Vec<Row>,
     pub(super) preds: Vec<u32>,
@@ -41,6 +44,16 @@ impl Registers {
     #[inline(always)]
     pub(super) fn narrow_mut(&mut self, slot: Slot) -> &mut Narrow {
         &mut self.rows[slot as usize].0
+    }
+
+    /// Several different registers; `None` if two are the same.
+    #[inline(always)]
+    pub(super) fn several_mut<const N: usize>(
+        &mut self,
+        slots: [Slot; N],
+    ) -> Option<[&mut Narrow; N]> {
+        let rows = self.rows.get_disjoint_mut(slots.map(|s| s as usize));
+        rows.ok().map(|rows| rows.map(|row| &mut row.0))
     }
 
     #[inline(always)]
@@ -184,7 +197,7 @@ impl Registers {
 }
 
 /// What a group waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum State {
     Ready,
     /// For other lanes of the warp to come to the same instruction.
@@ -194,20 +207,37 @@ pub(super) enum State {
         id: u32,
         round: u64,
     },
+    /// For the end of an mbarrier's phase. So many phases, of all mbarriers, had ended when it last looked.
+    Mbarrier {
+        phases: u64,
+    },
+    /// For products of its warpgroup, so many in all. If that leads nowhere, the group goes on where it need not wait.
+    Products {
+        need: u64,
+        must: bool,
+    },
+    /// For registers of the block's pool.
+    Registers {
+        need: i32,
+    },
+    /// Ready, but its wait for an mbarrier has taken too long.
+    Expired,
 }
 
 /// Lanes that are at the same instruction.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 pub(super) struct Group {
     pub(super) pc: u32,
     pub(super) mask: u32,
     /// Index into [`Warp::joins`], or [`NOWHERE`].
     join: u32,
     pub(super) state: State,
+    /// Phases of mbarriers, of all, that had ended when a wait last told these lanes that theirs has not.
+    pub(super) told: u64,
 }
 
 /// A place where lanes meet.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 struct Join {
     pc: u32,
     /// Lanes that will come, unless they exit.
@@ -245,14 +275,22 @@ pub(super) enum Flow {
     Exit(u32),
     /// The group waits in this state, and executes the instruction again (or, at barriers, ends it) later.
     Wait(State),
+    /// The group waits in this state, and then goes on.
+    Pause(State),
     /// The group goes on, after other warps have had a turn.
     Yield,
 }
 
 pub(super) struct Warp {
+    /// Its number in the cluster.
     pub(super) index: u32,
+    /// Rank of its block.
+    pub(super) rank: u32,
+    /// Warps before it in the cluster that are not of its block.
+    before: u32,
     /// The instruction being executed, while a sanitizer watches.
     pub(super) pc: u32,
+    /// Threads of a block.
     threads: u32,
     pub(super) regs: Registers,
     /// Carry flags.
@@ -269,12 +307,24 @@ pub(super) struct Warp {
     /// Prefer the group at the highest instruction instead: set in turns, so that lanes that spin cannot keep the
     /// lanes that they wait for from running.
     backwards: bool,
+    /// The group that runs.
+    pub(super) current: usize,
+    /// The wait for an mbarrier that is about to be executed shall not suspend its lanes.
+    pub(super) expired: bool,
+    /// Its wait for products has begun.
+    pub(super) waited: bool,
 }
 
+/// A number that no count reaches.
+const NEVER: u64 = u64::MAX;
+
 impl Warp {
-    pub(super) fn new(program: &Program, index: u32, threads: u32) -> Self {
+    /// A warp of a cluster whose blocks have `each` warps.
+    pub(super) fn new(program: &Program, index: u32, each: u32, threads: u32) -> Self {
         Self {
             index,
+            rank: index / each,
+            before: index / each * each,
             pc: 0,
             threads,
             regs: Registers::new(program),
@@ -286,12 +336,20 @@ impl Warp {
             groups: Vec::new(),
             joins: Vec::new(),
             backwards: false,
+            current: 0,
+            expired: false,
+            waited: false,
         }
     }
 
-    /// Makes it ready for a new block.
+    /// Its number in its block.
+    pub(super) fn in_block(&self) -> u32 {
+        self.index - self.before
+    }
+
+    /// Makes it ready for a new cluster.
     pub(super) fn reset(&mut self) {
-        let lanes = (self.threads - self.index * WARP as u32).min(WARP as u32);
+        let lanes = (self.threads - self.in_block() * WARP as u32).min(WARP as u32);
         self.alive = if lanes == 32 { ALL } else { (1 << lanes) - 1 };
         self.carry = 0;
         self.local.fill(0xff);
@@ -299,12 +357,21 @@ impl Warp {
         self.joins.clear();
         self.groups.clear();
         self.backwards = false;
+        self.expired = false;
+        self.waited = false;
         self.groups.push(Group {
             pc: 0,
             mask: self.alive,
             join: NOWHERE,
             state: State::Ready,
+            told: NEVER,
         });
+    }
+
+    /// All that decides what it does next.
+    pub(super) fn hash(&self, hash: &mut impl Hasher) {
+        (&self.regs, self.carry, &self.local).hash(hash);
+        (&self.groups, &self.joins, self.alive).hash(hash);
     }
 
     /// An instruction and a lane at which it stands.
@@ -315,12 +382,26 @@ impl Warp {
     }
 
     /// What its lanes wait for.
-    pub(super) fn waits(&self, cta: &Cta<'_, '_>) -> Vec<(u32, u32, String)> {
+    pub(super) fn waits(&self, cluster: &Cluster<'_, '_>) -> Vec<(u32, u32, String)> {
         let groups = self.groups.iter().map(|g| {
             let reason = match g.state {
                 State::Ready => "can run".to_owned(),
+                State::Mbarrier { .. } | State::Expired => {
+                    let program = cluster.machine.program;
+                    let awaited = self.awaited_objects(cluster, program, g.pc, g.mask);
+                    let reasons = awaited.iter().map(|a| a.describe(cluster));
+                    reasons.collect::<Vec<_>>().join(", and ")
+                }
                 State::Lanes(need) => format!("waits for lanes {:#010x}", need & !g.mask),
-                State::Barrier { id, .. } => cta.barriers[id as usize & 15].describe(id, cta.alive),
+                State::Registers { need } => {
+                    let free = cluster.cta().free_registers;
+                    format!("waits for {need} more registers a thread, the block's pool has {free}")
+                }
+                State::Products { need, .. } => self.describe_products(cluster, need),
+                State::Barrier { id, .. } => {
+                    let block = cluster.cta();
+                    block.barriers[id as usize & 15].describe(id, block.alive)
+                }
             };
             (g.pc, g.mask, reason)
         });
@@ -344,21 +425,21 @@ impl Warp {
     /// Runs for at most so many instructions. An error says where, and which lanes were active.
     pub(super) fn turn(
         &mut self,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         share: u32,
     ) -> Result<Turn, (u32, u32, Trouble)> {
         let mut left = share;
         let mut moved = false;
         while left > 0 && self.alive != 0 {
-            let Some(at) = self.pick(cta)? else { break };
+            let Some(at) = self.pick(cluster)? else { break };
             moved = true;
             let before = left;
-            let go_on = self.run_group(at, cta, &mut left)?;
-            cta.stats.warp_instructions += u64::from(before - left);
+            let go_on = self.run_group(at, cluster, &mut left)?;
+            cluster.stats.warp_instructions += u64::from(before - left);
             if !go_on || left == 0 {
                 self.backwards = self.groups.len() > 1 && !self.backwards;
             }
-            if !go_on || cta.stats.warp_instructions > cta.machine.max_instructions {
+            if !go_on || cluster.stats.warp_instructions > cluster.machine.max_instructions {
                 break;
             }
         }
@@ -366,32 +447,53 @@ impl Warp {
     }
 
     /// The group to run next: the one at the lowest instruction of those that can.
-    fn pick(&mut self, cta: &mut Cta<'_, '_>) -> Result<Option<usize>, (u32, u32, Trouble)> {
+    fn pick(
+        &mut self,
+        cluster: &mut Cluster<'_, '_>,
+    ) -> Result<Option<usize>, (u32, u32, Trouble)> {
         for at in 0..self.groups.len() {
+            if let State::Mbarrier { phases } = self.groups[at].state
+                && phases != cluster.phases
+            {
+                self.groups[at].state = State::Ready;
+            }
+            if let State::Products { need, .. } = self.groups[at].state
+                && self.products_done(cluster, need)
+            {
+                self.groups[at].state = State::Ready;
+            }
+            if let State::Registers { need } = self.groups[at].state
+                && need <= cluster.cta().free_registers
+            {
+                self.groups[at].state = State::Ready;
+            }
             if let State::Barrier { id, round } = self.groups[at].state {
-                let barrier = &cta.barriers[id as usize & 15];
+                let barrier = &cluster.cta().barriers[id as usize & 15];
                 if barrier.round != round {
                     let result = barrier.result;
                     let (pc, mask) = (self.groups[at].pc, self.groups[at].mask);
-                    self.end_barrier(&cta.machine.program.code[pc as usize], mask, result);
+                    self.end_barrier(&cluster.machine.program.code[pc as usize], mask, result);
                     self.groups[at].state = State::Ready;
                     self.groups[at].pc = pc + 1;
                 }
             }
         }
-        let ready = (0..self.groups.len()).filter(|&g| self.groups[g].state == State::Ready);
+        let can_run = |g: &usize| matches!(self.groups[*g].state, State::Ready | State::Expired);
+        let ready = (0..self.groups.len()).filter(can_run);
         let pc = |&g: &usize| self.groups[g].pc;
-        let best = if cta.machine.schedule != Schedule::InOrder && self.groups.len() > 1 {
+        let best = if cluster.machine.schedule != Schedule::InOrder && self.groups.len() > 1 {
             let count = ready.clone().count();
-            let n = cta.random() as usize % count.max(1);
+            let n = cluster.random() as usize % count.max(1);
             ready.clone().nth(n)
         } else if self.backwards {
             ready.max_by_key(pc)
         } else {
             ready.min_by_key(pc)
         };
-        if best.is_some() {
-            return Ok(best);
+        if let Some(best) = best {
+            self.expired = self.groups[best].state == State::Expired;
+            self.groups[best].state = State::Ready;
+            return Ok(Some(best));
         }
         // Lanes that wait for each other at one instruction go on together.
         for at in 0..self.groups.len() {
@@ -417,11 +519,11 @@ impl Warp {
                 return Ok(Some(self.groups.len() - 1));
             }
         }
-        // Somebody else may yet end a barrier that lanes of this warp wait at; otherwise there is no hope.
+        // Somebody else may yet end what lanes of this warp wait for; otherwise there is no hope.
         let hope = self
             .groups
             .iter()
-            .any(|g| matches!(g.state, State::Barrier { .. }));
+            .any(|g| !matches!(g.state, State::Lanes(_)));
         match self
             .groups
             .iter()
@@ -448,10 +550,11 @@ impl Warp {
     fn run_group(
         &mut self,
         at: usize,
-        cta: &mut Cta<'_, '_>,
+        cluster: &mut Cluster<'_, '_>,
         left: &mut u32,
     ) -> Result<bool, (u32, u32, Trouble)> {
-        let program = cta.machine.program;
+        let program = cluster.machine.program;
+        self.current = at;
         let Group {
             mut pc, mask, join, ..
         } = self.groups[at];
@@ -473,16 +576,16 @@ impl Warp {
                 ));
             };
             *left -= 1;
-            cta.stats.lane_instructions += lanes;
-            if cta.watch.is_some() {
-                self.observe(cta, inst, pc, mask);
+            cluster.stats.lane_instructions += lanes;
+            if cluster.observed {
+                self.observe(cluster, inst, pc, mask);
             }
             let active = mask & self.regs.pred(inst.guard);
             if active == 0 {
                 pc += 1;
                 continue;
             }
-            match self.step(cta, inst, mask, active) {
+            match self.step(cluster, inst, pc, mask, active) {
                 Ok(Flow::Next) => pc += 1,
                 Ok(Flow::Branch { taken, target, .. }) if taken == mask => pc = target,
                 Ok(Flow::Branch {
@@ -520,15 +623,24 @@ impl Warp {
                         j.expected &= !lanes;
                     }
                     self.settle();
-                    cta.alive -= lanes.count_ones();
-                    self.watched(cta, |warp, watch, cta| {
-                        watch.exit(cta.machine, warp.who(0), lanes);
+                    cluster.cta_mut().alive -= lanes.count_ones();
+                    if self.alive == 0 {
+                        self.leave_warpgroup(cluster)
+                            .map_err(|found| (pc, lanes, found))?;
+                    }
+                    self.watched(cluster, |warp, watch, cluster| {
+                        watch.exit(cluster.machine, warp.who(0), lanes);
                     });
-                    cta.check_barriers();
+                    cluster.check_barriers();
                     return Ok(true);
                 }
                 Ok(Flow::Wait(state)) => {
                     self.groups[at].pc = pc;
+                    self.groups[at].state = state;
+                    return Ok(true);
+                }
+                Ok(Flow::Pause(state)) => {
+                    self.groups[at].pc = pc + 1;
                     self.groups[at].state = state;
                     return Ok(true);
                 }
@@ -572,12 +684,14 @@ impl Warp {
             mask: group.mask & !taken,
             join,
             state: State::Ready,
+            told: NEVER,
         };
         self.groups.push(Group {
             pc: target,
             mask: taken,
             join,
             state: State::Ready,
+            told: NEVER,
         });
     }
 
@@ -591,6 +705,7 @@ impl Warp {
                     mask: join.expected,
                     join: join.parent,
                     state: State::Ready,
+                    told: NEVER,
                 };
                 self.joins[at].expected = 0;
                 self.joins[at].arrived = 0;

@@ -263,7 +263,7 @@ impl<'t> Parser<'t> {
                     parts.push(part);
                 }
                 self.expect(b']')?;
-                return Ok(Operand::Tensor(base, parts));
+                return Ok(Operand::Tensor(base, offset, parts));
             }
             Token::Punct(b'{') => return self.vector(b),
             // A parenthesised list: the arguments of a call.

@@ -503,45 +503,7 @@ impl<'t> Parser<'t> {
                 }
             }
         }
-        let (mut maxntid, mut reqntid) = (None, None);
-        while let Token::Directive(directive) = self.current.token {
-            match directive {
-                ".maxntid" | ".reqntid" => {
-                    self.advance()?;
-                    let mut sizes = [1; 3];
-                    let mut at = 0;
-                    loop {
-                        let value = self.int("a number of threads")?;
-                        *sizes
-                            .get_mut(at)
-                            .ok_or_else(|| self.error("more than three sizes"))? =
-                            u32::try_from(value).unwrap_or(u32::MAX);
-                        at += 1;
-                        if !self.eat(b',')? {
-                            break;
-                        }
-                    }
-                    *(if directive == ".maxntid" {
-                        &mut maxntid
-                    } else {
-                        &mut reqntid
-                    }) = Some(sizes);
-                }
-                ".minnctapersm" | ".maxnctapersm" | ".maxnreg" | ".reqnctapercluster"
-                | ".maxclusterrank" => {
-                    self.advance()?;
-                    self.int("a number")?;
-                    while self.eat(b',')? {
-                        self.int("a number")?;
-                    }
-                }
-                ".noreturn" | ".explicitcluster" | ".blocksareclusters" => {
-                    self.advance()?;
-                }
-                ".pragma" => self.skip_statement()?,
-                _ => return Err(self.error(format!("unknown directive `{directive}`"))),
-            }
-        }
+        let bounds = self.bounds()?;
         if self.eat(b';')? {
             return Ok(());
         }
@@ -553,11 +515,58 @@ impl<'t> Parser<'t> {
         self.tree.entries.push(EntryTree {
             name: name.to_owned(),
             params,
-            maxntid,
-            reqntid,
+            bounds,
             body,
         });
         Ok(())
+    }
+
+    /// The directives between an entry's parameters and its body.
+    fn bounds(&mut self) -> Result<Bounds> {
+        let mut bounds = Bounds::default();
+        while let Token::Directive(directive) = self.current.token {
+            if directive == ".pragma" {
+                self.skip_statement()?;
+                continue;
+            }
+            self.advance()?;
+            match directive {
+                ".maxntid" => bounds.maxntid = Some(self.sizes()?),
+                ".reqntid" => bounds.reqntid = Some(self.sizes()?),
+                ".reqnctapercluster" => bounds.reqnctapercluster = Some(self.sizes()?),
+                ".minnctapersm" => bounds.minnctapersm = Some(self.size()?),
+                ".maxnreg" => bounds.maxnreg = Some(self.size()?),
+                ".maxclusterrank" => bounds.maxclusterrank = Some(self.size()?),
+                ".maxnctapersm" => {
+                    self.size()?;
+                }
+                ".explicitcluster" => bounds.explicitcluster = true,
+                ".noreturn" => {}
+                _ => return Err(self.error(format!("unknown directive `{directive}`"))),
+            }
+        }
+        Ok(bounds)
+    }
+
+    fn size(&mut self) -> Result<u32> {
+        let value = self.int("a number")?;
+        Ok(u32::try_from(value).unwrap_or(u32::MAX))
+    }
+
+    /// One to three numbers; those that are not there are 1.
+    fn sizes(&mut self) -> Result<[u32; 3]> {
+        let mut sizes = [1; 3];
+        let mut at = 0;
+        loop {
+            let value = self.size()?;
+            *sizes
+                .get_mut(at)
+                .ok_or_else(|| self.error("more than three sizes"))? = value;
+            at += 1;
+            if !self.eat(b',')? {
+                return Ok(sizes);
+            }
+        }
     }
 }
 

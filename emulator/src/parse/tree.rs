@@ -127,8 +127,8 @@ pub(crate) enum Operand {
     Var(VarRef, u64),
     /// `[base+offset]`.
     Address(Base, i64),
-    /// `[base, {..}]` and the like.
-    Tensor(Base, Vec<Operand>),
+    /// `[base+offset, {..}]` and the like.
+    Tensor(Base, i64, Vec<Operand>),
     Vector(Vec<Operand>),
     /// `%p|%q`.
     Pair(Box<Operand>, Box<Operand>),
@@ -186,13 +186,38 @@ pub(crate) struct Body {
     pub(crate) statements: Vec<Statement>,
 }
 
+/// What the directives before a body say of its launches.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Bounds {
+    pub(crate) maxntid: Option<[u32; 3]>,
+    pub(crate) reqntid: Option<[u32; 3]>,
+    pub(crate) minnctapersm: Option<u32>,
+    pub(crate) maxnreg: Option<u32>,
+    pub(crate) reqnctapercluster: Option<[u32; 3]>,
+    pub(crate) maxclusterrank: Option<u32>,
+    pub(crate) explicitcluster: bool,
+}
+
+impl Bounds {
+    /// Registers that a thread begins with, if that is known: as many as a multiprocessor's 65536 give each thread of
+    /// as many blocks as are asked for.
+    pub(crate) fn registers(&self) -> Option<u32> {
+        if let Some(most) = self.maxnreg {
+            return Some(most.min(256) / 8 * 8);
+        }
+        let sizes = self.reqntid.or(self.maxntid)?.map(u64::from);
+        let threads = sizes.iter().fold(1u64, |a, &b| a.saturating_mul(b));
+        let all = threads.saturating_mul(u64::from(self.minnctapersm?)).max(1);
+        Some((65536 / all).min(256) as u32 / 8 * 8)
+    }
+}
+
 /// An entry as parsed.
 #[derive(Debug, Clone)]
 pub(crate) struct EntryTree {
     pub(crate) name: String,
     pub(crate) params: Vec<Variable>,
-    pub(crate) maxntid: Option<[u32; 3]>,
-    pub(crate) reqntid: Option<[u32; 3]>,
+    pub(crate) bounds: Bounds,
     pub(crate) body: Body,
 }
 

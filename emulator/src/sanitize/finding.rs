@@ -36,6 +36,8 @@ pub enum Rule {
     ExitInFlight,
     /// An instruction that needs a converged warp and has none, or a `.uni` branch that diverges.
     Divergence,
+    /// An instruction that a warpgroup must execute as one, and does not.
+    Warpgroup,
     /// A member mask that does not fit the lanes that are there.
     MemberMask,
     /// A lane reads the register of a lane that does not take part.
@@ -130,6 +132,11 @@ impl Rule {
                 "all threads of the warp must execute an .aligned instruction together, and agree on a .uni branch \
                  (PTX ISA, 9.7.12, 9.7.13)",
             ),
+            Rule::Warpgroup => (
+                "warpgroup",
+                "all four warps of a warpgroup execute the same wgmma and setmaxnreg instructions, with the same \
+                 descriptors (PTX ISA, 9.7.15.1, 9.7.19.5)",
+            ),
             Rule::MemberMask => (
                 "member-mask",
                 "the member mask of a .sync instruction names the executing thread, and only threads that come (PTX \
@@ -168,13 +175,14 @@ impl From<&FaultKind> for Rule {
             FaultKind::OutOfBounds { .. } => Rule::OutOfBounds,
             FaultKind::Misaligned { .. } => Rule::Misaligned,
             FaultKind::Null { .. } => Rule::NullPointer,
-            FaultKind::Freed { .. } => Rule::UseAfterFree,
+            FaultKind::Freed { .. } | FaultKind::BlockExited { .. } => Rule::UseAfterFree,
             FaultKind::ReadOnly { .. } => Rule::ReadOnly,
             FaultKind::Divergent { .. } => Rule::Divergence,
             FaultKind::BadMemberMask { .. } => Rule::MemberMask,
             FaultKind::BadBarrier { .. } => Rule::Barrier,
             FaultKind::Deadlock { .. } => Rule::Deadlock,
             FaultKind::BadOperand { .. } => Rule::Operand,
+            FaultKind::Warpgroup { .. } => Rule::Warpgroup,
             FaultKind::Mbarrier { .. } => Rule::Mbarrier,
             FaultKind::InstructionLimit { .. } => Rule::InstructionLimit,
             FaultKind::Trap => Rule::Trap,

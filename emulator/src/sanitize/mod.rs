@@ -28,6 +28,8 @@ use shadow::{Access, Before, BlockCell, Conflict, GlobalShadow, Shadow, Strength
 
 /// Findings that are kept; beyond, they are counted.
 const MOST_FINDINGS: usize = 64;
+/// Most threads of a cluster: what each knows of every other takes 4 bytes.
+const MOST_THREADS: u32 = 4096;
 /// Lines of PTX shown before and after an instruction.
 const CONTEXT: u32 = 2;
 
@@ -77,7 +79,7 @@ pub(crate) struct Sanitizer {
     /// Findings by rule and places, to count repetitions.
     known: HashMap<(Rule, u32, Option<u32>), usize>,
     global: GlobalShadow,
-    /// Number of the block, from 1, and the indices of all blocks so far.
+    /// Number of the cluster, from 1, and the indices of the first blocks of all so far.
     block: u32,
     indices: Vec<[u32; 3]>,
     clocks: Clocks,
@@ -88,7 +90,8 @@ pub(crate) struct Sanitizer {
     local_written: Vec<Vec<bool>>,
     pub(crate) registers: Vec<RegisterShadow>,
     flights: Vec<Vec<Flight>>,
-    barriers: [Named; 16],
+    /// Of each block of the cluster.
+    barriers: Vec<[Named; 16]>,
     /// Those that are initialised.
     mbarriers: HashMap<Key, Mbarrier>,
     releases: HashMap<Key, Release>,
@@ -100,10 +103,11 @@ pub(crate) struct Sanitizer {
 
 impl Sanitizer {
     pub(crate) fn new(machine: &Machine<'_>) -> Self {
-        let threads = machine.threads().next_multiple_of(32) as usize;
-        let warps = threads / 32;
+        let blocks = machine.cluster_size() as usize;
+        let warps = blocks * machine.warps() as usize;
+        let threads = warps * 32;
         let program = machine.program();
-        let shared = machine.shared_bytes();
+        let shared = blocks * machine.shared_stride();
         Self {
             report: Report::default(),
             known: HashMap::new(),
@@ -118,7 +122,7 @@ impl Sanitizer {
                 .map(|_| RegisterShadow::new(program.rows, program.preds))
                 .collect(),
             flights: (0..warps).map(|_| Vec::new()).collect(),
-            barriers: Default::default(),
+            barriers: vec![Default::default(); blocks],
             mbarriers: HashMap::new(),
             releases: HashMap::new(),
             fenced: vec![Default::default(); threads],
@@ -126,12 +130,24 @@ impl Sanitizer {
         }
     }
 
-    /// Whether the program is one that it can watch.
-    pub(crate) fn can_watch(instructions: usize) -> bool {
-        instructions < Access::MOST_INSTRUCTIONS
+    /// Whether it can watch such a launch; an error says what is too much.
+    pub(crate) fn can_watch(machine: &Machine<'_>) -> Result<(), String> {
+        let instructions = machine.program().code.len();
+        if instructions >= Access::MOST_INSTRUCTIONS {
+            return Err(format!(
+                "an entry of {instructions} instructions is too long to be checked"
+            ));
+        }
+        let threads = machine.cluster_size() * machine.warps() * 32;
+        if threads > MOST_THREADS {
+            return Err(format!(
+                "a cluster of {threads} threads is too large to be checked, at most {MOST_THREADS} are"
+            ));
+        }
+        Ok(())
     }
 
-    pub(crate) fn begin_block(&mut self, index: [u32; 3], machine: &Machine<'_>) {
+    pub(crate) fn begin_cluster(&mut self, index: [u32; 3], machine: &Machine<'_>) {
         self.block += 1;
         self.indices.push(index);
         self.clocks.reset();
@@ -144,7 +160,7 @@ impl Sanitizer {
             registers.reset(&machine.program().undefined);
         }
         self.flights.iter_mut().for_each(Vec::clear);
-        self.barriers = Default::default();
+        self.barriers.fill_with(Default::default);
         self.mbarriers.clear();
         // Shared addresses mean something else in each block; global ones stay.
         self.releases
@@ -186,15 +202,15 @@ impl Sanitizer {
             return;
         }
         self.known.insert(key, self.report.findings.len());
-        let index = |block: u32| {
+        let first = |cluster: u32| {
             self.indices
-                .get(block as usize)
+                .get(cluster as usize)
                 .copied()
                 .unwrap_or_default()
         };
-        let site = |block: u32, thread: usize, pc: u32| Site {
-            block: index(block),
-            thread: machine.thread_index(thread as u32),
+        let site = |cluster: u32, thread: usize, pc: u32| Site {
+            block: machine.block_of(first(cluster), thread),
+            thread: machine.thread_index(thread),
             ..machine.site(pc, CONTEXT)
         };
         let other = other.map(|(conflict, what)| {

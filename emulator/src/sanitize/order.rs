@@ -20,8 +20,8 @@ pub(super) struct Release {
     beyond: Knowledge,
 }
 
-/// One of the block's sixteen barriers.
-#[derive(Default)]
+/// One of a block's sixteen barriers.
+#[derive(Default, Clone)]
 pub(super) struct Named {
     arriving: Knowledge,
     waiting: Vec<usize>,
@@ -29,8 +29,8 @@ pub(super) struct Named {
 
 impl Sanitizer {
     /// Threads arrive at a barrier, and wait there or not.
-    pub(crate) fn arrive(&mut self, barrier: u32, warp: u32, lanes: u32, waits: bool) {
-        let named = &mut self.barriers[barrier as usize & 15];
+    pub(crate) fn arrive(&mut self, rank: u32, barrier: u32, warp: u32, lanes: u32, waits: bool) {
+        let named = &mut self.barriers[rank as usize][barrier as usize & 15];
         for lane in (0..32).filter(|lane| lanes >> lane & 1 != 0) {
             let thread = (warp * 32 + lane) as usize;
             self.clocks.release(thread, &mut named.arriving);
@@ -41,8 +41,8 @@ impl Sanitizer {
     }
 
     /// All that a barrier waited for have arrived.
-    pub(crate) fn complete(&mut self, barrier: u32) {
-        let named = &mut self.barriers[barrier as usize & 15];
+    pub(crate) fn complete(&mut self, rank: u32, barrier: u32) {
+        let named = &mut self.barriers[rank as usize][barrier as usize & 15];
         for thread in named.waiting.drain(..) {
             self.clocks.acquire(thread, &named.arriving);
         }

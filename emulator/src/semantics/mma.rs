@@ -102,7 +102,16 @@ fn half_to_f32(kind: Half, x: u32) -> f32 {
 }
 
 fn unpack_half<const K: usize>(kind: Half, a: &[Lanes], b: &[Lanes]) -> (TileA<K>, TileB<K>) {
-    let tile_a = std::array::from_fn(|row| {
+    let tile_b = std::array::from_fn(|k| {
+        std::array::from_fn(|p| {
+            half_to_f32(kind, b[k / 8][4 * column(p) + k % 8 / 2] >> (16 * (k % 2)))
+        })
+    });
+    (half_a(kind, a), tile_b)
+}
+
+fn half_a<const K: usize>(kind: Half, a: &[Lanes]) -> TileA<K> {
+    std::array::from_fn(|row| {
         std::array::from_fn(|k| {
             let register = 2 * (k / 8) + row / 8;
             half_to_f32(
@@ -110,13 +119,7 @@ fn unpack_half<const K: usize>(kind: Half, a: &[Lanes], b: &[Lanes]) -> (TileA<K
                 a[register][4 * (row % 8) + k % 8 / 2] >> (16 * (k % 2)),
             )
         })
-    });
-    let tile_b = std::array::from_fn(|k| {
-        std::array::from_fn(|p| {
-            half_to_f32(kind, b[k / 8][4 * column(p) + k % 8 / 2] >> (16 * (k % 2)))
-        })
-    });
-    (tile_a, tile_b)
+    })
 }
 
 fn half<const K: usize>(
@@ -221,6 +224,17 @@ pub fn mma_m16n8k8_f16(
     narrow_d(d, &wide);
 }
 
+/// tf32 is f32 without the low 13 bits.
+pub(super) fn tf32_to_f32(x: u32) -> f32 {
+    f32::from_bits(x & !0x1fff)
+}
+
+fn tf32_a<const K: usize>(a: &[Lanes]) -> TileA<K> {
+    std::array::from_fn(|row| {
+        std::array::from_fn(|k| tf32_to_f32(a[2 * (k / 4) + row / 8][4 * (row % 8) + k % 4]))
+    })
+}
+
 fn tf32<const K: usize>(
     cores: TensorCores,
     d: &mut [Lanes; 4],
@@ -228,12 +242,10 @@ fn tf32<const K: usize>(
     b: &[Lanes],
     c: &[Lanes; 4],
 ) {
-    let value = |x: u32| f32::from_bits(x & !0x1fff);
-    let a: TileA<K> = std::array::from_fn(|row| {
-        std::array::from_fn(|k| value(a[2 * (k / 4) + row / 8][4 * (row % 8) + k % 4]))
+    let a: TileA<K> = tf32_a(a);
+    let b: TileB<K> = std::array::from_fn(|k| {
+        std::array::from_fn(|p| tf32_to_f32(b[k / 4][4 * column(p) + k % 4]))
     });
-    let b: TileB<K> =
-        std::array::from_fn(|k| std::array::from_fn(|p| value(b[k / 4][4 * column(p) + k % 4])));
     let mut tile = unpack_c(c);
     match FusedSum::of(cores, Float::Tf32, false) {
         None => multiply(&a, &b, &mut tile),
@@ -331,15 +343,7 @@ fn unpack_bytes<const K: usize, T: Copy + Default>(
     value_a: impl Fn(u8) -> T,
     value_b: impl Fn(u8) -> T,
 ) -> ([[T; K]; 16], [[T; 8]; K]) {
-    let mut tile_a = [[T::default(); K]; 16];
-    for (row, tile) in tile_a.iter_mut().enumerate() {
-        for (word, four) in tile.chunks_exact_mut(4).enumerate() {
-            let bytes = a[2 * (word / 4) + row / 8][4 * (row % 8) + word % 4].to_le_bytes();
-            for (x, byte) in four.iter_mut().zip(bytes) {
-                *x = value_a(byte);
-            }
-        }
-    }
+    let tile_a = bytes_a(a, value_a);
     let mut tile_b = [[T::default(); 8]; K];
     for (word, four) in tile_b.chunks_exact_mut(4).enumerate() {
         for p in 0..8 {
@@ -350,6 +354,96 @@ fn unpack_bytes<const K: usize, T: Copy + Default>(
         }
     }
     (tile_a, tile_b)
+}
+
+#[inline(always)]
+fn bytes_a<const K: usize, T: Copy + Default>(
+    a: &[Lanes],
+    value: impl Fn(u8) -> T,
+) -> [[T; K]; 16] {
+    let mut tile = [[T::default(); K]; 16];
+    for (row, tile) in tile.iter_mut().enumerate() {
+        for (word, four) in tile.chunks_exact_mut(4).enumerate() {
+            let bytes = a[2 * (word / 4) + row / 8][4 * (row % 8) + word % 4].to_le_bytes();
+            for (x, byte) in four.iter_mut().zip(bytes) {
+                *x = value(byte);
+            }
+        }
+    }
+    tile
+}
+
+/// The A operand of a format, from the registers of a fragment: k16 of 16 bits, k8 of tf32, k32 of 8 bits.
+pub(super) fn fragment_a<const K: usize>(format: Float, a: &[Lanes; 4]) -> TileA<K> {
+    match format {
+        Float::F16 => half_a(Half::F16, a),
+        Float::Bf16 => half_a(Half::Bf16, a),
+        Float::E4m3 | Float::E5m2 => {
+            let values = fp8_values(format);
+            bytes_a(a, |x| values[usize::from(x)])
+        }
+        _ => tf32_a(a),
+    }
+}
+
+/// `d = a * b + c` of 8 columns, with the accumulator in the registers of its fragment; without `keep`, c is zero.
+pub(super) fn accumulate<const K: usize>(
+    sum: Option<FusedSum>,
+    formats: [Float; 2],
+    a: &TileA<K>,
+    b: &TileB<K>,
+    d: [&mut Lanes; 4],
+    keep: bool,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if x86::available() {
+        // SAFETY: the processor has the features that the function is compiled for.
+        return unsafe { x86::accumulate(sum, formats, a, b, d, keep) };
+    }
+    accumulate_portable(sum, formats, a, b, d, keep);
+}
+
+fn accumulate_portable<const K: usize>(
+    sum: Option<FusedSum>,
+    formats: [Float; 2],
+    a: &TileA<K>,
+    b: &TileB<K>,
+    d: [&mut Lanes; 4],
+    keep: bool,
+) {
+    let mut tile: TileC = [[0.0; 8]; 16];
+    if keep {
+        tile = std::array::from_fn(|row| {
+            std::array::from_fn(|p| f32::from_bits(d[2 * (row / 8) + p / 4][4 * (row % 8) + p % 4]))
+        });
+    }
+    match sum {
+        None => multiply(a, b, &mut tile),
+        Some(sum) => fused::multiply(sum, formats, a, b, &mut tile),
+    }
+    for (row, c) in tile.iter().enumerate() {
+        for (p, c) in c.iter().enumerate() {
+            d[2 * (row / 8) + p / 4][4 * (row % 8) + p % 4] = c.to_bits();
+        }
+    }
+}
+
+/// The same with f16 accumulators: two of them in a register.
+pub(super) fn accumulate_f16<const K: usize>(
+    sum: Option<FusedSum>,
+    formats: [Float; 2],
+    a: &TileA<K>,
+    b: &TileB<K>,
+    d: [&mut Lanes; 2],
+    keep: bool,
+) {
+    let mut wide = widen_c(&[*d[0], *d[1]]);
+    accumulate(sum, formats, a, b, wide.each_mut(), keep);
+    let mut narrow = [[0; 32]; 2];
+    narrow_d(&mut narrow, &wide);
+    for (d, narrow) in d.into_iter().zip(narrow) {
+        *d = narrow;
+    }
 }
 
 fn bytes_s32<const K: usize>(

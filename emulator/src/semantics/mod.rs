@@ -14,6 +14,7 @@ pub mod matrix;
 pub mod mma;
 pub mod special;
 pub mod warp;
+pub mod wgmma;
 
 /// One 32-bit register across the 32 lanes of a warp.
 pub type Lanes = [u32; 32];

@@ -70,6 +70,7 @@ impl Run {
         let launch = Launch {
             grid: [grid, 1, 1],
             block: [block, 1, 1],
+            cluster: None,
             dynamic_shared: shared,
             params: &params,
         };

@@ -187,6 +187,7 @@ impl Device for EmulatorDevice {
         let launch = Launch {
             grid: config.grid,
             block: config.block,
+            cluster: None,
             dynamic_shared: config.shared_bytes,
             params,
         };

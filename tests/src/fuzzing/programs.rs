@@ -64,6 +64,7 @@ fn launch(program: &Program, module: &Module, timing: AsyncTiming) -> Result<Mem
     let launch = Launch {
         grid: [program.blocks as u32, 1, 1],
         block: [program.threads as u32, 1, 1],
+        cluster: None,
         dynamic_shared: program.dynamic_shared(),
         params: &addresses.map(u64::to_le_bytes).concat(),
     };

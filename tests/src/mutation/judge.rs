@@ -396,6 +396,7 @@ impl<'s> Bench<'s> {
         let launch = Launch {
             grid: config.grid,
             block: config.block,
+            cluster: None,
             dynamic_shared: config.shared_bytes,
             params: params.as_bytes(),
         };

@@ -66,6 +66,25 @@ pub(super) const HOPPER_F16: FusedSum = FusedSum {
 };
 
 impl FusedSum {
+    /// `wgmma`; only Hopper has it. Operands of 8 bits keep fewer fraction bits.
+    pub(in crate::semantics) const fn of_wgmma(
+        cores: TensorCores,
+        operands: Float,
+        narrow: bool,
+    ) -> Option<FusedSum> {
+        if matches!(cores, TensorCores::Fast) {
+            return None;
+        }
+        match (operands, narrow) {
+            (Float::E4m3 | Float::E5m2, false) => Some(HOPPER_WGMMA_FP8),
+            (Float::E4m3 | Float::E5m2, true) => Some(FusedSum {
+                rounding: Rounding::F16,
+                ..HOPPER_WGMMA_FP8
+            }),
+            _ => FusedSum::of(TensorCores::Hopper, operands, narrow),
+        }
+    }
+
     /// `mma.sync` with 16-bit operands, or tf32; results f32 or, with `narrow`, f16.
     pub(super) const fn of(cores: TensorCores, operands: Float, narrow: bool) -> Option<FusedSum> {
         // Tensor cores take so many bytes of a row at a time.

@@ -1,6 +1,6 @@
 //! Matrix products with AVX2, FMA and F16C; the same bits as the portable ones.
 
-use super::{Half, Lanes, TileA, TileB, TileC, fused, fused::FusedSum};
+use super::{Float, Half, Lanes, TileA, TileB, TileC, fused, fused::FusedSum};
 use std::arch::x86_64::*;
 
 /// Whether the functions of this module may be called. The standard library caches the answer.
@@ -76,6 +76,37 @@ pub(super) fn multiply<const K: usize>(a: &TileA<K>, b: &TileB<K>, c: &mut TileC
         for (sum, c) in sum.into_iter().zip(&mut c[half..]) {
             save(c, canonical(sum));
         }
+    }
+}
+
+/// See [`super::accumulate`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn accumulate<const K: usize>(
+    sum: Option<FusedSum>,
+    formats: [Float; 2],
+    a: &TileA<K>,
+    b: &TileB<K>,
+    d: [&mut Lanes; 4],
+    keep: bool,
+) {
+    let mut tile: TileC = [[0.0; 8]; 16];
+    if keep {
+        for (row, tile) in tile.iter_mut().enumerate() {
+            let (g, low) = (row % 8, row / 8);
+            let even = _mm256_castsi128_si256(load4(d[2 * low], g));
+            let both = _mm256_inserti128_si256::<1>(even, load4(d[2 * low + 1], g));
+            save(tile, _mm256_castsi256_ps(both));
+        }
+    }
+    match sum {
+        None => multiply(a, b, &mut tile),
+        Some(sum) => fused::multiply(sum, formats, a, b, &mut tile),
+    }
+    for (row, c) in tile.iter().enumerate() {
+        let (g, low) = (row % 8, row / 8);
+        let both = _mm256_castps_si256(load(c));
+        save4(d[2 * low], g, _mm256_castsi256_si128(both));
+        save4(d[2 * low + 1], g, _mm256_extracti128_si256::<1>(both));
     }
 }
 
