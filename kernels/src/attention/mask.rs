@@ -5,19 +5,26 @@
 //! A new mask that is an interval of keys for each row needs only `Band::row` and
 //! `Band::block_range`; any other goes into [`Masked::apply`].
 
-use super::pipeline::Block;
-use super::softmax::{Exponents, Fast, Guarded};
-use crate::element::Element;
+use super::softmax::{Care, Exponents, Fast, Guarded};
 use crate::tile::reg::AccumTile;
+use flashtile_abi::KeyInterval;
+
+/// The query rows that a lane shares in.
+pub trait QueryRows {
+    /// Lane of the warp.
+    fn lane(&self) -> u32;
+    /// Keys that row g (`half` 0) or g + 8 (`half` 1) of fragment `m` of `m_frags` sees.
+    fn keys(&self, m_frags: usize, m: usize, half: usize) -> KeyInterval;
+}
 
 /// How a tile is masked, decided for the whole tile.
 pub trait Masking {
     /// How exponents of such a tile are computed.
     type Exponents: Exponents;
-    /// How exponents of such a tile are computed in this block.
-    fn exponents<E: Element>(block: &Block) -> Self::Exponents;
+    /// How exponents of such a tile are computed.
+    fn exponents(care: Care) -> Self::Exponents;
     /// Sets the scores of keys that a row does not see to -inf. `n_begin` is the tile's first key.
-    fn apply<S: AccumTile>(scores: &mut S, block: &Block, n_begin: i32);
+    fn apply<S: AccumTile>(scores: &mut S, rows: &impl QueryRows, n_begin: i32);
 }
 
 /// Every row sees every key of the tile.
@@ -30,32 +37,29 @@ impl Masking for Unmasked {
     type Exponents = Fast;
 
     #[inline(always)]
-    fn exponents<E: Element>(_: &Block) -> Fast {
-        Fast
+    fn exponents(care: Care) -> Fast {
+        Fast { slack: care.slack }
     }
 
     #[inline(always)]
-    fn apply<S: AccumTile>(_: &mut S, _: &Block, _: i32) {}
+    fn apply<S: AccumTile>(_: &mut S, _: &impl QueryRows, _: i32) {}
 }
 
 impl Masking for Masked {
     type Exponents = Guarded;
 
     #[inline(always)]
-    fn exponents<E: Element>(block: &Block) -> Guarded {
-        Guarded {
-            careful: block.is_careful(),
-            factor: E::CAREFUL_FACTOR,
-        }
+    fn exponents(care: Care) -> Guarded {
+        Guarded(care)
     }
 
     #[inline(always)]
-    fn apply<S: AccumTile>(scores: &mut S, block: &Block, n_begin: i32) {
+    fn apply<S: AccumTile>(scores: &mut S, rows: &impl QueryRows, n_begin: i32) {
         // The lane's first key of the tile; the others are at constant distances from it.
-        let first = n_begin + 2 * (block.lane as i32 % 4);
+        let first = n_begin + 2 * (rows.lane() as i32 % 4);
         for m in 0..S::M_FRAGS {
             for half in 0..2 {
-                let keys = block.params.band.row(block.lane_row(S::M_FRAGS, m, half));
+                let keys = rows.keys(S::M_FRAGS, m, half);
                 let (begin, end) = (keys.begin - first, keys.end - first);
                 for n in 0..S::N_FRAGS {
                     for i in 0..2 {

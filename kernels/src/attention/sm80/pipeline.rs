@@ -1,7 +1,9 @@
 //! One block's place in the problem, and the stream of K and V tiles past it.
 
 use super::config::{Config, ConfigExt};
-use super::mask::{Masked, Masking, Unmasked};
+use crate::attention::mask::{Masked, Masking, QueryRows, Unmasked};
+use crate::attention::softmax::Care;
+use crate::element::Element;
 use super::pass::Pass;
 use super::query::QueryFrags;
 use crate::ptx::math::div_rem;
@@ -9,7 +11,7 @@ use crate::ptx::{special, sync};
 use crate::tile::load::TileLoader;
 use crate::tile::smem::{FragmentView, SmemTile};
 use flashtile_abi::params::flags;
-use flashtile_abi::{AttentionParams, BlockRange};
+use flashtile_abi::{AttentionParams, BlockRange, KeyInterval};
 
 /// Where a thread is.
 #[derive(Clone, Copy)]
@@ -100,9 +102,31 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// How exponents of tiles with masks are computed.
+    #[inline(always)]
+    pub fn care<E: Element>(&self) -> Care {
+        Care {
+            careful: self.is_careful(),
+            factor: E::CAREFUL_FACTOR,
+            slack: 0.0,
+        }
+    }
+
     #[inline(always)]
     fn has(&self, flag: u32) -> bool {
         self.params.flags & flag != 0
+    }
+}
+
+impl QueryRows for Block<'_> {
+    #[inline(always)]
+    fn lane(&self) -> u32 {
+        self.lane
+    }
+
+    #[inline(always)]
+    fn keys(&self, m_frags: usize, m: usize, half: usize) -> KeyInterval {
+        self.params.band.row(self.lane_row(m_frags, m, half))
     }
 }
 

@@ -1,0 +1,66 @@
+//! The wiring of a block: shared memory, roles.
+
+use super::config::{Config, ConfigExt};
+use super::consumer::{self, Place};
+use super::epilogue;
+use super::pipeline::Ring;
+use super::producer::{self, Maps};
+use super::scheduler::{self, Scheduler};
+use crate::ptx::{cluster, mbarrier, special, sync};
+use flashtile_abi::hopper::WARPGROUP;
+use flashtile_abi::{Algorithm, HopperParams};
+
+/// FlashAttention-3's forward pass.
+pub struct FusedKernel;
+
+impl FusedKernel {
+    /// Its name on both sides of a launch.
+    pub const ALGORITHM: Algorithm = Algorithm::Fused;
+
+    /// CTA barriers in its code. The builder counts those in the PTX: the compiler must neither duplicate nor drop any.
+    pub const fn barriers<C: Config>() -> u32 {
+        consumer::barriers::<C>() + epilogue::barriers::<C>()
+    }
+
+    /// Runs the block. `address` is the generic address of the parameters.
+    #[inline(always)]
+    pub fn run<C: Config>(params: &HopperParams, address: u64) {
+        let () = C::CONSISTENT;
+        let smem = special::shared_base();
+        let thread = special::thread_idx();
+        let warpgroup = sync::broadcast(thread / WARPGROUP);
+        let maps = Maps::new(address);
+
+        if thread == 0 {
+            let cluster = params.schedule.cluster;
+            // SAFETY: this thread alone, before the cluster meets.
+            unsafe {
+                Ring::q::<C>(smem).init(C::Q_READERS);
+                Ring::k::<C>(smem).init(4 * C::CONSUMERS * cluster);
+                Ring::v::<C>(smem).init(4 * C::CONSUMERS * cluster);
+            }
+            mbarrier::fence_init();
+        }
+        scheduler::clear_spoilt::<C>(smem);
+        cluster::sync();
+
+        let scheduler = Scheduler::new(params, smem);
+        if warpgroup == 0 {
+            sync::registers_dec::<24>();
+            // The copies of a block are one thread's work; the other warps only lend their registers.
+            if sync::broadcast(thread / 32) == 0 {
+                producer::produce::<C>(params, maps, smem, scheduler);
+            }
+        } else {
+            sync::registers_inc::<240>();
+            let place = Place {
+                params,
+                smem,
+                consumer: warpgroup - 1,
+                warp: sync::broadcast(thread / 32) % 4,
+                lane: thread % 32,
+            };
+            consumer::consume::<C>(place, maps, scheduler);
+        }
+    }
+}
