@@ -11,12 +11,12 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use flashtile_abi::Variant;
+use flashtile_abi::{DType, TensorMap, Variant};
 
-use self::driver::{Driver, Handle, Ordinal, codes};
+use self::driver::{AlignedMap, Driver, Handle, LaunchAttribute, LaunchAttributes, Ordinal, codes};
 pub use self::raw::RawModule;
 pub use self::timing::{Event, Graph, OwnedStream};
-use super::{Device, DeviceInfo, DeviceKind, LaunchConfig, Stream};
+use super::{Device, DeviceInfo, DeviceKind, LaunchConfig, Stream, TensorMapSpec};
 use crate::error::{Error, Result};
 
 /// Bytes of the compiler's complaints that are kept.
@@ -386,6 +386,30 @@ impl CudaDevice {
         kernel_params: *mut *mut c_void,
         extra: *mut *mut c_void,
     ) -> Result<()> {
+        if config.cluster > 1 {
+            let cluster = LaunchAttribute {
+                id: codes::LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                padding: 0,
+                value: std::array::from_fn(|n| match n {
+                    0 => config.cluster,
+                    1 | 2 => 1,
+                    _ => 0,
+                }),
+            };
+            let attributes = LaunchAttributes {
+                grid: config.grid,
+                block: config.block,
+                shared_bytes: config.shared_bytes,
+                stream: stream.as_raw(),
+                attributes: &raw const cluster,
+                count: 1,
+            };
+            // SAFETY: the caller's; the attributes live as long as the call.
+            return unsafe {
+                self.driver
+                    .launch_kernel_with(&raw const attributes, function, kernel_params, extra)
+            };
+        }
         let [grid_x, grid_y, grid_z] = config.grid;
         let [block_x, block_y, block_z] = config.block;
         // SAFETY: the caller's.
@@ -490,6 +514,40 @@ impl Device for CudaDevice {
             let kernel_params = kernel_params.as_mut_ptr();
             self.enqueue(loaded.function, config, stream, kernel_params, null_mut())
         }
+    }
+
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
+        let _pushed = self.push()?;
+        let element = match spec.dtype {
+            DType::F16 => codes::TENSOR_MAP_FLOAT16,
+            DType::Bf16 => codes::TENSOR_MAP_BFLOAT16,
+            DType::F32 => codes::TENSOR_MAP_FLOAT32,
+        };
+        // CU_TENSOR_MAP_SWIZZLE_32B, _64B, _128B.
+        let swizzle = match spec.swizzle {
+            128 => 3,
+            64 => 2,
+            _ => 1,
+        };
+        let mut map = AlignedMap([0; 16]);
+        // SAFETY: a context is current; the map is aligned, the arrays have five entries, and four; the address is only written down.
+        unsafe {
+            self.driver.tensor_map_encode(
+                &raw mut map,
+                element,
+                5,
+                spec.address as *mut c_void,
+                spec.dims.as_ptr(),
+                spec.strides.as_ptr(),
+                spec.extents.as_ptr(),
+                [1; 5].as_ptr(),
+                codes::TENSOR_MAP_NONE,
+                swizzle,
+                codes::TENSOR_MAP_L2_PROMOTION_128B,
+                codes::TENSOR_MAP_NONE,
+            )?;
+        }
+        Ok(TensorMap(map.0))
     }
 
     fn synchronize(&self) -> Result<()> {
