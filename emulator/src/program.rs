@@ -495,6 +495,14 @@ pub(crate) enum Op {
     Fence {
         beyond_block: bool,
     },
+    /// Arrival at the cluster's barrier; `release`: with all that came before.
+    ClusterArrive {
+        aligned: bool,
+        release: bool,
+    },
+    ClusterWait {
+        aligned: bool,
+    },
     /// `setmaxnreg`: to so many registers of a thread, more (true) or fewer than it has.
     SetMaxNReg(u32, bool),
     /// Lets other warps run.

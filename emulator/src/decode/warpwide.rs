@@ -19,6 +19,13 @@ impl Decoder<'_> {
             "bar.warp.sync" => Ok(Op::WarpSync {
                 members: self.src(&form.operands[0], 32)?,
             }),
+            "barrier.cluster.arrive" => Ok(Op::ClusterArrive {
+                aligned: form.has(".aligned"),
+                release: !form.has(".relaxed"),
+            }),
+            "barrier.cluster.wait" => Ok(Op::ClusterWait {
+                aligned: form.has(".aligned"),
+            }),
             "membar" | "fence" => Ok(Op::Fence {
                 beyond_block: !form.has(".cta"),
             }),

@@ -148,7 +148,8 @@ impl Rule {
             ),
             Rule::Barrier => (
                 "barrier",
-                "threads agree on a barrier's number and thread count, a multiple of 32 (PTX ISA, 9.7.13.1)",
+                "threads agree on a barrier's number and thread count, a multiple of 32 (PTX ISA, 9.7.13.1); at a cluster's \
+                 barrier, arrivals and waits alternate (9.7.13.3)",
             ),
             Rule::Mbarrier => (
                 "mbarrier",
@@ -179,7 +180,7 @@ impl From<&FaultKind> for Rule {
             FaultKind::ReadOnly { .. } => Rule::ReadOnly,
             FaultKind::Divergent { .. } => Rule::Divergence,
             FaultKind::BadMemberMask { .. } => Rule::MemberMask,
-            FaultKind::BadBarrier { .. } => Rule::Barrier,
+            FaultKind::BadBarrier { .. } | FaultKind::ClusterBarrier { .. } => Rule::Barrier,
             FaultKind::Deadlock { .. } => Rule::Deadlock,
             FaultKind::BadOperand { .. } => Rule::Operand,
             FaultKind::Warpgroup { .. } => Rule::Warpgroup,

@@ -92,6 +92,8 @@ pub(crate) struct Sanitizer {
     flights: Vec<Vec<Flight>>,
     /// Of each block of the cluster.
     barriers: Vec<[Named; 16]>,
+    /// The cluster's barrier.
+    cluster: Mbarrier,
     /// Those that are initialised.
     mbarriers: HashMap<Key, Mbarrier>,
     releases: HashMap<Key, Release>,
@@ -123,6 +125,7 @@ impl Sanitizer {
                 .collect(),
             flights: (0..warps).map(|_| Vec::new()).collect(),
             barriers: vec![Default::default(); blocks],
+            cluster: Mbarrier::default(),
             mbarriers: HashMap::new(),
             releases: HashMap::new(),
             fenced: vec![Default::default(); threads],
@@ -161,6 +164,7 @@ impl Sanitizer {
         }
         self.flights.iter_mut().for_each(Vec::clear);
         self.barriers.fill_with(Default::default);
+        self.cluster = Mbarrier::default();
         self.mbarriers.clear();
         // Shared addresses mean something else in each block; global ones stay.
         self.releases

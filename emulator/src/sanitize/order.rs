@@ -5,7 +5,7 @@ use super::{Rule, Sanitizer, key};
 use crate::exec::{Machine, Place, Who};
 use crate::program::Order;
 
-/// What an mbarrier's arrivals have released.
+/// What the arrivals at an mbarrier, or at the cluster's barrier, have released.
 #[derive(Default)]
 pub(super) struct Mbarrier {
     arriving: Knowledge,
@@ -47,6 +47,31 @@ impl Sanitizer {
             self.clocks.acquire(thread, &named.arriving);
         }
         named.arriving = Knowledge::default();
+    }
+
+    /// Threads arrive at the cluster's barrier.
+    pub(crate) fn cluster_arrive(&mut self, warp: u32, lanes: u32, release: bool) {
+        for lane in (0..32).filter(|lane| lanes >> lane & 1 != 0) {
+            let thread = (warp * 32 + lane) as usize;
+            match &self.fenced[thread][1] {
+                _ if release => self.clocks.release(thread, &mut self.cluster.arriving),
+                Some(fenced) => self.cluster.arriving.join(fenced),
+                None => {}
+            }
+        }
+    }
+
+    /// All threads have arrived there.
+    pub(crate) fn cluster_complete(&mut self) {
+        self.cluster.completed = std::mem::take(&mut self.cluster.arriving);
+    }
+
+    /// Threads go on from there.
+    pub(crate) fn cluster_wait(&mut self, warp: u32, lanes: u32) {
+        for lane in (0..32).filter(|lane| lanes >> lane & 1 != 0) {
+            let thread = (warp * 32 + lane) as usize;
+            self.clocks.acquire(thread, &self.cluster.completed);
+        }
     }
 
     /// `bar.warp.sync`.
