@@ -260,6 +260,7 @@ impl Warp {
             Op::WgmmaFence => {
                 converge!(self.need_lanes(mask, active, u32::MAX));
                 self.warpgroup_step(cluster, pc, [0; 3])?;
+                self.watched(cluster, |warp, watch, _| watch.wgmma_fence(warp.index));
             }
             Op::WgmmaCommit => {
                 converge!(self.need_lanes(mask, active, u32::MAX));
@@ -302,7 +303,7 @@ impl Warp {
             Op::BulkCommit => self.bulk_commit(cluster, pc, active),
             Op::BulkWait(allowed, read) => self.bulk_wait(cluster, *allowed, *read, active),
             Op::Mbarrier(op) => return self.mbarrier(cluster, op, active),
-            Op::Fence { .. } => {}
+            Op::Fence { .. } | Op::ProxyFence(_) => {}
             Op::Yield => return Ok(Flow::Yield),
             Op::Nop => {}
         }

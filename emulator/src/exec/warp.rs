@@ -647,7 +647,8 @@ impl Warp {
                             .map_err(|found| (pc, lanes, found))?;
                     }
                     self.watched(cluster, |warp, watch, cluster| {
-                        watch.exit(cluster.machine, warp.who(0), lanes);
+                        let last = [warp.alive == 0, cluster.cta().alive == 0];
+                        watch.exit(cluster.machine, warp.who(0), lanes, last);
                     });
                     cluster.check_barriers();
                     return Ok(true);
