@@ -1,5 +1,7 @@
 //! Two accesses that nothing orders: how that is found, and what is said of it.
 
+use std::cell::RefCell;
+
 use super::clock::Clocks;
 use super::proxy::Proxies;
 use super::shadow::{Access, Before, Conflict, Strength};
@@ -65,6 +67,50 @@ impl Before for Ordering<'_> {
 
     fn block(&self) -> u32 {
         self.block
+    }
+}
+
+/// Orders an access to many pieces of memory, and keeps what it conflicts with or not: mostly it is the same everywhere.
+pub(super) struct Recording<'a> {
+    pub(super) ordering: Ordering<'a>,
+    /// What it met, and whether it comes after that.
+    pub(super) met: RefCell<Vec<(Access, bool)>>,
+}
+
+impl Before for Recording<'_> {
+    #[inline(always)]
+    fn ordered(&self, other: Access) -> bool {
+        self.ordering.ordered(other)
+    }
+
+    #[inline(always)]
+    fn comes_after(&self, other: Access) -> bool {
+        let mut met = self.met.borrow_mut();
+        // The last one first.
+        if let Some(&(_, after)) = met.iter().rev().find(|(known, _)| *known == other) {
+            return after;
+        }
+        let after = self.ordering.ordered(other);
+        met.push((other, after));
+        after
+    }
+
+    fn ordered_block(&self, block: u32, other: Access) -> bool {
+        self.ordering.ordered_block(block, other)
+    }
+
+    #[inline(always)]
+    fn stands_for(&self, other: Access) -> bool {
+        self.ordering.stands_for(other)
+    }
+
+    #[inline(always)]
+    fn same_block(&self, other: Access) -> bool {
+        self.ordering.same_block(other)
+    }
+
+    fn block(&self) -> u32 {
+        self.ordering.block
     }
 }
 

@@ -1,10 +1,11 @@
 //! Products of warpgroups between their issue and their wait: what they read in shared memory, and the registers that are
 //! theirs until then.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::conflict::Ordering;
-use super::shadow::{Access, Strength};
+use super::conflict::{Ordering, Recording};
+use super::shadow::{Access, Before, Strength};
 use super::{Rule, Sanitizer};
 use crate::error::Space;
 use crate::exec::{Machine, Place, Who};
@@ -36,6 +37,8 @@ pub(super) struct ProductRead {
     thread: usize,
     pc: u32,
     pieces: Rc<[u32]>,
+    /// What wrote there.
+    writes: Vec<Access>,
 }
 
 impl WarpProducts {
@@ -177,8 +180,7 @@ impl Sanitizer {
         let warp = who.warp as usize;
         self.clocks.find_common(warp);
         let me = Access::in_flight(who.thread(), who.pc, Strength::Proxy);
-        let mut conflict = None;
-        let before = Ordering {
+        let ordering = Ordering {
             clocks: &self.clocks,
             thread: who.thread(),
             row: self.clocks.common(warp),
@@ -186,17 +188,44 @@ impl Sanitizer {
             proxies: self.proxies.as_ref(),
             by_proxy: Some(Space::Shared),
         };
-        for &piece in pieces.iter() {
-            let at = piece as usize;
-            let found = if first {
-                self.shared.access(at, 16, me, false, &before)
-            } else {
-                self.shared.check_read(at, 16, me, &before)
+        let of_group = self
+            .proxies
+            .as_ref()
+            .map_or(0, |p| p.of_warpgroup(who.warp));
+        let mut conflict = None;
+        if first {
+            let before = Recording {
+                ordering,
+                met: RefCell::default(),
             };
-            conflict = conflict.or(found);
+            for &piece in pieces.iter() {
+                let found = self.shared.access(piece as usize, 16, me, false, &before);
+                if let (None, Some((at, found))) = (&conflict, found) {
+                    conflict = Some((at, before.ordering.knows(found.other), found));
+                }
+            }
+            let met = before.met.into_inner().into_iter();
+            self.product_reads.push(ProductRead {
+                who: of_group,
+                number,
+                thread: who.thread(),
+                pc: who.pc,
+                pieces: Rc::clone(pieces),
+                writes: met.map(|(access, _)| access).collect(),
+            });
+        } else {
+            // The others of the warpgroup read the same: what the first one met is all that there is to look at.
+            let mut reads = self.product_reads.iter().rev();
+            let read = reads.find(|read| read.who == of_group && read.number == number);
+            let mut writes = read.iter().flat_map(|read| &read.writes);
+            if writes.any(|&write| !ordering.ordered(write)) {
+                conflict = pieces.iter().find_map(|&piece| {
+                    let (at, found) = self.shared.check_read(piece as usize, 16, me, &ordering)?;
+                    Some((at, ordering.knows(found.other), found))
+                });
+            }
         }
-        if let Some((at, conflict)) = conflict {
-            let known = before.knows(conflict.other);
+        if let Some((at, known, conflict)) = conflict {
             self.conflict(
                 machine,
                 who,
@@ -204,15 +233,6 @@ impl Sanitizer {
                 (false, me, known),
                 conflict,
             );
-        }
-        if let (true, Some(proxies)) = (first, &self.proxies) {
-            self.product_reads.push(ProductRead {
-                who: proxies.of_warpgroup(who.warp),
-                number,
-                thread: who.thread(),
-                pc: who.pc,
-                pieces: Rc::clone(pieces),
-            });
         }
     }
 

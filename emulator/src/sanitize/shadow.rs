@@ -112,6 +112,11 @@ impl Access {
 pub(super) trait Before {
     /// Whether an access of this cluster does, through the fences between proxies that it takes.
     fn ordered(&self, other: Access) -> bool;
+    /// The same of a write, or of a read where the present access writes: whether the two do not conflict.
+    #[inline(always)]
+    fn comes_after(&self, other: Access) -> bool {
+        self.ordered(other)
+    }
     /// Whether an access of another cluster does.
     fn ordered_block(&self, block: u32, other: Access) -> bool;
     /// Whether another access of this cluster can be forgotten for the present one, which comes after it.
@@ -184,6 +189,11 @@ impl<const N: usize> Several<N> {
     /// one to all, and what a byte takes must have an end.
     const MOST_OF_WARP: usize = 2;
 
+    #[inline(always)]
+    fn is_empty(&self) -> bool {
+        self.more.is_none() && self.first.iter().all(|a| a.is_none())
+    }
+
     fn iter(&self) -> impl Iterator<Item = Access> + '_ {
         let more = self.more.iter().flat_map(|more| more.iter());
         self.first
@@ -231,8 +241,9 @@ impl<const N: usize> Several<N> {
 /// The conflict of two accesses of one cluster, if they conflict.
 #[inline(always)]
 fn conflict(me: Access, other: Access, wrote: bool, before: &impl Before) -> Option<Conflict> {
-    let racing =
-        !other.is_none() && !before.ordered(other) && race(me, other, !before.same_block(other));
+    let racing = !other.is_none()
+        && !before.comes_after(other)
+        && race(me, other, !before.same_block(other));
     racing.then_some(Conflict {
         other,
         wrote,
@@ -244,7 +255,11 @@ impl<const N: usize> Cell for BlockCell<N> {
     #[inline(always)]
     fn check_read(&self, me: Access, before: &impl Before) -> Option<Conflict> {
         let with = |w: Access| conflict(me, w, true, before);
-        with(self.write).or_else(|| self.strong.iter().find_map(with))
+        let found = with(self.write);
+        if found.is_some() || self.strong.is_empty() {
+            return found;
+        }
+        self.strong.iter().find_map(with)
     }
 
     #[inline(always)]
