@@ -273,6 +273,12 @@ pub enum FaultKind {
         /// Who waits for what.
         waiters: Vec<Waiter>,
     },
+    /// An arrival or a wait at the cluster's barrier that does not follow the other.
+    #[error("{reason}")]
+    ClusterBarrier {
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// An instruction that the four warps of a warpgroup must execute alike, and do not.
     #[error("{reason}")]
     Warpgroup {

@@ -88,9 +88,12 @@ pub const SETS: &[(&str, &str)] = &[
     ("BOOL", ".and|.or|.xor"),
     (
         "LDSPACE",
-        ".global|.shared|.shared::cta|.local|.param|.param::entry|.const",
+        ".global|.shared|.shared::cta|.shared::cluster|.local|.param|.param::entry|.const",
     ),
-    ("STSPACE", ".global|.shared|.shared::cta|.local"),
+    (
+        "STSPACE",
+        ".global|.shared|.shared::cta|.shared::cluster|.local",
+    ),
     ("SHARED", ".shared|.shared::cta"),
     ("ANYSHARED", ".shared|.shared::cta|.shared::cluster"),
     ("M64K8", shapes!("k8")),
@@ -225,8 +228,10 @@ rows! {
     Move {
         "mov" ".pred" "d a" "Copy of a predicate.";
         "mov" ".b16|.b32|.b64|.u16|.u32|.u64|.s16|.s32|.s64|.f32|.f64|.f16|.bf16|.f16x2|.bf16x2" "d a" "Copy, packing or unpacking.";
-        "cvta" "{.to} .global|.shared|.shared::cta|.local|.param|.const .u32|.u64" "d a" "Between an address and its generic form.";
-        "isspacep" ".global|.shared|.shared::cta|.local|.param|.const" "d a" "Whether a generic address is in a space.";
+        "cvta" "{.to} .global|.shared|.shared::cta|.shared::cluster|.local|.param|.const .u32|.u64" "d a" "Between an address and its generic form.";
+        "mapa" "{.shared::cluster} .u32|.u64" "d a b" "The address of the same place in another block of the cluster.";
+        "getctarank" "{.shared::cluster} .u32|.u64" "d a" "The rank of an address's block.";
+        "isspacep" ".global|.shared|.shared::cta|.shared::cluster|.local|.param|.const" "d a" "Whether a generic address is in a space.";
     }
     Memory {
         "ld" "{.weak} {LDSPACE} {LDCACHE} {EVICT} {EVICT2} {HINT} {PREFETCH} {VEC} MEM" "d [a] h?" "Load.";
@@ -237,9 +242,9 @@ rows! {
         "st" "{.weak} {STSPACE} {STCACHE} {EVICT} {EVICT2} {HINT} {VEC} MEM" "[a] b h?" "Store.";
         "st" ".volatile {STSPACE} {VEC} MEM" "[a] b" "Store.";
         "st" ".relaxed|.release SCOPE {STSPACE} {EVICT} {EVICT2} {HINT} {VEC} MEM" "[a] b h?" "Store.";
-        "atom" "{SEM} {SCOPE} {.global|.shared|.shared::cta} .and|.or|.xor|.exch|.add|.inc|.dec|.min|.max {.noftz} {HINT} .b32|.b64|.u32|.u64|.s32|.s64|.f32|.f64|.f16|.bf16|.f16x2|.bf16x2" "d [a] b h?" "Atomic update.";
-        "atom" "{SEM} {SCOPE} {.global|.shared|.shared::cta} .cas .b16|.b32|.b64|.u32|.u64|.s32|.s64" "d [a] b c" "Atomic compare and swap.";
-        "red" "{SEM} {SCOPE} {.global|.shared|.shared::cta} .and|.or|.xor|.add|.inc|.dec|.min|.max {.noftz} {HINT} .b32|.b64|.u32|.u64|.s32|.s64|.f32|.f64|.f16|.bf16|.f16x2|.bf16x2" "[a] b h?" "Atomic update without a result.";
+        "atom" "{SEM} {SCOPE} {.global|.shared|.shared::cta|.shared::cluster} .and|.or|.xor|.exch|.add|.inc|.dec|.min|.max {.noftz} {HINT} .b32|.b64|.u32|.u64|.s32|.s64|.f32|.f64|.f16|.bf16|.f16x2|.bf16x2" "d [a] b h?" "Atomic update.";
+        "atom" "{SEM} {SCOPE} {.global|.shared|.shared::cta|.shared::cluster} .cas .b16|.b32|.b64|.u32|.u64|.s32|.s64" "d [a] b c" "Atomic compare and swap.";
+        "red" "{SEM} {SCOPE} {.global|.shared|.shared::cta|.shared::cluster} .and|.or|.xor|.add|.inc|.dec|.min|.max {.noftz} {HINT} .b32|.b64|.u32|.u64|.s32|.s64|.f32|.f64|.f16|.bf16|.f16x2|.bf16x2" "[a] b h?" "Atomic update without a result.";
     }
     Control {
         "bra" "{.uni}" "t" "Branch.";
@@ -266,6 +271,8 @@ rows! {
         "barrier.cta.arrive" "{.aligned}" "a b" "Arrival at a barrier.";
         "barrier.cta.red" ".popc {.aligned} .u32" "d a b? c?" "Barrier with a count of predicates.";
         "barrier.cta.red" ".and|.or {.aligned} .pred" "d a b? c?" "Barrier with a reduction of predicates.";
+        "barrier.cluster.arrive" "{.release|.relaxed} {.aligned}" "" "Arrival at the cluster's barrier.";
+        "barrier.cluster.wait" "{.acquire} {.aligned}" "" "Waits at the cluster's barrier.";
         "bar.warp.sync" "" "m" "Barrier of lanes.";
         "membar" ".cta|.gl|.sys|.gpu" "" "Fence.";
         "fence" "{.sc|.acq_rel|.acquire|.release} SCOPE" "" "Fence.";

@@ -339,6 +339,14 @@ pub(crate) enum Special {
     TotalShared,
 }
 
+/// A fence between proxies: of accesses to shared and to global memory, and of the making of mbarriers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ProxyFence {
+    pub(crate) shared: bool,
+    pub(crate) global: bool,
+    pub(crate) init: bool,
+}
+
 /// An instruction's work.
 pub(crate) enum Op {
     Narrow {
@@ -495,6 +503,15 @@ pub(crate) enum Op {
     Fence {
         beyond_block: bool,
     },
+    ProxyFence(ProxyFence),
+    /// Arrival at the cluster's barrier; `release`: with all that came before.
+    ClusterArrive {
+        aligned: bool,
+        release: bool,
+    },
+    ClusterWait {
+        aligned: bool,
+    },
     /// `setmaxnreg`: to so many registers of a thread, more (true) or fewer than it has.
     SetMaxNReg(u32, bool),
     /// Lets other warps run.
@@ -598,6 +615,8 @@ pub(crate) struct Program {
     /// Rows of the register file, constants and special registers included.
     pub(crate) rows: u32,
     pub(crate) preds: u32,
+    /// The registers that each instruction other than a matrix product accesses; nothing without those.
+    pub(crate) touched: Vec<Vec<Src>>,
     /// Registers that some path reads before it has written them. They share their places with no others.
     pub(crate) undefined: Vec<Src>,
     pub(crate) constants: Vec<(Src, Constant)>,

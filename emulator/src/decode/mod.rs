@@ -133,9 +133,22 @@ pub(crate) fn decode(
         .iter()
         .map(|&reg| decoder.places[reg as usize])
         .collect();
+    let products = |inst: &Inst| matches!(inst.op, Op::Wgmma(_));
+    let touched = if code.iter().any(products) {
+        let of = |n: usize| match products(&code[n]) {
+            true => Vec::new(),
+            false => registers::named(&body.statements[n])
+                .map(|reg| decoder.places[reg as usize])
+                .collect(),
+        };
+        (0..code.len()).map(of).collect()
+    } else {
+        Vec::new()
+    };
     Ok(Program {
         code,
         origin,
+        touched,
         undefined,
         rows: decoder.rows,
         preds: decoder.preds,

@@ -1,8 +1,9 @@
 //! Moves, addresses, memory and control flow.
 
-use super::lift::wide1;
+use super::lift::{wide1, wide2};
 use super::{Decoded, Decoder, Form, window};
 use crate::error::Space;
+use crate::exec::RANK_SHIFT;
 use crate::parse::tree::{Operand, Type};
 use crate::program::{Atomic, AtomicFn, Dst, Kind, Load, Op, Order, PredSrc, Src, Store};
 use crate::semantics::float::{self, Mods};
@@ -38,6 +39,7 @@ impl Decoder<'_> {
                     c: a,
                 })
             }
+            "mapa" | "getctarank" => self.of_cluster(form),
             _ => {
                 let d = self
                     .pred_dst(&form.operands[0])?
@@ -50,6 +52,37 @@ impl Decoder<'_> {
                 })
             }
         }
+    }
+
+    /// `mapa`, `getctarank`: addresses hold the rank of their block.
+    fn of_cluster(&mut self, form: &Form<'_>) -> Decoded<Op> {
+        let bits = form.ty()?.bits;
+        let generic = !form.has(".shared::cluster");
+        let a = match &form.operands[1] {
+            Operand::Var(var, offset) => self.variable(*var, *offset, bits, generic)?,
+            operand => self.src(operand, bits)?,
+        };
+        if form.opcode() == "getctarank" {
+            let d = self.dst(&form.operands[0], 32)?;
+            return Ok(Op::Wide {
+                f: wide1(|a| a >> RANK_SHIFT & 0xff),
+                d,
+                a,
+                b: a,
+                c: a,
+            });
+        }
+        let d = self.dst(&form.operands[0], bits)?;
+        let b = self.src(&form.operands[2], 32)?;
+        // Above the rank are the bits of the window.
+        let keep = !(0xff << RANK_SHIFT);
+        Ok(Op::Wide {
+            f: wide2(move |a, rank| a & keep | (rank & 0xff) << RANK_SHIFT),
+            d,
+            a,
+            b,
+            c: a,
+        })
     }
 
     fn copy(&self, d: Src, a: Src) -> Op {

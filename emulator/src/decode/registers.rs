@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::flow::Graph;
 use super::kind_of;
 use crate::isa::Row;
-use crate::parse::tree::{Base, Body, Operand, RegId};
+use crate::parse::tree::{Base, Body, Operand, RegId, Statement};
 use crate::program::{Kind, Src};
 
 /// Steps that sharing places may take. No compiler's text comes near it; a hostile one's registers keep places of their
@@ -41,6 +41,15 @@ fn registers(operand: &Operand, visit: &mut impl FnMut(RegId)) {
         }
         _ => {}
     }
+}
+
+/// The registers that a statement names.
+pub(super) fn named(s: &Statement) -> impl Iterator<Item = RegId> {
+    let mut found: Vec<RegId> = s.guard.iter().map(|&(reg, _)| reg).collect();
+    for operand in &s.operands {
+        registers(operand, &mut |reg| found.push(reg));
+    }
+    found.into_iter()
 }
 
 /// Gives every register a place. Each register holds its place over one interval of statements: from the first to the
@@ -126,7 +135,8 @@ pub(super) fn assign(
     assignment
 }
 
-/// Products that run asynchronously hold their accumulator, and A, until a wait that covers them.
+/// Products that run asynchronously hold their accumulator, and A, until a wait that covers them; and from the last
+/// `wgmma.fence` before them, so that no access to another register since counts as one to theirs.
 fn hold_in_flight(
     body: &Body,
     forms: &[(&'static Row, Vec<&str>)],
@@ -137,11 +147,17 @@ fn hold_in_flight(
     let mut steps = MOST_STEPS;
     // Groups that have been closed since, on the path with the fewest.
     let mut closed = vec![u32::MAX; graph.next.len()];
+    let mut fence = 0;
     for (n, s) in body.statements.iter().enumerate() {
-        if forms[n].0.opcode != "wgmma.mma_async.sync.aligned" {
-            continue;
+        match forms[n].0.opcode {
+            "wgmma.mma_async.sync.aligned" => {}
+            "wgmma.fence.sync.aligned" => {
+                fence = n as u32;
+                continue;
+            }
+            _ => continue,
         }
-        let (mut from, mut to) = (n as u32, n as u32);
+        let (mut from, mut to) = (fence, n as u32);
         let mut touched = Vec::new();
         let mut stack: Vec<(u32, u32)> = graph.next[n].iter().map(|&next| (next, 0)).collect();
         while let Some((at, mut groups)) = stack.pop() {

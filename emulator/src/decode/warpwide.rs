@@ -5,7 +5,7 @@ use crate::error::Space;
 use crate::parse::tree::Operand;
 use crate::program::{
     Address, Bar, BarKind, CpAsync, Kind, Matrix, Mbarrier, MbarrierOp, Mma, MmaFn, Narrow, Op,
-    PredSrc, ReduxMode, Shfl, ShflMode, Slot, Src, VoteMode,
+    PredSrc, ProxyFence, ReduxMode, Shfl, ShflMode, Slot, Src, VoteMode,
 };
 use crate::semantics::{Float, mma};
 
@@ -19,10 +19,24 @@ impl Decoder<'_> {
             "bar.warp.sync" => Ok(Op::WarpSync {
                 members: self.src(&form.operands[0], 32)?,
             }),
+            "barrier.cluster.arrive" => Ok(Op::ClusterArrive {
+                aligned: form.has(".aligned"),
+                release: !form.has(".relaxed"),
+            }),
+            "barrier.cluster.wait" => Ok(Op::ClusterWait {
+                aligned: form.has(".aligned"),
+            }),
             "membar" | "fence" => Ok(Op::Fence {
                 beyond_block: !form.has(".cta"),
             }),
-            // Fences between proxies order nothing among the accesses that there are here.
+            "fence.proxy" | "fence.mbarrier_init" => Ok(Op::ProxyFence(ProxyFence {
+                shared: [".async", ".async.shared::cta", ".async.shared::cluster"]
+                    .iter()
+                    .any(|m| form.has(m)),
+                global: form.has(".async") || form.has(".async.global"),
+                init: opcode == "fence.mbarrier_init",
+            })),
+            // Tensor maps that a kernel changes are not followed.
             _ if opcode.starts_with("fence") => Ok(Op::Nop),
             _ => self.bar(form),
         }

@@ -2,7 +2,7 @@
 
 use super::warp::{Flow, Warp};
 use super::watch::pred;
-use super::{Cluster, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, Trouble, trouble};
+use super::{Cluster, LOCAL_WINDOW, PARAM_WINDOW, RANK_SHIFT, SHARED_WINDOW, Trouble, trouble};
 use crate::error::{FaultKind, Space};
 use crate::program::{Combine, Comparison, Dst, Inst, Op, PredSrc, SetP, Src, WARP};
 
@@ -145,15 +145,16 @@ impl Warp {
                 let mut wide = [0; WARP];
                 self.regs.widen(*a, &mut wide);
                 let want = match space {
-                    Space::Shared => SHARED_WINDOW,
+                    Space::Shared | Space::Cluster => SHARED_WINDOW,
                     Space::Local => LOCAL_WINDOW,
                     Space::Param => PARAM_WINDOW,
                     _ => 0,
                 };
+                let (rank, anywhere) = (u64::from(cluster.rank), *space != Space::Shared);
+                let is =
+                    |v: u64| v >> 56 << 56 == want && (anywhere || v >> RANK_SHIFT & 0xff == rank);
                 let bits = wide.iter().enumerate();
-                let value = bits.fold(0, |m, (lane, &v)| {
-                    m | u32::from(v >> 56 << 56 == want) << lane
-                });
+                let value = bits.fold(0, |m, (lane, &v)| m | u32::from(is(v)) << lane);
                 self.regs.put_pred(Some(*d), active, value);
             }
             Op::Branch { target, .. } => {
@@ -259,6 +260,7 @@ impl Warp {
             Op::WgmmaFence => {
                 converge!(self.need_lanes(mask, active, u32::MAX));
                 self.warpgroup_step(cluster, pc, [0; 3])?;
+                self.watched(cluster, |warp, watch, _| watch.wgmma_fence(warp.index));
             }
             Op::WgmmaCommit => {
                 converge!(self.need_lanes(mask, active, u32::MAX));
@@ -267,6 +269,20 @@ impl Warp {
             Op::WgmmaWait(allowed) => {
                 converge!(self.need_lanes(mask, active, u32::MAX));
                 return self.wgmma_wait(cluster, *allowed, pc);
+            }
+            Op::ClusterArrive { aligned, release } => {
+                if *aligned {
+                    converge!(self.need_warp(mask, active));
+                }
+                self.cluster_arrive(cluster, *release, active)?;
+            }
+            Op::ClusterWait { aligned } => {
+                if *aligned {
+                    converge!(self.need_warp(mask, active));
+                } else if active != mask {
+                    return Ok(Flow::Alone);
+                }
+                return self.cluster_wait(cluster, active);
             }
             Op::SetMaxNReg(count, more) => {
                 converge!(self.need_lanes(mask, active, u32::MAX));
@@ -287,7 +303,7 @@ impl Warp {
             Op::BulkCommit => self.bulk_commit(cluster, pc, active),
             Op::BulkWait(allowed, read) => self.bulk_wait(cluster, *allowed, *read, active),
             Op::Mbarrier(op) => return self.mbarrier(cluster, op, active),
-            Op::Fence { .. } => {}
+            Op::Fence { .. } | Op::ProxyFence(_) => {}
             Op::Yield => return Ok(Flow::Yield),
             Op::Nop => {}
         }

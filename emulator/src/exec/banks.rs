@@ -26,7 +26,7 @@ impl Cluster<'_, '_> {
     #[inline(never)]
     fn add_wavefronts(&mut self, space: Space, addresses: &Wide, active: u32, bytes: usize) {
         let active = match space {
-            Space::Shared => active,
+            Space::Shared | Space::Cluster => active,
             Space::Generic => {
                 addresses.iter().enumerate().fold(0, |mask, (lane, a)| {
                     mask | u32::from(a >> 56 << 56 == SHARED_WINDOW) << lane

@@ -25,22 +25,22 @@ const MOST_PENDING: usize = 4096;
 
 /// A copy into shared memory that has not happened.
 pub(super) struct Load {
-    who: Who,
-    tile: Rc<Tile>,
+    pub(super) who: Who,
+    pub(super) tile: Rc<Tile>,
     /// The source, if it is in shared memory too.
-    from: Option<Start>,
-    to: Start,
+    pub(super) from: Option<Start>,
+    pub(super) to: Start,
     /// Place of the mbarrier that counts the bytes.
-    mbarrier: usize,
+    pub(super) mbarrier: usize,
 }
 
 /// A copy out of shared memory that has not happened.
 pub(super) struct Store {
-    who: Who,
-    tile: Rc<Tile>,
-    from: Start,
+    pub(super) who: Who,
+    pub(super) tile: Rc<Tile>,
+    pub(super) from: Start,
     /// Which of its thread's groups it belongs to.
-    group: u32,
+    pub(super) group: u32,
     /// What was read of the source.
     bytes: Option<Vec<u8>>,
 }
@@ -87,7 +87,7 @@ impl Cluster<'_, '_> {
         self.complete_tx(load.mbarrier, load.tile.bytes())
             .map_err(|reason| {
                 let at = load.mbarrier;
-                let (_, address) = self.machine.address_of(Place::Shared(at), at);
+                let (_, address) = self.machine.address_of(Place::Shared(at));
                 (load.who, FaultKind::Mbarrier { address, reason })
             })
     }
@@ -197,6 +197,9 @@ impl Warp {
                 pc,
             };
             let issued = self.issue(cluster, op, who)?;
+            self.watched(cluster, |warp, watch, cluster| {
+                warp.observe_bulk(watch, cluster, op, &issued);
+            });
             cluster.bulk.issued += 1;
             let outcome = match issued {
                 Issued::Loads(loads) => self.begin_loads(cluster, loads),
@@ -262,6 +265,7 @@ impl Warp {
         for lane in lanes(active) {
             let thread = self.thread(lane, 0).thread();
             let done = cluster.bulk.committed(thread).saturating_sub(allowed);
+            self.watched(cluster, |_, watch, _| watch.bulk_wait(thread, done, read));
             let mut stores = std::mem::take(&mut cluster.bulk.stores);
             stores.retain_mut(|store| {
                 if store.who.thread() != thread || store.group >= done {

@@ -5,7 +5,7 @@
 
 use super::bulk::BulkCopies;
 use super::stall::Stalls;
-use super::sync::Barrier;
+use super::sync::{Barrier, ClusterBarrier};
 use super::warp::{Turn, Warp};
 use super::wgmma::{WARPS, Warpgroup};
 use super::{Machine, SHARED_BASE, special_value};
@@ -54,6 +54,7 @@ pub(super) struct Cluster<'m, 'a> {
     /// The blocks' shared memory: one after the other, [`Machine::shared_stride`] bytes each.
     pub(super) shared: Vec<u8>,
     pub(super) blocks: Vec<Cta>,
+    pub(super) barrier: ClusterBarrier,
     /// The block whose warp is running: its rank, the first address of its shared memory, and where that is in `shared`.
     pub(super) rank: u32,
     pub(super) window: u64,
@@ -120,6 +121,7 @@ impl<'m, 'a> Runner<'m, 'a> {
             index: [0; 3],
             shared: vec![POISON; machine.shared_stride() * blocks as usize],
             blocks: Vec::new(),
+            barrier: ClusterBarrier::default(),
             rank: 0,
             window: 0,
             offset: 0,
@@ -227,6 +229,10 @@ impl<'m, 'a> Runner<'m, 'a> {
         cluster.stats = Stats {
             blocks: u64::from(machine.cluster_size()),
             ..Stats::default()
+        };
+        cluster.barrier = ClusterBarrier {
+            round: 0,
+            missing: machine.cluster_size() * machine.threads(),
         };
         cluster.phases = 0;
         cluster.bulk = BulkCopies::default();

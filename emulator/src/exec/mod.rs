@@ -26,7 +26,7 @@ use crate::device::{AsyncTiming, Launch, Options, Schedule};
 use crate::error::{FaultKind, Space};
 use crate::memory::DeviceMemory;
 use crate::module::Module;
-use crate::program::{Constant, Kind, Program, Special, Src, WARP};
+use crate::program::{Constant, Inst, Kind, Program, Special, Src, WARP};
 use crate::sanitize::Site;
 use cluster::Cluster;
 pub(crate) use cluster::{RANK_MASK, RANK_SHIFT, Runner};
@@ -173,6 +173,15 @@ impl<'a> Machine<'a> {
         thread_index(self.block, (thread % each) as u32)
     }
 
+    /// The registers that an instruction accesses, if it matters.
+    pub(crate) fn touched(&self, pc: u32) -> Option<&[Src]> {
+        self.program.touched.get(pc as usize).map(Vec::as_slice)
+    }
+
+    pub(crate) fn code(&self) -> &'a [Inst] {
+        &self.program.code
+    }
+
     pub(crate) fn program(&self) -> &Program {
         self.program
     }
@@ -195,22 +204,22 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The space and the address of a byte, counted from the place's space or allocation.
-    pub(crate) fn address_of(&self, place: Place, at: usize) -> (Space, u64) {
+    /// The space and the address of a byte.
+    pub(crate) fn address_of(&self, place: Place) -> (Space, u64) {
         match place {
-            Place::Global(allocation, _) => {
+            Place::Global(allocation, at) => {
                 let base = self.memory.get(allocation).map_or(0, |a| a.base);
-                (Space::Global, base + at as u64)
+                (Space::Global, base + at)
             }
-            Place::Shared(_) => {
+            Place::Shared(at) => {
                 let (rank, at) = (at / self.shared_stride(), at % self.shared_stride());
                 (
                     Space::Shared,
                     ((rank << RANK_SHIFT) + at) as u64 + SHARED_BASE,
                 )
             }
-            Place::Local(_) => (Space::Local, LOCAL_BASE + at as u64),
-            Place::Param(_) => (Space::Param, at as u64),
+            Place::Local(at) => (Space::Local, LOCAL_BASE + at as u64),
+            Place::Param(at) => (Space::Param, at as u64),
         }
     }
 

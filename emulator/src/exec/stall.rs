@@ -128,7 +128,7 @@ impl Runner<'_, '_> {
         }
         let cluster = &self.cluster;
         cluster.shared.hash(&mut hash);
-        (cluster.phases, cluster.bulk.issued).hash(&mut hash);
+        (cluster.phases, cluster.bulk.issued, &cluster.barrier).hash(&mut hash);
         for block in &cluster.blocks {
             block.hash(&mut hash);
         }

@@ -61,7 +61,29 @@ impl Barrier {
     }
 }
 
+/// The barrier of a cluster's threads.
+#[derive(Debug, Default, Hash)]
+pub(super) struct ClusterBarrier {
+    /// Rounds that have ended.
+    pub(super) round: u64,
+    /// Threads that have neither arrived in this round nor exited.
+    pub(super) missing: u32,
+}
+
 impl Cluster<'_, '_> {
+    /// Threads come to the cluster's barrier, or exit.
+    fn count_at_barrier(&mut self, threads: u32) {
+        let barrier = &mut self.barrier;
+        barrier.missing -= threads;
+        if barrier.missing == 0 {
+            barrier.round += 1;
+            barrier.missing = self.blocks.iter().map(|b| b.alive).sum();
+            if let Some(watch) = &mut self.watch {
+                watch.cluster_complete();
+            }
+        }
+    }
+
     /// Ends the barriers that waited only for threads which have exited.
     pub(super) fn check_barriers(&mut self) {
         let rank = self.rank;
@@ -197,6 +219,65 @@ impl Warp {
             return Ok(Flow::Next);
         }
         Ok(Flow::Wait(State::Barrier { id, round }))
+    }
+
+    /// `barrier.cluster.arrive`.
+    pub(super) fn cluster_arrive(
+        &mut self,
+        cluster: &mut Cluster<'_, '_>,
+        release: bool,
+        active: u32,
+    ) -> Result<(), Trouble> {
+        for lane in lanes(active) {
+            let arrived = &mut self.arrived[lane as usize];
+            if *arrived != 0 {
+                let reason =
+                    "arrives at the cluster's barrier without having waited since it last did";
+                return trouble(Some(lane), FaultKind::ClusterBarrier { reason });
+            }
+            *arrived = cluster.barrier.round + 1;
+        }
+        self.watched(cluster, |warp, watch, _| {
+            watch.cluster_arrive(warp.index, active, release);
+        });
+        cluster.count_at_barrier(active.count_ones());
+        Ok(())
+    }
+
+    /// `barrier.cluster.wait`.
+    pub(super) fn cluster_wait(
+        &mut self,
+        cluster: &mut Cluster<'_, '_>,
+        active: u32,
+    ) -> Result<Flow, Trouble> {
+        let round = cluster.barrier.round;
+        for lane in lanes(active) {
+            match self.arrived[lane as usize] {
+                0 => {
+                    let reason = "waits at the cluster's barrier without having arrived";
+                    return trouble(Some(lane), FaultKind::ClusterBarrier { reason });
+                }
+                arrived if arrived > round => {
+                    return Ok(Flow::Wait(State::ClusterBarrier { round }));
+                }
+                _ => {}
+            }
+        }
+        for lane in lanes(active) {
+            self.arrived[lane as usize] = 0;
+        }
+        self.watched(cluster, |warp, watch, _| {
+            watch.cluster_wait(warp.index, active);
+        });
+        Ok(Flow::Next)
+    }
+
+    /// Lanes have exited: the cluster's barrier does not wait for them.
+    pub(super) fn leave_cluster(&mut self, cluster: &mut Cluster<'_, '_>, gone: u32) {
+        let round = cluster.barrier.round + 1;
+        let arrived = |lane: &u32| self.arrived[*lane as usize] == round;
+        let missing = lanes(gone).filter(|lane| !arrived(lane)).count();
+        cluster.count_at_barrier(missing as u32);
     }
 
     /// Gives a reduction's result to the lanes that waited.

@@ -216,6 +216,10 @@ pub(super) enum State {
         need: u64,
         must: bool,
     },
+    /// For the end of the cluster's barrier's current round.
+    ClusterBarrier {
+        round: u64,
+    },
     /// For registers of the block's pool.
     Registers {
         need: i32,
@@ -313,6 +317,8 @@ pub(super) struct Warp {
     pub(super) expired: bool,
     /// Its wait for products has begun.
     pub(super) waited: bool,
+    /// The round of the cluster's barrier, from 1, at which each lane has arrived and not waited for; 0: none.
+    pub(super) arrived: [u64; WARP],
 }
 
 /// A number that no count reaches.
@@ -339,6 +345,7 @@ impl Warp {
             current: 0,
             expired: false,
             waited: false,
+            arrived: [0; WARP],
         }
     }
 
@@ -359,6 +366,7 @@ impl Warp {
         self.backwards = false;
         self.expired = false;
         self.waited = false;
+        self.arrived = [0; WARP];
         self.groups.push(Group {
             pc: 0,
             mask: self.alive,
@@ -393,6 +401,10 @@ impl Warp {
                     reasons.collect::<Vec<_>>().join(", and ")
                 }
                 State::Lanes(need) => format!("waits for lanes {:#010x}", need & !g.mask),
+                State::ClusterBarrier { .. } => {
+                    let missing = cluster.barrier.missing;
+                    format!("waits at the cluster's barrier, {missing} threads have not arrived")
+                }
                 State::Registers { need } => {
                     let free = cluster.cta().free_registers;
                     format!("waits for {need} more registers a thread, the block's pool has {free}")
@@ -459,6 +471,11 @@ impl Warp {
             }
             if let State::Products { need, .. } = self.groups[at].state
                 && self.products_done(cluster, need)
+            {
+                self.groups[at].state = State::Ready;
+            }
+            if let State::ClusterBarrier { round } = self.groups[at].state
+                && round != cluster.barrier.round
             {
                 self.groups[at].state = State::Ready;
             }
@@ -624,12 +641,14 @@ impl Warp {
                     }
                     self.settle();
                     cluster.cta_mut().alive -= lanes.count_ones();
+                    self.leave_cluster(cluster, lanes);
                     if self.alive == 0 {
                         self.leave_warpgroup(cluster)
                             .map_err(|found| (pc, lanes, found))?;
                     }
                     self.watched(cluster, |warp, watch, cluster| {
-                        watch.exit(cluster.machine, warp.who(0), lanes);
+                        let last = [warp.alive == 0, cluster.cta().alive == 0];
+                        watch.exit(cluster.machine, warp.who(0), lanes, last);
                     });
                     cluster.check_barriers();
                     return Ok(true);

@@ -10,6 +10,7 @@
 //! Until then its operands in shared memory and in registers have not been read. Products happen in order.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use super::cluster::Runner;
 use super::warp::{Flow, Registers, State, Warp};
@@ -32,12 +33,28 @@ struct Step {
     operands: [u64; 3],
 }
 
-/// A product that has not happened: the places in shared memory of the pieces of its operands.
+/// Places in the cluster's shared memory of the pieces of a product's operands: of A, if it is there, then of B.
+#[derive(Debug, Hash)]
+pub(super) struct Pieces {
+    pub(super) all: Rc<[u32]>,
+    of_a: usize,
+}
+
+impl Pieces {
+    pub(super) fn a(&self) -> &[u32] {
+        &self.all[..self.of_a]
+    }
+
+    pub(super) fn b(&self) -> &[u32] {
+        &self.all[self.of_a..]
+    }
+}
+
+/// A product that has not happened.
 #[derive(Debug, Hash)]
 struct Product {
     pc: u32,
-    a: Vec<u32>,
-    b: Vec<u32>,
+    pieces: Rc<Pieces>,
     keep: bool,
 }
 
@@ -207,18 +224,31 @@ impl Warp {
             WgmmaA::Registers(_) => None,
         };
         let b = self.uniform(op.b, "the descriptor of B")?;
-        if self.warpgroup_step(cluster, pc, [a.unwrap_or(0), b, u64::from(keep)])? {
-            let product = Product {
-                pc,
-                a: match a {
-                    Some(a) => pieces(cluster, a, op.kind.mn_major[0], 64)?,
-                    None => Vec::new(),
-                },
-                b: pieces(cluster, b, op.kind.mn_major[1], op.n)?,
-                keep,
-            };
+        let first = self.warpgroup_step(cluster, pc, [a.unwrap_or(0), b, u64::from(keep)])?;
+        if first {
+            let mut all = Vec::new();
+            if let Some(a) = a {
+                pieces(cluster, a, op.kind.mn_major[0], 64, &mut all)?;
+            }
+            let of_a = all.len();
+            pieces(cluster, b, op.kind.mn_major[1], op.n, &mut all)?;
+            let pieces = Rc::new(Pieces {
+                all: all.into(),
+                of_a,
+            });
+            let product = Product { pc, pieces, keep };
             self.warpgroup(cluster).products.push_back(product);
         }
+        self.watched(cluster, |warp, watch, cluster| {
+            let (_, member) = warp.group_and_member();
+            let state = warp.warpgroup(cluster);
+            let number = state.issued[member];
+            // It cannot have happened: this warp had not come to it.
+            if let Some(product) = state.products.get((number - state.done) as usize) {
+                let pieces = Rc::clone(&product.pieces);
+                warp.observe_wgmma(watch, cluster, op, &pieces, (number, first, keep));
+            }
+        });
         let early = cluster.machine.timing == AsyncTiming::Early;
         let (_, member) = self.group_and_member();
         let state = self.warpgroup(cluster);
@@ -276,6 +306,11 @@ impl Warp {
             return Ok(Flow::Wait(State::Products { need, must: true }));
         }
         groups.drain(..covered);
+        if covered != 0 {
+            self.watched(cluster, |warp, watch, cluster| {
+                watch.products_waited(cluster.machine, warp.index, need);
+            });
+        }
         Ok(Flow::Next)
     }
 
@@ -319,13 +354,14 @@ impl Warp {
     }
 }
 
-/// Places in the cluster's shared memory of all pieces of an operand.
+/// Adds the places in the cluster's shared memory of all pieces of an operand.
 fn pieces(
     cluster: &Cluster<'_, '_>,
     descriptor: u64,
     mn_major: bool,
     rows: usize,
-) -> Result<Vec<u32>, Trouble> {
+    places: &mut Vec<u32>,
+) -> Result<(), Trouble> {
     let descriptor = match Descriptor::decode(descriptor) {
         Ok(descriptor) => descriptor,
         Err(reason) => return trouble(None, FaultKind::BadOperand { reason }),
@@ -335,7 +371,7 @@ fn pieces(
         mn_major,
     };
     let len = cluster.machine.shared_bytes;
-    let mut places = Vec::with_capacity(2 * rows);
+    places.reserve(2 * rows);
     for address in layout.pieces(rows) {
         let at = u64::from(address).wrapping_sub(SHARED_BASE) as usize;
         if at >= len || at + 16 > len {
@@ -349,7 +385,7 @@ fn pieces(
         }
         places.push((cluster.offset + at) as u32);
     }
-    Ok(places)
+    Ok(())
 }
 
 impl Runner<'_, '_> {
@@ -427,7 +463,8 @@ fn multiply<const K: usize, const V: usize>(
     };
     let each = 8 * wgmma::HALVES;
     let b: Vec<_> = product
-        .b
+        .pieces
+        .b()
         .chunks_exact(each)
         .map(|places| wgmma::columns::<K, V>(op.kind, &gather(places)))
         .collect();
@@ -438,7 +475,7 @@ fn multiply<const K: usize, const V: usize>(
                 wgmma::rows_of_fragment::<K>(op.kind, &fragment)
             }
             WgmmaA::Shared(_) => {
-                let of = |n: usize| gather(&product.a[(2 * w + n) * each..][..each]);
+                let of = |n: usize| gather(&product.pieces.a()[(2 * w + n) * each..][..each]);
                 wgmma::rows::<K, V>(op.kind, [&of(0), &of(1)])
             }
         };

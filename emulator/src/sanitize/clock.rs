@@ -2,6 +2,9 @@
 
 use std::rc::Rc;
 
+use super::shadow::Access;
+use crate::program::WARP;
+
 /// The clocks of a block's threads, shared where they are the same.
 type Row = Rc<Vec<u32>>;
 /// Other blocks and what is known of them, in ascending order.
@@ -34,6 +37,14 @@ impl Knowledge {
         Knowledge {
             clock: None,
             foreign,
+        }
+    }
+
+    /// Adds a moment of somebody who stands for what is asynchronous, in a cluster of so many in all.
+    pub(super) fn add(&mut self, who: usize, moment: u32, width: usize) {
+        let row = self.clock.get_or_insert_with(|| Rc::new(vec![0; width]));
+        if let Some(known) = Rc::make_mut(row).get_mut(who) {
+            *known = (*known).max(moment);
         }
     }
 
@@ -82,56 +93,100 @@ fn learn(into: &mut Foreign, from: &Foreign) {
     *into = Some(Rc::new(all));
 }
 
-/// The clocks of a block's threads. Row `t` holds, for every thread, the last moment of it that thread `t` is ordered
-/// after; its own entry is its present. (Lamport; for data races: Flanagan and Freund, FastTrack, PLDI 2009.)
+/// Those who do what happens asynchronously: each stands for what an mbarrier counts, or for the products of a warpgroup.
+/// Their moments are the phases that have ended, and the products that were waited for; who acquires such a moment comes
+/// after all that landed until then.
+///
+/// The clocks of a cluster's threads, and what they know of those. Row `t` holds, for every thread, the last moment of it
+/// that thread `t` is ordered after; its own entry is its present. (Lamport; for data races: Flanagan and Freund, FastTrack, PLDI 2009.)
 pub(super) struct Clocks {
     threads: usize,
+    /// Threads, and those who stand for what is asynchronous.
+    width: usize,
     rows: Vec<u32>,
+    /// What all lanes of each warp know, and whether none of them has learnt anything since that was found.
+    common: Vec<(bool, Vec<u32>)>,
     /// What each thread knows of other blocks.
     foreign: Vec<Foreign>,
 }
 
 impl Clocks {
-    pub(super) fn new(threads: usize) -> Self {
+    pub(super) fn new(threads: usize, others: usize) -> Self {
+        let width = threads + others;
         let mut clocks = Clocks {
             threads,
-            rows: vec![0; threads * threads],
+            width,
+            rows: vec![0; threads * width],
+            common: vec![(false, vec![0; width]); threads.div_ceil(WARP)],
             foreign: vec![None; threads],
         };
         clocks.reset();
         clocks
     }
 
-    /// A new block: every thread knows of itself only.
+    /// A new cluster: every thread knows of itself only.
     pub(super) fn reset(&mut self) {
         self.rows.fill(0);
         for t in 0..self.threads {
-            self.rows[t * self.threads + t] = 1;
+            self.rows[t * self.width + t] = 1;
             self.foreign[t] = None;
+        }
+        for (valid, _) in &mut self.common {
+            *valid = false;
         }
     }
 
-    fn row(&self, thread: usize) -> &[u32] {
-        &self.rows[thread * self.threads..][..self.threads]
+    pub(super) fn row(&self, thread: usize) -> &[u32] {
+        &self.rows[thread * self.width..][..self.width]
+    }
+
+    /// Finds out what all lanes of a warp know.
+    pub(super) fn find_common(&mut self, warp: usize) {
+        let (valid, common) = &mut self.common[warp];
+        if std::mem::replace(valid, true) {
+            return;
+        }
+        common.fill(u32::MAX);
+        for lane in 0..WARP {
+            let row = &self.rows[(warp * WARP + lane) * self.width..][..self.width];
+            for (common, &known) in common.iter_mut().zip(row) {
+                *common = (*common).min(known);
+            }
+        }
+    }
+
+    /// What all lanes of a warp knew when it was last found out.
+    pub(super) fn common(&self, warp: usize) -> &[u32] {
+        &self.common[warp].1
+    }
+
+    /// The thread learns of a moment of somebody who stands for what is asynchronous.
+    pub(super) fn learn_of(&mut self, thread: usize, who: usize, moment: u32) {
+        let known = &mut self.row_mut(thread)[who];
+        *known = (*known).max(moment);
+    }
+
+    /// What any of these threads know.
+    pub(super) fn joined(&self, threads: std::ops::Range<usize>) -> Vec<u32> {
+        let mut all = vec![0; self.width];
+        for thread in threads {
+            join(&mut all, self.row(thread));
+        }
+        all
     }
 
     fn row_mut(&mut self, thread: usize) -> &mut [u32] {
-        &mut self.rows[thread * self.threads..][..self.threads]
+        self.common[thread / WARP].0 = false;
+        &mut self.rows[thread * self.width..][..self.width]
     }
 
     /// The thread's present.
     #[inline(always)]
     pub(super) fn now(&self, thread: usize) -> u32 {
-        self.rows[thread * self.threads + thread]
+        self.rows[thread * self.width + thread]
     }
 
-    /// Whether what `other` did at `clock` happens before what `thread` does now.
-    #[inline(always)]
-    pub(super) fn knows(&self, thread: usize, other: usize, clock: u32) -> bool {
-        self.rows[thread * self.threads + other] >= clock
-    }
-
-    /// The same, of a thread of another block.
+    /// Whether what a thread of another cluster did at `clock` happens before what `thread` does now.
     pub(super) fn knows_block(&self, thread: usize, block: u32, other: usize, clock: u32) -> bool {
         let Some(foreign) = &self.foreign[thread] else {
             return false;
@@ -148,9 +203,19 @@ impl Clocks {
             None => into.clock = Some(Rc::new(self.row(thread).to_vec())),
         }
         learn(&mut into.foreign, &self.foreign[thread]);
-        let at = thread * self.threads + thread;
-        // The last value stands for "not yet": copies in flight.
-        self.rows[at] = (self.rows[at] + 1).min(u32::MAX - 1);
+        self.advance(thread);
+    }
+
+    /// The thread's next moment begins.
+    pub(super) fn advance(&mut self, thread: usize) {
+        // What the others know of it stays as it is, and so does what all lanes know.
+        let now = &mut self.rows[thread * self.width + thread];
+        // The last value stands for "not yet": what is in flight.
+        *now = (*now + 1).min(Access::NEVER - 1);
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.width
     }
 
     /// The thread comes after all that was released into `from`.

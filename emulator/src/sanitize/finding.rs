@@ -34,6 +34,14 @@ pub enum Rule {
     OverwriteInFlight,
     /// A thread ends before its asynchronous copies have.
     ExitInFlight,
+    /// An access of the async proxy after one of the generic proxy, without a fence between proxies.
+    ProxyFence,
+    /// A register of an asynchronous matrix product is accessed before its wait.
+    RegisterInFlight,
+    /// A matrix product on registers that were accessed since the last `wgmma.fence`.
+    WgmmaFence,
+    /// A wait for the phase of an mbarrier that has gone on to another one.
+    MbarrierPhase,
     /// An instruction that needs a converged warp and has none, or a `.uni` branch that diverges.
     Divergence,
     /// An instruction that a warpgroup must execute as one, and does not.
@@ -127,6 +135,25 @@ impl Rule {
                 "exit-in-flight",
                 "a copy that nobody waits for may land in memory that already has another use (PTX ISA, 9.7.9.25.3)",
             ),
+            Rule::ProxyFence => (
+                "proxy-fence",
+                "between an access by an instruction and one by a bulk copy or a wgmma, the first one's thread executes \
+                 fence.proxy.async (PTX ISA, 8.6, 9.7.13.4)",
+            ),
+            Rule::RegisterInFlight => (
+                "register-in-flight",
+                "until a wgmma.wait_group that covers it, the registers of a wgmma.mma_async are its own (PTX ISA, \
+                 9.7.15.7)",
+            ),
+            Rule::WgmmaFence => (
+                "wgmma-fence",
+                "wgmma.fence orders accesses to registers before a wgmma.mma_async that uses them, and comes before the \
+                 first one (PTX ISA, 9.7.15.7)",
+            ),
+            Rule::MbarrierPhase => (
+                "mbarrier-phase",
+                "a wait can tell the running phase of an mbarrier and the one before, no others (PTX ISA, 9.7.13.15)",
+            ),
             Rule::Divergence => (
                 "divergence",
                 "all threads of the warp must execute an .aligned instruction together, and agree on a .uni branch \
@@ -148,7 +175,8 @@ impl Rule {
             ),
             Rule::Barrier => (
                 "barrier",
-                "threads agree on a barrier's number and thread count, a multiple of 32 (PTX ISA, 9.7.13.1)",
+                "threads agree on a barrier's number and thread count, a multiple of 32 (PTX ISA, 9.7.13.1); at a cluster's \
+                 barrier, arrivals and waits alternate (9.7.13.3)",
             ),
             Rule::Mbarrier => (
                 "mbarrier",
@@ -179,7 +207,7 @@ impl From<&FaultKind> for Rule {
             FaultKind::ReadOnly { .. } => Rule::ReadOnly,
             FaultKind::Divergent { .. } => Rule::Divergence,
             FaultKind::BadMemberMask { .. } => Rule::MemberMask,
-            FaultKind::BadBarrier { .. } => Rule::Barrier,
+            FaultKind::BadBarrier { .. } | FaultKind::ClusterBarrier { .. } => Rule::Barrier,
             FaultKind::Deadlock { .. } => Rule::Deadlock,
             FaultKind::BadOperand { .. } => Rule::Operand,
             FaultKind::Warpgroup { .. } => Rule::Warpgroup,

@@ -1,7 +1,7 @@
 //! Asynchronous copies between their start and their wait.
 
 use super::clock::Clocks;
-use super::shadow::{Access, Conflict};
+use super::shadow::{Access, Conflict, Strength};
 use super::{Key, Rule, Sanitizer};
 use crate::exec::{Machine, Place, Who};
 use crate::memory::ones;
@@ -33,7 +33,7 @@ impl Sanitizer {
         bytes: usize,
         src: Option<(Place, usize)>,
     ) {
-        let me = Access::in_flight(who.thread(), who.pc);
+        let me = Access::in_flight(who.thread(), who.pc, Strength::Async);
         let mut written = 0;
         if let Some((src, len)) = src {
             self.note(machine, who, src, len, false, me);
@@ -146,19 +146,32 @@ impl Sanitizer {
                 continue;
             }
             let thread = (warp * 32 + lane) as usize;
-            let flying = Access::in_flight(thread, flight.pc);
-            let clock = moment(&self.clocks, thread, lane);
+            let flying = Access::in_flight(thread, flight.pc, Strength::Async);
+            let landed = flying.landed(thread, moment(&self.clocks, thread, lane));
             match place {
-                Place::Shared(at) => self.shared.land(at, len, flying, clock),
-                Place::Global(a, at) => self.global.land(a, at, len, flying, clock),
+                Place::Shared(at) => self.shared.land(at, len, flying, landed),
+                Place::Global(a, at) => self.global.land(a, at, len, flying, landed),
                 Place::Local(_) | Place::Param(_) => {}
             }
         }
         flight.lanes &= !done;
     }
 
-    /// Lanes end.
-    pub(crate) fn exit(&mut self, machine: &Machine<'_>, who: Who, lanes: u32) {
+    /// Lanes end; `last`: no lane of their block is left, or of the warp.
+    pub(crate) fn exit(
+        &mut self,
+        machine: &Machine<'_>,
+        who: Who,
+        lanes: u32,
+        [last_of_warp, last_of_block]: [bool; 2],
+    ) {
+        self.exit_with_stores(machine, who, lanes);
+        if last_of_warp {
+            self.exit_with_products(machine, who);
+        }
+        if last_of_block {
+            self.block_exits(machine, who);
+        }
         // An mbarrier may wait in the thread's place.
         let waits = |f: &Flight| {
             f.arrivals
@@ -176,7 +189,7 @@ impl Sanitizer {
             let (line, instruction) = machine.instruction(pc);
             let exiting = Who { lane, ..who };
             let copy = Conflict {
-                other: Access::in_flight(exiting.thread(), pc),
+                other: Access::in_flight(exiting.thread(), pc, Strength::Async),
                 wrote: true,
                 block: None,
             };

@@ -1,16 +1,21 @@
 //! The checks that hardware does not make: races, uninitialised bytes, copies in flight.
 //!
-//! One [`Sanitizer`] watches a launch, whose blocks run one after the other. It keeps a shadow of every byte of memory
+//! One [`Sanitizer`] watches a launch, whose clusters run one after the other; where it says block of accesses that others
+//! make, it means the cluster, which mostly is one. It keeps a shadow of every byte of memory
 //! that was touched (`shadow`: who wrote it, who read it since), of every register (`registers`: which bytes nobody has
 //! written), and what each thread knows of the others (`clock`). The machine tells it of each access and of each
 //! synchronisation, from `exec/watch.rs`.
 //!
 //! A finding does not end the launch; only what the machine itself cannot carry out does.
 
+mod bulk;
 mod clock;
+mod conflict;
 mod finding;
 mod flight;
 mod order;
+mod products;
+mod proxy;
 pub(crate) mod registers;
 mod shadow;
 
@@ -19,17 +24,23 @@ use std::collections::HashMap;
 use crate::exec::{Machine, Place, Who};
 use crate::memory::ones;
 use crate::program::Order;
+pub(crate) use bulk::BulkEnds;
+use bulk::{BulkLoad, BulkStore};
 use clock::{Clocks, Knowledge};
 pub use finding::{Finding, Report, Rule, Site};
 use flight::Flight;
-use order::{Mbarrier, Named, Release};
+use order::{Mbarrier, Meeting, Named, Release};
+use products::{ProductRead, WarpProducts};
+use proxy::Proxies;
 use registers::RegisterShadow;
-use shadow::{Access, Before, BlockCell, Conflict, GlobalShadow, Shadow, Strength};
+use shadow::{Access, BlockCell, Conflict, GlobalShadow, Shadow, Strength};
 
 /// Findings that are kept; beyond, they are counted.
 const MOST_FINDINGS: usize = 64;
 /// Most threads of a cluster: what each knows of every other takes 4 bytes.
 const MOST_THREADS: u32 = 4096;
+/// Besides them there are those who stand for what is asynchronous: no more than as many.
+const _: () = assert!(2 * MOST_THREADS as usize <= Access::MOST_WHO);
 /// Lines of PTX shown before and after an instruction.
 const CONTEXT: u32 = 2;
 
@@ -41,35 +52,6 @@ fn key(place: Place) -> Option<Key> {
         Place::Shared(at) => Some((None, at as u64)),
         Place::Global(allocation, at) => Some((Some(allocation), at)),
         Place::Local(_) | Place::Param(_) => None,
-    }
-}
-
-/// Orders the accesses of one thread after others'.
-struct Ordering<'a> {
-    clocks: &'a Clocks,
-    thread: usize,
-    block: u32,
-}
-
-impl Before for Ordering<'_> {
-    #[inline(always)]
-    fn ordered(&self, other: Access) -> bool {
-        if other.is_in_flight() {
-            return false;
-        }
-        other.thread() == self.thread
-            || self
-                .clocks
-                .knows(self.thread, other.thread(), other.clock())
-    }
-
-    fn ordered_block(&self, block: u32, other: Access) -> bool {
-        let (of, clock) = (other.thread(), other.clock());
-        !other.is_in_flight() && self.clocks.knows_block(self.thread, block, of, clock)
-    }
-
-    fn block(&self) -> u32 {
-        self.block
     }
 }
 
@@ -90,8 +72,17 @@ pub(crate) struct Sanitizer {
     local_written: Vec<Vec<bool>>,
     pub(crate) registers: Vec<RegisterShadow>,
     flights: Vec<Vec<Flight>>,
+    /// Fences between proxies; `None`: nothing in the program uses the async proxy.
+    proxies: Option<Proxies>,
+    bulk_loads: Vec<BulkLoad>,
+    bulk_stores: Vec<BulkStore>,
+    /// Products of each warp, and what those of all read.
+    products: Vec<WarpProducts>,
+    product_reads: Vec<ProductRead>,
     /// Of each block of the cluster.
     barriers: Vec<[Named; 16]>,
+    /// The cluster's barrier.
+    cluster: Meeting,
     /// Those that are initialised.
     mbarriers: HashMap<Key, Mbarrier>,
     releases: HashMap<Key, Release>,
@@ -108,13 +99,15 @@ impl Sanitizer {
         let threads = warps * 32;
         let program = machine.program();
         let shared = blocks * machine.shared_stride();
+        let proxies = Proxies::new(machine, threads);
+        let others = proxies.as_ref().map_or(0, Proxies::others);
         Self {
             report: Report::default(),
             known: HashMap::new(),
             global: GlobalShadow::default(),
             block: 0,
             indices: vec![[0; 3]],
-            clocks: Clocks::new(threads),
+            clocks: Clocks::new(threads, others),
             shared: Shadow::new(shared),
             shared_written: vec![0; shared.div_ceil(32) + 1],
             local_written: vec![vec![false; program.local as usize * 32]; warps],
@@ -122,7 +115,15 @@ impl Sanitizer {
                 .map(|_| RegisterShadow::new(program.rows, program.preds))
                 .collect(),
             flights: (0..warps).map(|_| Vec::new()).collect(),
+            proxies,
+            bulk_loads: Vec::new(),
+            bulk_stores: Vec::new(),
+            products: (0..warps)
+                .map(|_| WarpProducts::new(program.rows))
+                .collect(),
+            product_reads: Vec::new(),
             barriers: vec![Default::default(); blocks],
+            cluster: Meeting::default(),
             mbarriers: HashMap::new(),
             releases: HashMap::new(),
             fenced: vec![Default::default(); threads],
@@ -160,7 +161,15 @@ impl Sanitizer {
             registers.reset(&machine.program().undefined);
         }
         self.flights.iter_mut().for_each(Vec::clear);
+        if let Some(proxies) = &mut self.proxies {
+            proxies.reset();
+        }
+        self.bulk_loads.clear();
+        self.bulk_stores.clear();
+        self.products.iter_mut().for_each(WarpProducts::reset);
+        self.product_reads.clear();
         self.barriers.fill_with(Default::default);
+        self.cluster = Meeting::default();
         self.mbarriers.clear();
         // Shared addresses mean something else in each block; global ones stay.
         self.releases
@@ -182,6 +191,24 @@ impl Sanitizer {
         message: impl FnOnce() -> String,
     ) {
         self.add_pair(machine, rule, who, None, message);
+    }
+
+    /// Adds a finding about an instruction that the same thread executed before.
+    fn add_with(
+        &mut self,
+        machine: &Machine<'_>,
+        rule: Rule,
+        who: Who,
+        pc: u32,
+        what: &str,
+        message: impl FnOnce() -> String,
+    ) {
+        let other = Conflict {
+            other: Access::new(who.thread(), 1, pc, Strength::Weak),
+            wrote: true,
+            block: None,
+        };
+        self.add_pair(machine, rule, who, Some((other, what)), message);
     }
 
     fn add_pair(
@@ -215,7 +242,7 @@ impl Sanitizer {
         };
         let other = other.map(|(conflict, what)| {
             let block = conflict.block.unwrap_or(self.block);
-            let (thread, pc) = (conflict.other.thread(), conflict.other.pc());
+            let (thread, pc) = (self.issuer(conflict.other.thread()), conflict.other.pc());
             (what.to_owned(), site(block, thread, pc))
         });
         let site = site(self.block, who.thread(), who.pc);
@@ -275,87 +302,6 @@ impl Sanitizer {
             strength,
         );
         self.note(machine, who, place, len, write, me);
-    }
-
-    #[inline]
-    fn note(
-        &mut self,
-        machine: &Machine<'_>,
-        who: Who,
-        place: Place,
-        len: usize,
-        write: bool,
-        me: Access,
-    ) {
-        let before = Ordering {
-            clocks: &self.clocks,
-            thread: who.thread(),
-            block: self.block,
-        };
-        let found = match place {
-            Place::Shared(at) => self.shared.access(at, len, me, write, &before),
-            Place::Global(allocation, at) => {
-                self.global.access(allocation, at, len, me, write, &before)
-            }
-            Place::Local(_) | Place::Param(_) => None,
-        };
-        if let Some((at, conflict)) = found {
-            self.conflict(machine, who, place, at, write, me, conflict);
-        }
-    }
-
-    #[cold]
-    #[expect(clippy::too_many_arguments)]
-    fn conflict(
-        &mut self,
-        machine: &Machine<'_>,
-        who: Who,
-        place: Place,
-        at: usize,
-        write: bool,
-        me: Access,
-        conflict: Conflict,
-    ) {
-        let (space, address) = machine.address_of(place, at);
-        let flying = conflict.other.is_in_flight();
-        let by_copy = conflict.other.strength() == Strength::Async;
-        let rule = match (flying, write || me.strength() == Strength::Async) {
-            (true, false) => Rule::ReadInFlight,
-            (true, true) => Rule::OverwriteInFlight,
-            (false, _) => Rule::Race,
-        };
-        let what = match (conflict.wrote, flying, by_copy) {
-            (true, true, _) => "destination of a copy that was not waited for, started",
-            (false, true, _) => "source of a copy that was not waited for, started",
-            (true, false, true) => "destination of a copy",
-            (false, false, true) => "source of a copy",
-            (true, false, false) => "written",
-            (false, false, false) => "read",
-        };
-        let does = match (write, me.strength()) {
-            (true, Strength::Async) => "a copy writes",
-            (false, Strength::Async) => "a copy reads",
-            (true, _) => "writes",
-            (false, _) => "reads",
-        };
-        let whose = match (conflict.block, conflict.other.thread() == who.thread()) {
-            (Some(_), _) => "another block",
-            (None, true) => "the thread itself",
-            (None, false) => "another thread",
-        };
-        let message = || {
-            let has = if conflict.wrote { "written" } else { "read" };
-            let goes = if conflict.wrote { "writes" } else { "reads" };
-            let history = match (flying, by_copy) {
-                (true, _) => format!("which a copy of {whose} {goes} at any time until its wait"),
-                (false, true) => format!(
-                    "which a copy of {whose} has {has}: that thread waited for it, but nothing orders the two"
-                ),
-                (false, false) => format!("which {whose} has {has}, and nothing orders the two"),
-            };
-            format!("{does} {space} byte {address:#x}, {history}")
-        };
-        self.add_pair(machine, rule, who, Some((conflict, what)), message);
     }
 
     /// The bytes of a range that were written, a bit each.

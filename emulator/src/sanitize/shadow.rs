@@ -17,29 +17,44 @@ pub(super) enum Strength {
     Block,
     /// Atomic or volatile, for the device.
     Device,
-    /// By an asynchronous copy.
+    /// By an asynchronous copy of the generic proxy: `cp.async`.
     Async,
+    /// By the async proxy: a bulk copy, or a product of a warpgroup.
+    Proxy,
 }
 
 /// One access: who, when, where in the program. 0 is none.
+///
+/// Who: a thread of the cluster, or from the number of threads on one of those that stand for what happens
+/// asynchronously (see `clock`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Access(u64);
 
 impl Access {
+    const STRENGTH_BITS: u32 = 3;
+    const PC_BITS: u32 = 20;
+    const WHO_BITS: u32 = 13;
+    const CLOCK_AT: u32 = Self::STRENGTH_BITS + Self::PC_BITS + Self::WHO_BITS;
     /// Largest number of instructions of a program that fits.
-    pub(super) const MOST_INSTRUCTIONS: usize = 1 << 20;
-    const NEVER: u32 = u32::MAX;
+    pub(super) const MOST_INSTRUCTIONS: usize = 1 << Self::PC_BITS;
+    /// Largest number of those who access.
+    pub(super) const MOST_WHO: usize = 1 << Self::WHO_BITS;
+    /// The moment of what has not happened.
+    pub(super) const NEVER: u32 = u32::MAX >> (32 - (64 - Self::CLOCK_AT));
 
     #[inline(always)]
-    pub(super) fn new(thread: usize, clock: u32, pc: u32, strength: Strength) -> Self {
+    pub(super) fn new(who: usize, clock: u32, pc: u32, strength: Strength) -> Self {
         Access(
-            u64::from(clock) << 32 | (thread as u64) << 22 | u64::from(pc) << 2 | strength as u64,
+            u64::from(clock) << Self::CLOCK_AT
+                | (who as u64) << (Self::STRENGTH_BITS + Self::PC_BITS)
+                | u64::from(pc) << Self::STRENGTH_BITS
+                | strength as u64,
         )
     }
 
-    /// An access of a copy that nobody has waited for: ordered before nothing.
-    pub(super) fn in_flight(thread: usize, pc: u32) -> Self {
-        Self::new(thread, Self::NEVER, pc, Strength::Async)
+    /// An asynchronous access that nobody has waited for: ordered before nothing.
+    pub(super) fn in_flight(thread: usize, pc: u32, strength: Strength) -> Self {
+        Self::new(thread, Self::NEVER, pc, strength)
     }
 
     #[inline(always)]
@@ -49,12 +64,13 @@ impl Access {
 
     #[inline(always)]
     pub(super) fn clock(self) -> u32 {
-        (self.0 >> 32) as u32
+        (self.0 >> Self::CLOCK_AT) as u32
     }
 
+    /// Who.
     #[inline(always)]
     pub(super) fn thread(self) -> usize {
-        (self.0 >> 22 & 0x3ff) as usize
+        (self.0 >> (Self::STRENGTH_BITS + Self::PC_BITS)) as usize & (Self::MOST_WHO - 1)
     }
 
     fn warp(self) -> usize {
@@ -62,36 +78,52 @@ impl Access {
     }
 
     pub(super) fn pc(self) -> u32 {
-        (self.0 >> 2 & 0xf_ffff) as u32
+        (self.0 >> Self::STRENGTH_BITS) as u32 & (Self::MOST_INSTRUCTIONS as u32 - 1)
     }
 
     #[inline(always)]
     pub(super) fn strength(self) -> Strength {
-        match self.0 & 3 {
+        match self.0 & 7 {
             0 => Strength::Weak,
             1 => Strength::Block,
             2 => Strength::Device,
-            _ => Strength::Async,
+            3 => Strength::Async,
+            _ => Strength::Proxy,
         }
     }
 
+    #[inline(always)]
+    pub(super) fn is_of_proxy(self) -> bool {
+        self.strength() == Strength::Proxy
+    }
+
+    #[inline(always)]
     pub(super) fn is_in_flight(self) -> bool {
         self.clock() == Self::NEVER
     }
 
-    /// The same access, once its copy has been waited for.
-    fn landed(self, clock: u32) -> Self {
-        Self::new(self.thread(), clock, self.pc(), self.strength())
+    /// The same access, once it has been waited for: by `who`, at a moment.
+    pub(super) fn landed(self, who: usize, clock: u32) -> Self {
+        Self::new(who, clock, self.pc(), self.strength())
     }
 }
 
 /// Says which accesses happen before the present one.
 pub(super) trait Before {
-    /// Whether an access of this block does.
+    /// Whether an access of this cluster does, through the fences between proxies that it takes.
     fn ordered(&self, other: Access) -> bool;
-    /// Whether an access of another block does.
+    /// The same of a write, or of a read where the present access writes: whether the two do not conflict.
+    #[inline(always)]
+    fn comes_after(&self, other: Access) -> bool {
+        self.ordered(other)
+    }
+    /// Whether an access of another cluster does.
     fn ordered_block(&self, block: u32, other: Access) -> bool;
-    /// The present block.
+    /// Whether another access of this cluster can be forgotten for the present one, which comes after it.
+    fn stands_for(&self, other: Access) -> bool;
+    /// Whether another access of this cluster is by a thread of the same block.
+    fn same_block(&self, other: Access) -> bool;
+    /// The present cluster.
     fn block(&self) -> u32;
 }
 
@@ -107,8 +139,10 @@ pub(super) struct Conflict {
 pub(super) trait Cell: Clone + Default {
     /// Notes an access, and returns one that it conflicts with.
     fn access(&mut self, me: Access, write: bool, before: &impl Before) -> Option<Conflict>;
-    /// The copy in flight that wrote or read here has landed.
-    fn land(&mut self, flight: Access, clock: u32);
+    /// Whether a read would conflict with a write.
+    fn check_read(&self, me: Access, before: &impl Before) -> Option<Conflict>;
+    /// What was in flight and wrote or read here has landed.
+    fn land(&mut self, flight: Access, landed: Access);
 }
 
 /// Strong accesses do not race with each other.
@@ -155,6 +189,11 @@ impl<const N: usize> Several<N> {
     /// one to all, and what a byte takes must have an end.
     const MOST_OF_WARP: usize = 2;
 
+    #[inline(always)]
+    fn is_empty(&self) -> bool {
+        self.more.is_none() && self.first.iter().all(|a| a.is_none())
+    }
+
     fn iter(&self) -> impl Iterator<Item = Access> + '_ {
         let more = self.more.iter().flat_map(|more| more.iter());
         self.first
@@ -170,7 +209,8 @@ impl<const N: usize> Several<N> {
         // A strong access races with less than a weak one, so it does not stand for it.
         let weaker = me.strength() == Strength::Weak;
         let free = |r: Access| {
-            r.is_none() || r == me || before.ordered(r) && (weaker || r.strength() == me.strength())
+            let same = weaker || r.strength() == me.strength();
+            r.is_none() || r == me || same && before.ordered(r) && before.stands_for(r)
         };
         if let Some(at) = self.first.iter().position(|&r| free(r)) {
             self.first[at] = me;
@@ -198,23 +238,37 @@ impl<const N: usize> Several<N> {
     }
 }
 
+/// The conflict of two accesses of one cluster, if they conflict.
+#[inline(always)]
+fn conflict(me: Access, other: Access, wrote: bool, before: &impl Before) -> Option<Conflict> {
+    let racing = !other.is_none()
+        && !before.comes_after(other)
+        && race(me, other, !before.same_block(other));
+    racing.then_some(Conflict {
+        other,
+        wrote,
+        block: None,
+    })
+}
+
 impl<const N: usize> Cell for BlockCell<N> {
     #[inline(always)]
+    fn check_read(&self, me: Access, before: &impl Before) -> Option<Conflict> {
+        let with = |w: Access| conflict(me, w, true, before);
+        let found = with(self.write);
+        if found.is_some() || self.strong.is_empty() {
+            return found;
+        }
+        self.strong.iter().find_map(with)
+    }
+
+    #[inline(always)]
     fn access(&mut self, me: Access, write: bool, before: &impl Before) -> Option<Conflict> {
-        let conflict = |other: Access, wrote: bool| {
-            (!other.is_none() && !before.ordered(other) && race(me, other, false)).then_some(
-                Conflict {
-                    other,
-                    wrote,
-                    block: None,
-                },
-            )
-        };
-        let mut found = conflict(self.write, true)
-            .or_else(|| self.strong.iter().find_map(|w| conflict(w, true)));
+        let mut found = self.check_read(me, before);
         if write {
             if found.is_none() {
-                found = self.reads.iter().find_map(|r| conflict(r, false));
+                let with = |r: Access| conflict(me, r, false, before);
+                found = self.reads.iter().find_map(with);
             }
             if matches!(me.strength(), Strength::Block | Strength::Device) {
                 self.strong.add(me, before);
@@ -230,14 +284,14 @@ impl<const N: usize> Cell for BlockCell<N> {
         found
     }
 
-    fn land(&mut self, flight: Access, clock: u32) {
+    fn land(&mut self, flight: Access, landed: Access) {
         if self.write == flight {
-            self.write = flight.landed(clock);
+            self.write = landed;
         }
         let more = self.reads.more.iter_mut().flat_map(|more| more.iter_mut());
         for r in self.reads.first.iter_mut().chain(more) {
             if *r == flight {
-                *r = flight.landed(clock);
+                *r = landed;
             }
         }
     }
@@ -285,6 +339,10 @@ impl GridCell {
 }
 
 impl Cell for GridCell {
+    fn check_read(&self, me: Access, before: &impl Before) -> Option<Conflict> {
+        self.own.check_read(me, before)
+    }
+
     fn access(&mut self, me: Access, write: bool, before: &impl Before) -> Option<Conflict> {
         self.enter(before.block());
         let conflict = |of: Option<(u32, Access)>, wrote: bool| {
@@ -308,8 +366,8 @@ impl Cell for GridCell {
         found.or(self.own.access(me, write, before))
     }
 
-    fn land(&mut self, flight: Access, clock: u32) {
-        self.own.land(flight, clock);
+    fn land(&mut self, flight: Access, landed: Access) {
+        self.own.land(flight, landed);
     }
 }
 
@@ -365,10 +423,30 @@ impl<C: Cell> Granule<C> {
         found
     }
 
-    fn land(&mut self, range: std::ops::Range<usize>, flight: Access, clock: u32) {
+    /// As [`access`](Self::access) of a read that leaves no trace.
+    fn check_read(
+        &mut self,
+        range: std::ops::Range<usize>,
+        me: Access,
+        before: &impl Before,
+    ) -> Option<(usize, Conflict)> {
+        if self.pieces.is_none() {
+            let found = self.whole.check_read(me, before);
+            return found.map(|found| (range.start, found));
+        }
+        let (pieces, size) = self.pieces(&range);
+        let first = range.start / size;
+        let mut pieces = pieces[first..range.end / size].iter().enumerate();
+        pieces.find_map(|(n, piece)| {
+            let found = piece.check_read(me, before);
+            found.map(|found| ((first + n) * size, found))
+        })
+    }
+
+    fn land(&mut self, range: std::ops::Range<usize>, flight: Access, landed: Access) {
         let (pieces, size) = self.pieces(&range);
         for piece in &mut pieces[range.start / size..range.end / size] {
-            piece.land(flight, clock);
+            piece.land(flight, landed);
         }
     }
 }
@@ -415,14 +493,28 @@ impl<C: Cell> Shadow<C> {
         found
     }
 
-    pub(super) fn land(&mut self, at: usize, len: usize, flight: Access, clock: u32) {
+    /// As [`access`](Self::access) of a read of one granule that leaves no trace.
+    pub(super) fn check_read(
+        &mut self,
+        at: usize,
+        len: usize,
+        me: Access,
+        before: &impl Before,
+    ) -> Option<(usize, Conflict)> {
+        let (granule, from) = (at / GRANULE, at % GRANULE);
+        let found = self.granules.get_mut(granule)?;
+        let found = found.check_read(from..from + len, me, before);
+        found.map(|(byte, conflict)| (granule * GRANULE + byte, conflict))
+    }
+
+    pub(super) fn land(&mut self, at: usize, len: usize, flight: Access, landed: Access) {
         let (mut from, end) = (at, at + len);
         while from < end {
             let granule = from / GRANULE;
             let first = granule * GRANULE;
             let to = end.min(first + GRANULE);
             if let Some(g) = self.granules.get_mut(granule) {
-                g.land(from - first..to - first, flight, clock);
+                g.land(from - first..to - first, flight, landed);
             }
             from = to;
         }
@@ -430,7 +522,7 @@ impl<C: Cell> Shadow<C> {
 }
 
 /// Bytes of a page of [`GlobalShadow`].
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 
 /// The allocations of the device: pages that come into being when they are touched.
 #[derive(Debug, Default)]
@@ -473,9 +565,9 @@ impl GlobalShadow {
         at: u64,
         len: usize,
         flight: Access,
-        clock: u32,
+        landed: Access,
     ) {
         let inside = at as usize % PAGE;
-        self.page(allocation, at).land(inside, len, flight, clock);
+        self.page(allocation, at).land(inside, len, flight, landed);
     }
 }

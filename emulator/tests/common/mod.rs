@@ -65,12 +65,23 @@ impl Run {
         block: u32,
         shared: u32,
     ) -> Result<Stats, LaunchError> {
+        self.launch_clusters(text, [grid, 1, 1], None, block, shared)
+    }
+
+    pub fn launch_clusters(
+        &self,
+        text: &str,
+        grid: [u32; 3],
+        cluster: Option<[u32; 3]>,
+        block: u32,
+        shared: u32,
+    ) -> Result<Stats, LaunchError> {
         let module = Module::parse(text).map_err(LaunchError::Decode)?;
         let params: Vec<u8> = self.buffers.iter().flat_map(|b| b.to_le_bytes()).collect();
         let launch = Launch {
-            grid: [grid, 1, 1],
+            grid,
             block: [block, 1, 1],
-            cluster: None,
+            cluster,
             dynamic_shared: shared,
             params: &params,
         };

@@ -1,9 +1,11 @@
 //! What the sanitizer is told of each instruction. Everything here runs only while one is watching.
 
+mod bulk;
 mod matrix;
 mod memory;
 mod spread;
 mod sync;
+mod wgmma;
 
 use super::memory::{Intent, Place, lanes};
 use super::warp::Warp;
@@ -90,12 +92,16 @@ impl Warp {
         if active == 0 {
             return;
         }
+        if let Some(registers) = machine.touched(self.pc) {
+            watch.touch(machine, self.who(active.trailing_zeros()), registers);
+        }
         match &inst.op {
             Op::Load(op) => self.observe_load(watch, cluster, op, active),
             Op::Store(op) => self.observe_store(watch, cluster, op, active),
             Op::Atomic(op) => self.observe_atomic(watch, cluster, op, active),
             Op::CpAsync(op) => self.observe_copy(watch, cluster, op, active),
             Op::Fence { beyond_block } => watch.fence(self.index, active, *beyond_block),
+            Op::ProxyFence(fence) => watch.proxy_fence(self.index, active, *fence),
             Op::Branch { uniform, .. } if *uniform && active != mask => {
                 let message = || "a .uni branch is taken by some threads only".to_owned();
                 let who = self.who(active.trailing_zeros());

@@ -42,6 +42,16 @@ impl Warp {
             | MbarrierOp::ArriveExpectTx => watch.mbarrier_arrives(who, place, op.relaxed),
             _ => {}
         }
+        let bytes = op
+            .operand
+            .map_or(0, |o| i64::from(self.regs.lane(o, lane) as u32 as i32));
+        match op.op {
+            MbarrierOp::ExpectTx | MbarrierOp::ArriveExpectTx => {
+                watch.mbarrier_expects(place, bytes);
+            }
+            MbarrierOp::CompleteTx => watch.mbarrier_expects(place, -bytes),
+            _ => {}
+        }
         if ends {
             watch.mbarrier_ends(place);
         }
@@ -61,6 +71,11 @@ impl Warp {
         passed: bool,
     ) {
         self.observe_mbarrier(watch, machine, op, lane, place, false);
+        let parity = [MbarrierOp::TestWaitParity, MbarrierOp::TryWaitParity].contains(&op.op);
+        if let (true, Some(operand)) = (parity, op.operand) {
+            let parity = self.regs.lane(operand, lane) & 1 != 0;
+            watch.mbarrier_phase(machine, self.who(lane), place, parity, passed);
+        }
         if passed {
             watch.mbarrier_passed(self.who(lane), place, op.relaxed);
         }

@@ -1,0 +1,289 @@
+//! Products of warpgroups between their issue and their wait: what they read in shared memory, and the registers that are
+//! theirs until then.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::conflict::{Ordering, Recording};
+use super::shadow::{Access, Before, Strength};
+use super::{Rule, Sanitizer};
+use crate::error::Space;
+use crate::exec::{Machine, Place, Who};
+use crate::program::{Kind, Op, Src, Wgmma, WgmmaA};
+
+/// A product that a warp has not waited for.
+struct Flying {
+    /// Number among the warpgroup's products.
+    number: u64,
+    pc: u32,
+}
+
+/// Last accesses to a warp's registers.
+pub(super) struct WarpProducts {
+    flying: Vec<Flying>,
+    /// Rows that a product holds.
+    held: Vec<bool>,
+    /// Of each row: the instruction that accessed it since the last `wgmma.fence`, and 1; 0: none has.
+    touched: Vec<u32>,
+    /// Whether there was a `wgmma.fence`.
+    fenced: bool,
+}
+
+/// What a product reads in shared memory: pieces of 16 bytes.
+pub(super) struct ProductRead {
+    /// Who stands for the warpgroup's products.
+    who: usize,
+    number: u64,
+    thread: usize,
+    pc: u32,
+    pieces: Rc<[u32]>,
+    /// What wrote there.
+    writes: Vec<Access>,
+}
+
+impl WarpProducts {
+    pub(super) fn new(rows: u32) -> Self {
+        WarpProducts {
+            flying: Vec::new(),
+            held: vec![false; rows as usize + 1],
+            touched: vec![0; rows as usize + 1],
+            fenced: false,
+        }
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.flying.clear();
+        self.held.fill(false);
+        self.touched.fill(0);
+        self.fenced = false;
+    }
+}
+
+/// Registers of an operand: D, then A.
+fn fragments(op: &Wgmma) -> [&[u32]; 2] {
+    let a = match &op.a {
+        WgmmaA::Registers(slots) => slots.as_slice(),
+        WgmmaA::Shared(_) => &[],
+    };
+    [&op.d, a]
+}
+
+fn product_at<'m>(machine: &Machine<'m>, pc: u32) -> Option<&'m Wgmma> {
+    match machine.code().get(pc as usize).map(|inst| &inst.op) {
+        Some(Op::Wgmma(op)) => Some(op),
+        _ => None,
+    }
+}
+
+impl Sanitizer {
+    /// An instruction other than a product accesses these registers.
+    #[inline]
+    pub(crate) fn touch(&mut self, machine: &Machine<'_>, who: Who, registers: &[Src]) {
+        let warp = &mut self.products[who.warp as usize];
+        let mut held = None;
+        for src in registers {
+            let rows = match src.kind {
+                Kind::Pred => continue,
+                Kind::W64 => 2,
+                _ => 1,
+            };
+            for row in src.slot..src.slot + rows {
+                warp.touched[row as usize] = who.pc + 1;
+                if warp.held[row as usize] {
+                    held = Some(row);
+                }
+            }
+        }
+        if let Some(row) = held {
+            self.touches_held(machine, who, row);
+        }
+    }
+
+    #[cold]
+    fn touches_held(&mut self, machine: &Machine<'_>, who: Who, row: u32) {
+        let mut flying = self.products[who.warp as usize].flying.iter();
+        let holds = |part: usize, f: &&Flying| {
+            product_at(machine, f.pc).is_some_and(|op| fragments(op)[part].contains(&row))
+        };
+        let of_d = flying
+            .clone()
+            .find(|f| holds(0, f))
+            .map(|f| (f.pc, "accumulator"));
+        let of_a = flying
+            .find(|f| holds(1, f))
+            .map(|f| (f.pc, "fragment of A"));
+        let Some((pc, part)) = of_d.or(of_a) else {
+            return;
+        };
+        let message = || {
+            format!("accesses a register of the {part} of a matrix product that was not waited for")
+        };
+        self.add_with(machine, Rule::RegisterInFlight, who, pc, "started", message);
+    }
+
+    /// A warp comes to a product: its registers.
+    pub(crate) fn product_registers(
+        &mut self,
+        machine: &Machine<'_>,
+        who: Who,
+        op: &Wgmma,
+        number: u64,
+    ) {
+        let warp = &self.products[who.warp as usize];
+        let mut found: Option<(Rule, u32, &str)> = None;
+        for other in &warp.flying {
+            let Some(of_other) = product_at(machine, other.pc) else {
+                continue;
+            };
+            let [d, a] = fragments(op);
+            let [other_d, other_a] = fragments(of_other);
+            let meet = |x: &[u32], y: &[u32]| x.iter().any(|slot| y.contains(slot));
+            // Products of one shape on one accumulator follow each other.
+            let same =
+                d == other_d && op.n == of_other.n && op.kind.formats == of_other.kind.formats;
+            if !same && meet(d, other_d) || meet(d, other_a) || meet(a, other_d) {
+                let what = "a register of this product is one of another that was not waited for";
+                found = Some((Rule::RegisterInFlight, other.pc, what));
+                break;
+            }
+        }
+        let all = fragments(op).concat();
+        let stale = all
+            .iter()
+            .find_map(|&slot| warp.touched[slot as usize].checked_sub(1));
+        if found.is_none() {
+            let what = "a register of this product was accessed since the last wgmma.fence";
+            found = stale.map(|pc| (Rule::WgmmaFence, pc, what));
+        }
+        if let Some((rule, pc, what)) = found {
+            self.add_with(machine, rule, who, pc, "accessed", || what.to_owned());
+        } else if !warp.fenced {
+            let message = || "there was no wgmma.fence before it".to_owned();
+            self.add(machine, Rule::WgmmaFence, who, message);
+        }
+        let warp = &mut self.products[who.warp as usize];
+        for slot in all {
+            warp.held[slot as usize] = true;
+        }
+        warp.flying.push(Flying { number, pc: who.pc });
+    }
+
+    /// A warp comes to a product: what that reads. The first warp of the warpgroup reads for all.
+    pub(crate) fn product_reads(
+        &mut self,
+        machine: &Machine<'_>,
+        who: Who,
+        number: u64,
+        pieces: &Rc<[u32]>,
+        first: bool,
+    ) {
+        let warp = who.warp as usize;
+        self.clocks.find_common(warp);
+        let me = Access::in_flight(who.thread(), who.pc, Strength::Proxy);
+        let ordering = Ordering {
+            clocks: &self.clocks,
+            thread: who.thread(),
+            row: self.clocks.common(warp),
+            block: self.block,
+            proxies: self.proxies.as_ref(),
+            by_proxy: Some(Space::Shared),
+        };
+        let of_group = self
+            .proxies
+            .as_ref()
+            .map_or(0, |p| p.of_warpgroup(who.warp));
+        let mut conflict = None;
+        if first {
+            let before = Recording {
+                ordering,
+                met: RefCell::default(),
+            };
+            for &piece in pieces.iter() {
+                let found = self.shared.access(piece as usize, 16, me, false, &before);
+                if let (None, Some((at, found))) = (&conflict, found) {
+                    conflict = Some((at, before.ordering.knows(found.other), found));
+                }
+            }
+            let met = before.met.into_inner().into_iter();
+            self.product_reads.push(ProductRead {
+                who: of_group,
+                number,
+                thread: who.thread(),
+                pc: who.pc,
+                pieces: Rc::clone(pieces),
+                writes: met.map(|(access, _)| access).collect(),
+            });
+        } else {
+            // The others of the warpgroup read the same: what the first one met is all that there is to look at.
+            let mut reads = self.product_reads.iter().rev();
+            let read = reads.find(|read| read.who == of_group && read.number == number);
+            let mut writes = read.iter().flat_map(|read| &read.writes);
+            if writes.any(|&write| !ordering.ordered(write)) {
+                conflict = pieces.iter().find_map(|&piece| {
+                    let (at, found) = self.shared.check_read(piece as usize, 16, me, &ordering)?;
+                    Some((at, ordering.knows(found.other), found))
+                });
+            }
+        }
+        if let Some((at, known, conflict)) = conflict {
+            self.conflict(
+                machine,
+                who,
+                Place::Shared(at),
+                (false, me, known),
+                conflict,
+            );
+        }
+    }
+
+    /// `wgmma.fence` of a warp.
+    pub(crate) fn wgmma_fence(&mut self, warp: u32) {
+        let warp = &mut self.products[warp as usize];
+        warp.touched.fill(0);
+        warp.fenced = true;
+    }
+
+    /// A warp has waited for all products before a number.
+    pub(crate) fn products_waited(&mut self, machine: &Machine<'_>, warp: u32, need: u64) {
+        let Some(proxies) = &mut self.proxies else {
+            return;
+        };
+        let own = &mut self.products[warp as usize];
+        own.flying.retain(|f| f.number >= need);
+        own.held.fill(false);
+        for flying in &own.flying {
+            if let Some(op) = product_at(machine, flying.pc) {
+                for &slot in fragments(op).into_iter().flatten() {
+                    own.held[slot as usize] = true;
+                }
+            }
+        }
+        let who = proxies.of_warpgroup(warp);
+        let (done, left): (Vec<_>, Vec<_>) = std::mem::take(&mut self.product_reads)
+            .into_iter()
+            .partition(|read| read.who == who && read.number < need);
+        self.product_reads = left;
+        // Of one product that reads a byte twice in flight, the first to be waited for stands for both.
+        for read in done {
+            proxies.set_issuer(who, read.thread);
+            let flight = Access::in_flight(read.thread, read.pc, Strength::Proxy);
+            let landed = flight.landed(who, read.number as u32 + 1);
+            for &piece in read.pieces.iter() {
+                self.shared.land(piece as usize, 16, flight, landed);
+            }
+        }
+        for lane in 0..32 {
+            let thread = warp as usize * 32 + lane;
+            self.clocks.learn_of(thread, who, need as u32);
+        }
+    }
+
+    /// A warp ends.
+    pub(super) fn exit_with_products(&mut self, machine: &Machine<'_>, who: Who) {
+        let flying = std::mem::take(&mut self.products[who.warp as usize].flying);
+        for flying in flying {
+            let message = "the warp ends, but has not waited for its matrix product";
+            self.exits_in_flight(machine, who, who.thread(), flying.pc, message);
+        }
+    }
+}
