@@ -155,6 +155,7 @@ pub fn consume<C: Config>(place: Place, maps: Maps, mut scheduler: Scheduler) {
             q_at.advance(1);
         }
     }
+    epilogue::drain();
     if C::PING_PONG && place.consumer == 0 {
         // Nobody is left to take the last turn.
         consumer.take_turn::<C>();
@@ -214,8 +215,8 @@ impl Consumer<'_> {
             self.step::<C, Masked>(rows, care, n_block, &mut state);
             n_block -= 1;
         }
-        if !C::OUT_OVER_Q {
-            q.release(q_at, self.place.lane, 1);
+        if !C::OUT_OVER_Q && self.place.lane == 0 {
+            q.release_own(q_at);
         }
         self.last::<C>(&mut state);
         (state.stats, state.out)

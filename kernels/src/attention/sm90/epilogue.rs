@@ -51,6 +51,12 @@ pub fn finish<C: Config>(
     store_out::<C>(rows, maps, work, &out, queries);
 }
 
+/// Before the block ends, and its shared memory with it: everything that is stored has been read.
+#[inline(always)]
+pub fn drain() {
+    tma::wait_group_read();
+}
+
 /// Writes lse = ln(sum) + max in natural units; -inf for a row that saw no key.
 #[inline(always)]
 fn store_lse<C: Config>(rows: &Rows, work: &Work, stats: &RowStats, factor: f32) {
