@@ -730,3 +730,80 @@ fn bytes_that_nobody_wrote_go_with_copies_and_products() {
         "{found}"
     );
 }
+
+/// The opcode of a line, after its label and guard.
+fn opcode(line: &str) -> &str {
+    let code = line.split_once(": ").map_or(line, |(_, code)| code);
+    let code = code.trim_start_matches(|c| c == '@' || c == '!');
+    let code = match code.strip_prefix("%p") {
+        Some(rest) => rest.split_once(' ').map_or("", |(_, code)| code),
+        None => code,
+    };
+    code.split([' ', ';']).next().unwrap_or_default()
+}
+
+#[test]
+fn nothing_that_orders_can_be_left_out() {
+    let kinds = ["mbarrier.", "fence.", "bar.", "wgmma.", "cp.async."];
+    let text = pipeline();
+    let mut count = 0;
+    for (n, line) in text.lines().enumerate() {
+        if !kinds.iter().any(|kind| opcode(line).starts_with(kind)) {
+            continue;
+        }
+        count += 1;
+        let label = line
+            .split_once(": ")
+            .map_or(String::new(), |(label, _)| format!("{label}:"));
+        let without: Vec<&str> = text
+            .lines()
+            .enumerate()
+            .map(|(m, l)| if m == n { label.as_str() } else { l })
+            .collect();
+        let without = without.join("\n");
+        let found = MODES.iter().any(|&(timing, schedule)| {
+            let outcome = std::panic::catch_unwind(|| run(&without, sanitized(timing, schedule)));
+            !matches!(outcome, Ok(Ok(())))
+        });
+        assert!(found, "line {}: {line}", n + 1);
+    }
+    assert!(count > 20, "{count}");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(150))]
+
+    /// Whatever becomes of the text, there is a result or an error, and no panic.
+    #[test]
+    fn broken_kernels_do_not_break_the_emulator(
+        changes in proptest::collection::vec((0usize..3, 0usize..200, 0usize..200), 1..4),
+        mode in 0usize..6,
+        sanitize in proptest::prelude::any::<bool>(),
+    ) {
+        let text = pipeline();
+        let mut lines: Vec<&str> = text.lines().collect();
+        for (kind, a, b) in changes {
+            // The body only.
+            let (a, b) = (8 + a % (lines.len() - 10), 8 + b % (lines.len() - 10));
+            match kind {
+                0 => lines[a] = "",
+                1 => lines.swap(a, b),
+                _ => {
+                    let line = lines[b];
+                    lines.insert(a, line);
+                }
+            }
+        }
+        let (timing, schedule) = MODES[mode];
+        let options = Options {
+            sanitize,
+            max_instructions: Some(1 << 15),
+            ..sanitized(timing, schedule)
+        };
+        let broken = lines.join("\n");
+        if let Err(panic) = std::panic::catch_unwind(|| run(&broken, options)) {
+            let words = panic.downcast_ref::<&str>().copied().unwrap_or_default();
+            proptest::prop_assert!(words == "the result is wrong", "{broken}");
+        }
+    }
+}

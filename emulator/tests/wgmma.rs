@@ -661,6 +661,24 @@ fn all_four_warps_execute_it_alike() {
 }
 
 #[test]
+fn a_product_is_done_for_a_warp_that_waits_alone() {
+    // Warp 0 waits for the product, the others come to it and then wait for warp 0 first.
+    let crossed = format!(
+        "wgmma.fence.sync.aligned;\n{}\nwgmma.commit_group.sync.aligned;\nsetp.ge.u32 %p5, %r0, 32;\n\
+         @!%p5 bra FIRST;\nbar.sync 1, 128;\nFIRST: wgmma.wait_group.sync.aligned 0;\n@!%p5 bar.sync 1, 128;\n",
+        instruction(&plain())
+    );
+    for timing in [
+        AsyncTiming::Late,
+        AsyncTiming::Early,
+        AsyncTiming::Seeded(1),
+    ] {
+        let (found, run) = outcome(Case { timing, ..plain() }, &crossed);
+        assert_eq!(found.unwrap(), run.expected());
+    }
+}
+
+#[test]
 fn what_descriptors_refuse() {
     let with = |bits: u64| {
         fault_of(

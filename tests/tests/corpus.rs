@@ -61,8 +61,9 @@ fn the_dictionary_is_of_the_instruction_table() {
     }
     words.extend(ROWS.iter().map(|row| row.opcode.to_owned()));
     let directives = ".version .target .address_size .visible .extern .weak .entry .func .param .reg .align .ptr .v2 .v4 \
-        .pred .b8 .b128 .global .const .shared .local .maxntid .reqntid .minnctapersm .maxnreg .branchtargets .pragma .loc \
-        .file .section .alias .noreturn generic( WARP_SZ %tid.x %ctaid.y %laneid %clock64 0f3F800000 0d3FF0000000000000";
+        .pred .b8 .b128 .global .const .shared .local .maxntid .reqntid .minnctapersm .maxnreg .reqnctapercluster .maxclusterrank \
+        .explicitcluster .branchtargets .pragma .loc \
+        .file .section .alias .noreturn generic( WARP_SZ %tid.x %ctaid.y %laneid %clock64 %cluster_ctarank 0f3F800000 0d3FF0000000000000";
     words.extend(directives.split_ascii_whitespace().map(str::to_owned));
     let mut text =
         String::from("# The instruction table's words; written by tests/tests/corpus.rs.\n");

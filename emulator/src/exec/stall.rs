@@ -14,16 +14,21 @@ use super::warp::State;
 use crate::error::{Fault, FaultKind, Space, Waiter};
 use crate::program::Op;
 
-/// Standstills of a cluster, and the search for a circle among them (Brent's): a state is kept for longer and longer.
+/// Most standstills of a circle that is found.
+const LONGEST: u64 = 64;
+
+/// Standstills of a cluster, and the search for a circle among them. At powers of two the state is kept, and compared with
+/// the next ones: to look at it takes longer than most that happens in between.
 #[derive(Debug, Default)]
 pub(super) struct Stalls {
+    count: u64,
     kept: Option<u64>,
-    since: u64,
-    keep_for: u64,
+    /// Until which standstill states are compared with the kept one.
+    until: u64,
     /// Whether the cluster goes round the circle that ends with `kept` under observation.
     pub(super) observed: bool,
     /// What it looks at can be changed from outside.
-    pub(super) open: bool,
+    open: bool,
 }
 
 impl Stalls {
@@ -40,24 +45,30 @@ impl Stalls {
         };
     }
 
-    /// A standstill in this state. True if it is a deadlock.
-    fn hopeless(&mut self, state: u64) -> bool {
-        self.since += 1;
+    /// Another standstill. True if it is a deadlock.
+    fn hopeless(&mut self, state: impl FnOnce() -> u64) -> bool {
+        self.count += 1;
+        let keep = self.count.is_power_of_two();
+        if self.count > self.until {
+            self.observed = false;
+            if !keep {
+                return false;
+            }
+        }
+        let state = state();
         if self.kept == Some(state) {
             if self.observed && !self.open {
                 return true;
             }
             self.observed = true;
             self.open = false;
-            self.since = 0;
+        } else if keep {
+            self.kept = Some(state);
+            self.observed = false;
+        } else {
             return false;
         }
-        if self.since >= self.keep_for {
-            self.kept = Some(state);
-            self.keep_for = (2 * self.since).max(1);
-            self.since = 0;
-            self.observed = false;
-        }
+        self.until = self.count + LONGEST;
         false
     }
 }
@@ -90,8 +101,10 @@ impl Runner<'_, '_> {
         {
             return Err(self.deadlock());
         }
-        let state = self.state();
-        if self.cluster.stalls.hopeless(state) {
+        let mut stalls = std::mem::take(&mut self.cluster.stalls);
+        let hopeless = stalls.hopeless(|| self.state());
+        self.cluster.stalls = stalls;
+        if hopeless {
             return Err(self.deadlock());
         }
         self.cluster.observed = self.cluster.machine.sanitize || self.cluster.stalls.observed;

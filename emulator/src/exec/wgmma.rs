@@ -253,11 +253,12 @@ impl Warp {
         let (_, member) = self.group_and_member();
         let state = self.warpgroup(cluster);
         state.issued[member] += 1;
-        let (issued, many) = (
-            state.issued[member],
-            state.ready() - state.done > MOST_PENDING,
-        );
+        let (issued, ready) = (state.issued[member], state.ready());
+        let many = ready - state.done > MOST_PENDING;
         if !early && !many {
+            // Another warp may wait for this one to come.
+            let awaited = state.wanted.min(ready) > state.done;
+            cluster.products |= awaited;
             return Ok(Flow::Next);
         }
         let need = if early { issued } else { state.done + 1 };

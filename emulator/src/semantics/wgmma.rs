@@ -243,3 +243,6 @@ pub fn multiply_f16<const K: usize>(
     let sum = FusedSum::of_wgmma(cores, kind.formats[0], true);
     accumulate_f16(sum, kind.formats, a, b, d, keep);
 }
+
+#[cfg(test)]
+mod tests;
