@@ -16,6 +16,7 @@ const ONE: LaunchConfig = LaunchConfig {
     grid: [1, 1, 1],
     block: [1, 1, 1],
     shared_bytes: 0,
+    cluster: 1,
 };
 
 fn params(value: u32, address: u64) -> Vec<u8> {

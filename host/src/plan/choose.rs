@@ -63,6 +63,32 @@ pub(crate) fn choose(
         })
 }
 
+/// Refuses a kernel that does not compute the problem, or does not run on the device.
+pub(crate) fn computes(
+    problem: &Problem,
+    capped: bool,
+    device: &DeviceInfo,
+    variant: &Variant,
+) -> Result<()> {
+    supports(device, variant.arch)?;
+    let [q, v] = [problem.q.shape[3], problem.v.shape[3]];
+    let tile = &variant.tile;
+    let wanted = (problem.algorithm, problem.dtype) == (variant.algorithm, tile.dtype)
+        && fits_cap(variant.score_mod, capped)
+        && q <= tile.head_dim_qk as usize
+        && v <= tile.head_dim_v as usize
+        && variant.shared_bytes <= device.shared_bytes_per_block;
+    match wanted {
+        true => Ok(()),
+        false => Err(Error::NoVariant {
+            algorithm: problem.algorithm,
+            arch: variant.arch,
+            dtype: problem.dtype,
+            missing: format!("{} is a kernel for other problems", variant.name),
+        }),
+    }
+}
+
 /// Whether a kernel with this score modification computes capped or uncapped scores.
 fn fits_cap(kind: ScoreModKind, capped: bool) -> bool {
     match kind {

@@ -8,12 +8,12 @@ mod tests;
 mod validate;
 
 use flashtile_abi::{
-    Arch, AttentionParams, DType, HopperParams, LseView, Schedule, TensorView, Variant,
+    Arch, AttentionParams, DType, HopperParams, LseView, Schedule, TensorMap, TensorView, Variant,
     params::flags::{K_ALIGNED, NEGATE_Q, OUT_ALIGNED, OUT_F32, Q_ALIGNED, V_ALIGNED},
 };
 
 use crate::{
-    device::{Device, DeviceInfo, LaunchConfig, Stream},
+    device::{Device, DeviceInfo, LaunchConfig, Stream, TensorMapSpec},
     error::{Error, Result},
     layout::TensorLayout,
     problem::{ArchChoice, Problem, Shape},
@@ -130,6 +130,27 @@ impl Problem {
             }
             (ArchChoice::Auto, _) => Ok(plan(of_arch(Arch::Sm80)?, None)),
         }
+    }
+
+    /// As [`Problem::plan`], with this kernel and no other.
+    ///
+    /// # Errors
+    /// As [`Problem::plan`]; [`Error::NoVariant`] if the kernel does not compute the problem.
+    pub fn plan_variant(&self, device: &DeviceInfo, variant: &'static Variant) -> Result<Plan> {
+        let shape = validate::check_shapes(self)?;
+        let softmax = validate::softmax(self)?;
+        choose::computes(self, softmax.capped, device, variant)?;
+        if variant.arch == Arch::Sm90a
+            && let Some(obstacle) = hopper::obstacle(self)
+        {
+            return Err(obstacle.error());
+        }
+        Ok(Plan {
+            problem: *self,
+            chosen: Chosen::new(self, &shape, &softmax, variant, device)?,
+            other: None,
+            obstacle: None,
+        })
     }
 }
 
@@ -272,6 +293,18 @@ impl Plan {
     /// As [`Plan::params`]; an address that is no multiple of 16 if the problem asks for the sm_90a tier; what the device says of the
     /// tensors.
     pub fn prepare(&self, device: &dyn Device, pointers: &Pointers) -> Result<Prepared> {
+        self.prepare_with(pointers, |spec| device.tensor_map(spec))
+    }
+
+    /// As [`Plan::prepare`], with tensor maps from elsewhere.
+    ///
+    /// # Errors
+    /// As [`Plan::prepare`], and what `tensor_map` says.
+    pub fn prepare_with(
+        &self,
+        pointers: &Pointers,
+        tensor_map: impl Fn(&TensorMapSpec) -> Result<TensorMap>,
+    ) -> Result<Prepared> {
         let chosen = self.chosen_for(pointers)?;
         let params = self.params_of(chosen, pointers)?;
         let params = match chosen.variant.arch {
@@ -279,7 +312,7 @@ impl Plan {
             Arch::Sm90a => {
                 let (problem, schedule) = (&self.problem, chosen.schedule);
                 let specs = hopper::tensor_maps(problem, chosen.variant, &schedule, pointers);
-                let [q_map, k_map, v_map, out_map] = specs.map(|spec| device.tensor_map(&spec));
+                let [q_map, k_map, v_map, out_map] = specs.map(|spec| tensor_map(&spec));
                 KernelParams::Sm90a(HopperParams {
                     q_map: q_map?,
                     k_map: k_map?,

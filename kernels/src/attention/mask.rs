@@ -19,6 +19,8 @@ pub trait QueryRows {
 
 /// How a tile is masked, decided for the whole tile.
 pub trait Masking {
+    /// Whether some scores may be masked.
+    const MASKS: bool;
     /// How exponents of such a tile are computed.
     type Exponents: Exponents;
     /// How exponents of such a tile are computed.
@@ -34,6 +36,7 @@ pub struct Unmasked;
 pub struct Masked;
 
 impl Masking for Unmasked {
+    const MASKS: bool = false;
     type Exponents = Fast;
 
     #[inline(always)]
@@ -46,6 +49,7 @@ impl Masking for Unmasked {
 }
 
 impl Masking for Masked {
+    const MASKS: bool = true;
     type Exponents = Guarded;
 
     #[inline(always)]

@@ -244,6 +244,19 @@ pub fn normalise<S: AccumTile>(row_sum: &mut RowVec) -> RowVec {
     inverse
 }
 
+/// Flips the sign of every score.
+#[inline(always)]
+pub fn negate<S: AccumTile>(scores: &mut S) {
+    for m in 0..S::M_FRAGS {
+        for n in 0..S::N_FRAGS {
+            let frag = scores.frag_mut(m, n);
+            for i in 0..4 {
+                frag[i] = -frag[i];
+            }
+        }
+    }
+}
+
 /// Multiplies each row by its factor.
 #[inline(always)]
 pub fn scale_rows<S: AccumTile>(tile: &mut S, factor: &RowVec) {

@@ -59,16 +59,17 @@ impl Descriptor {
             _ => 3,
         };
         Self {
-            lower: (address >> 4) | ((leading_bytes >> 4) << 16),
+            // In a cluster, the address has the block's rank above its 18 bits.
+            lower: ((address & 0x3_ffff) >> 4) | ((leading_bytes >> 4) << 16),
             upper: (8 * width / 16) | (code << 30),
         }
     }
 
-    /// The same, so many bytes on: a multiple of 16.
+    /// The same, so many times so many bytes on. `bytes` is a constant multiple of 16.
     #[inline(always)]
-    pub const fn advance(self, bytes: u32) -> Self {
+    pub const fn advance(self, times: u32, bytes: u32) -> Self {
         Self {
-            lower: self.lower + (bytes >> 4),
+            lower: self.lower + times * (bytes >> 4),
             ..self
         }
     }

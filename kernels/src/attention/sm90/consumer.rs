@@ -11,12 +11,13 @@ use super::producer::Maps;
 use super::scheduler::{Scheduler, Work};
 use crate::attention::mask::{Masked, Masking, QueryRows, Unmasked};
 use crate::attention::score_mod::ScoreMod;
-use crate::attention::softmax::{Care, Growth, RowStats};
+use crate::attention::softmax::{self, Care, Growth, RowStats};
 use crate::element::Element;
-use crate::ptx::wgmma::{self, Wgmma};
+use crate::ptx::wgmma::{self, Descriptor, Wgmma};
 use crate::ptx::{special, sync};
 use crate::tile::reg::AccumTile;
 use flashtile_abi::hopper::{WARPGROUP, WARPGROUP_ROWS};
+use flashtile_abi::params::flags;
 use flashtile_abi::{BlockRange, HopperParams, KeyInterval};
 
 type Operand<C> = <<C as Config>::Element as HopperElement>::Operand;
@@ -121,6 +122,12 @@ struct State<C: Config> {
 /// A consumer's view of the rings.
 struct Consumer<'a> {
     place: Place<'a>,
+    /// The warpgroup's queries.
+    q_tile: Descriptor,
+    /// The tile of keys in the first slot.
+    k_tiles: Descriptor,
+    /// The warpgroup's columns of the tile of values in the first slot.
+    v_tiles: Descriptor,
     k: Ring,
     v: Ring,
     /// The next tile of keys. The next tile of values is that of the keys before: scores run one tile ahead.
@@ -132,8 +139,13 @@ struct Consumer<'a> {
 pub fn consume<C: Config>(place: Place, maps: Maps, mut scheduler: Scheduler) {
     let q = Ring::q::<C>(place.smem);
     let mut q_at = Cursor::START;
+    let (smem, plan) = (place.smem, C::PLAN);
+    let part = C::V.blocks() / C::TILE.v_splits * C::V.block_bytes();
     let mut consumer = Consumer {
         place,
+        q_tile: C::Q.along(smem + plan.q + place.rows64::<C>() * C::Q_BYTES),
+        k_tiles: C::K.along(smem + plan.k),
+        v_tiles: C::V.across(smem + plan.v + place.v_part::<C>() * part),
         k: Ring::k::<C>(place.smem),
         v: Ring::v::<C>(place.smem),
         at: Cursor::START,
@@ -286,15 +298,14 @@ impl Consumer<'_> {
     /// Q * K^T, in flight.
     #[inline(always)]
     fn mm_qk<C: Config>(&self) -> C::Scores {
-        let q = C::Q.along(self.place.smem + C::PLAN.q + self.place.rows64::<C>() * C::Q_BYTES);
-        let k = C::K.along(self.place.smem + C::PLAN.k + self.at.stage * C::PLAN.k_stage);
+        let (q, k) = (self.q_tile, self.k_tiles.advance(self.at.stage, C::PLAN.k_stage));
         let mut scores = C::Scores::ZERO;
         // SAFETY: both tiles are full, and released after a wait.
         unsafe {
             Wgmma::<Operand<C>>::mm_ss(&mut scores, q, k);
             for step in 1..C::Q.row_bytes / 32 {
-                let q = q.advance(C::Q.along_step(step));
-                Wgmma::<Operand<C>>::mma_ss(&mut scores, q, k.advance(C::K.along_step(step)));
+                let q = q.advance(1, C::Q.along_step(step));
+                Wgmma::<Operand<C>>::mma_ss(&mut scores, q, k.advance(1, C::K.along_step(step)));
             }
         }
         scores
@@ -303,13 +314,11 @@ impl Consumer<'_> {
     /// O += P * V, in flight.
     #[inline(always)]
     fn mma_pv<C: Config>(&self, at: Cursor, p: &C::Probabilities, out: &mut C::Output) {
-        let part = self.place.v_part::<C>() * (C::V.blocks() / C::TILE.v_splits * C::V.block_bytes());
-        let v = self.place.smem + C::PLAN.v + at.stage * C::PLAN.v_stage + part;
-        let v = C::V.across(v);
+        let v = self.v_tiles.advance(at.stage, C::PLAN.v_stage);
         for step in 0..C::Probabilities::STEPS {
             // SAFETY: as for `mm_qk`.
             unsafe {
-                Wgmma::<Operand<C>>::mma_rs(out, p.step(step), v.advance(C::V.across_step(step as u32)))
+                Wgmma::<Operand<C>>::mma_rs(out, p.step(step), v.advance(1, C::V.across_step(step as u32)))
             };
         }
     }
@@ -337,6 +346,9 @@ fn absorb<C: Config, M: Masking>(
     n_block: i32,
 ) -> Growth {
     let attention = &rows.place.params.attention;
+    if M::MASKS && attention.flags & flags::NEGATE_Q != 0 {
+        softmax::negate(scores);
+    }
     C::ScoreMod::apply(scores, attention);
     M::apply(scores, rows, n_block * C::TILE.block_n as i32);
     stats.absorb_lazily(scores, attention.exponent_scale, M::exponents(care))

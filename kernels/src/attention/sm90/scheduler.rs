@@ -9,6 +9,7 @@ use super::config::{Config, ConfigExt};
 use crate::ptx::math::div_rem;
 use crate::ptx::{cluster, copy, special, sync};
 use flashtile_abi::hopper::REMEMBERED_PIECES;
+use flashtile_abi::params::flags;
 use flashtile_abi::{BlockRange, HopperParams};
 
 /// A piece of work.
@@ -128,7 +129,8 @@ impl<'a> Scheduler<'a> {
         let mut range = attention
             .band
             .block_range(first, last - first + 1, C::TILE.block_n as i32);
-        if self.again {
+        // Tiles that take the way of those with masks: exponents with care, and scores whose sign is to be flipped.
+        if self.again || attention.flags & flags::NEGATE_Q != 0 {
             range.full_end = range.full_begin;
         }
         Work {
