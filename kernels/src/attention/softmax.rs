@@ -33,24 +33,14 @@ pub fn update_max<S: AccumTile>(row_max: &mut RowVec, scores: &S) {
 /// to 1 that it is 1 in 16 bits.
 pub const CAREFUL_ABOVE: f32 = (1 << 12) as f32;
 
-/// How exponents are computed.
+/// How scores become probabilities.
 pub trait Exponents: Copy {
-    /// The exponent of a row's score as a function of the score.
-    type Row: RowExponents;
-    /// For one row.
-    fn row(self, row_max: f32, exponent_scale: f32) -> Self::Row;
-    /// Makes probabilities smaller, where sums over them could overflow.
-    fn shrink<S: AccumTile>(self, probabilities: &mut S);
+    /// Turns scores into probabilities relative to the maxima.
+    fn probabilities<S: AccumTile>(self, scores: &mut S, row_max: &RowVec, exponent_scale: f32);
     /// 2^(old - new): what values relative to the old maximum are multiplied by. 0 if there was none.
     fn correction(self, old_max: f32, new_max: f32, exponent_scale: f32) -> f32;
     /// How far an exponent may be above 0.
     fn slack(self) -> f32;
-}
-
-/// Exponents of one row.
-pub trait RowExponents: Copy {
-    /// Of one score.
-    fn exponent(self, score: f32) -> f32;
 }
 
 /// score * c - max * c. Every row has seen a key, every score is finite, max * c is not large.
@@ -60,70 +50,51 @@ pub struct Fast {
     pub slack: f32,
 }
 
-/// Any row, any score: no exponent is NaN or positive. A row that has seen no key gets probabilities of 0
-/// for masked keys; a score that overflowed (+inf, or NaN from inf - inf inside a product) counts as the
-/// largest there is.
+/// Any row: one that has seen no key gets probabilities of 0 for masked keys.
 #[derive(Clone, Copy)]
 pub struct Guarded(pub Care);
 
 /// Whether exponents are exact at any size of the scores.
 #[derive(Clone, Copy)]
 pub struct Care {
-    /// (score - max) * c; else score * c - max * c, to agree with tiles computed by [`Fast`].
+    /// (score - max) * c, never NaN or positive: a score that overflowed (+inf, or NaN from inf - inf inside a product) counts as
+    /// the largest there is. Else score * c - max * c, to agree with tiles computed by [`Fast`].
     pub careful: bool,
-    /// What careful probabilities are multiplied by, a power of two.
+    /// What careful probabilities are multiplied by, a power of two: smaller ones, where sums over them could overflow.
     pub factor: f32,
     /// How far an exponent may be above 0 before the row's reference follows its maximum
     /// ([`RowStats::absorb_lazily`]). Not in a block that takes care.
     pub slack: f32,
+    /// Whether the two ways are code of their own, a constant. One code for both is two instructions a score longer, and takes fewer
+    /// registers.
+    pub apart: bool,
 }
 
-/// [`Fast`]'s, of one row.
-#[derive(Clone, Copy)]
-pub struct FastRow {
-    scale: f32,
-    scaled_max: f32,
-}
-
-/// [`Guarded`]'s, of one row: (score - shift) * scale - scaled_max, at most `slack`.
-#[derive(Clone, Copy)]
-pub struct GuardedRow {
-    shift: f32,
-    scale: f32,
-    scaled_max: f32,
-    slack: f32,
-}
-
-impl Exponents for Fast {
-    type Row = FastRow;
-
-    #[inline(always)]
-    fn row(self, row_max: f32, scale: f32) -> FastRow {
-        FastRow {
-            scale,
-            scaled_max: row_max * scale,
+/// Turns scores into 2^exponent, the exponent being a function of the score for each row, by the row's maximum.
+#[inline(always)]
+fn exponentiate<S: AccumTile, F: Fn(f32) -> f32>(
+    scores: &mut S,
+    row_max: &RowVec,
+    of_row: impl Fn(f32) -> F,
+) {
+    for m in 0..S::M_FRAGS {
+        for half in 0..2 {
+            let exponent = of_row(row_max[m][half]);
+            for n in 0..S::N_FRAGS {
+                for i in 0..2 {
+                    let score = &mut scores.frag_mut(m, n)[2 * half + i];
+                    *score = math::ex2(exponent(*score));
+                }
+            }
         }
     }
-
-    #[inline(always)]
-    fn correction(self, old_max: f32, new_max: f32, scale: f32) -> f32 {
-        math::ex2(old_max * scale - new_max * scale)
-    }
-
-    #[inline(always)]
-    fn shrink<S: AccumTile>(self, _: &mut S) {}
-
-    #[inline(always)]
-    fn slack(self) -> f32 {
-        self.slack
-    }
 }
 
-impl RowExponents for FastRow {
-    #[inline(always)]
-    fn exponent(self, score: f32) -> f32 {
-        math::fma(score, self.scale, -self.scaled_max)
-    }
+/// score * c - max * c.
+#[inline(always)]
+fn fast(scale: f32, max: f32) -> impl Fn(f32) -> f32 {
+    let scaled_max = max * scale;
+    move |score| math::fma(score, scale, -scaled_max)
 }
 
 /// A maximum that arithmetic can use: 0 for a row without keys (then -inf - 0 = -inf, where -inf - -inf is
@@ -137,34 +108,42 @@ fn finite_max(row_max: f32) -> f32 {
     }
 }
 
-impl Exponents for Guarded {
-    type Row = GuardedRow;
+impl Exponents for Fast {
+    #[inline(always)]
+    fn probabilities<S: AccumTile>(self, scores: &mut S, row_max: &RowVec, scale: f32) {
+        exponentiate(scores, row_max, |max| fast(scale, max));
+    }
 
     #[inline(always)]
-    fn row(self, row_max: f32, scale: f32) -> GuardedRow {
-        let max = finite_max(row_max);
-        let (shift, scaled_max) = if self.0.careful {
-            (max, 0.0)
-        } else {
-            (0.0, max * scale)
-        };
-        GuardedRow {
-            shift,
-            scale,
-            scaled_max,
-            slack: self.slack(),
-        }
+    fn correction(self, old_max: f32, new_max: f32, scale: f32) -> f32 {
+        math::ex2(old_max * scale - new_max * scale)
     }
 
     #[inline(always)]
     fn slack(self) -> f32 {
-        if self.0.careful { 0.0 } else { self.0.slack }
+        self.slack
     }
+}
 
+impl Exponents for Guarded {
     #[inline(always)]
-    fn shrink<S: AccumTile>(self, probabilities: &mut S) {
+    fn probabilities<S: AccumTile>(self, scores: &mut S, row_max: &RowVec, scale: f32) {
+        if self.0.apart && !self.0.careful {
+            exponentiate(scores, row_max, |max| fast(scale, finite_max(max)));
+            return;
+        }
+        exponentiate(scores, row_max, |max| {
+            let max = finite_max(max);
+            let (shift, scaled_max) = if self.0.careful {
+                (max, 0.0)
+            } else {
+                (0.0, max * scale)
+            };
+            let slack = self.slack();
+            move |score| math::min(math::fma(score - shift, scale, -scaled_max), slack)
+        });
         if self.0.factor != 1.0 && self.0.careful {
-            scale_rows(probabilities, &[[self.0.factor; 2]; MAX_M_FRAGS]);
+            scale_rows(scores, &[[self.0.factor; 2]; MAX_M_FRAGS]);
         }
     }
 
@@ -178,38 +157,11 @@ impl Exponents for Guarded {
             old * scale - new * scale
         })
     }
-}
 
-impl RowExponents for GuardedRow {
     #[inline(always)]
-    fn exponent(self, score: f32) -> f32 {
-        math::min(
-            math::fma(score - self.shift, self.scale, -self.scaled_max),
-            self.slack,
-        )
+    fn slack(self) -> f32 {
+        if self.0.careful { 0.0 } else { self.0.slack }
     }
-}
-
-/// Turns scores into probabilities relative to the maxima.
-#[inline(always)]
-pub fn exponentiate<S: AccumTile, E: Exponents>(
-    scores: &mut S,
-    row_max: &RowVec,
-    exponent_scale: f32,
-    exponents: E,
-) {
-    for m in 0..S::M_FRAGS {
-        for half in 0..2 {
-            let row = exponents.row(row_max[m][half], exponent_scale);
-            for n in 0..S::N_FRAGS {
-                for i in 0..2 {
-                    let score = &mut scores.frag_mut(m, n)[2 * half + i];
-                    *score = math::ex2(row.exponent(*score));
-                }
-            }
-        }
-    }
-    exponents.shrink(scores);
 }
 
 /// Adds each row's probabilities to the lane's partial sum.
@@ -324,7 +276,7 @@ impl RowStats {
                 self.sum[m][half] *= correction[m][half];
             }
         }
-        exponentiate(scores, &self.max, exponent_scale, exponents);
+        exponents.probabilities(scores, &self.max, exponent_scale);
         add_sum(&mut self.sum, scores);
         correction
     }
@@ -354,7 +306,7 @@ impl RowStats {
                 }
             }
         }
-        exponentiate(scores, &self.max, exponent_scale, exponents);
+        exponents.probabilities(scores, &self.max, exponent_scale);
         let mut sum = NOTHING;
         add_sum(&mut sum, scores);
         Growth {

@@ -5,7 +5,7 @@ use crate::attention::mask::Masking;
 use super::pipeline::{Block, KvTiles, query_view};
 use super::query::QueryFrags;
 use crate::attention::score_mod::ScoreMod;
-use crate::attention::softmax::{self, Care, Guarded, RowStats};
+use crate::attention::softmax::{self, Care, Exponents, Guarded, RowStats};
 use crate::element::Element;
 use crate::ptx::{math, special, sync};
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS, RowVec};
@@ -177,6 +177,7 @@ const CAREFUL: Guarded = Guarded(Care {
     careful: true,
     factor: 1.0,
     slack: 0.0,
+    apart: false,
 });
 
 /// Maxima alone: the first pass of three.
@@ -206,12 +207,7 @@ impl<C: Config> Pass<C> for Sum {
     #[inline(always)]
     fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
         let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
-        softmax::exponentiate(
-            &mut scores,
-            &self.stats.max,
-            block.params.exponent_scale,
-            CAREFUL,
-        );
+        CAREFUL.probabilities(&mut scores, &self.stats.max, block.params.exponent_scale);
         softmax::add_sum(&mut self.stats.sum, &scores);
     }
 }
@@ -250,7 +246,7 @@ impl<C: Config> Pass<C> for WeightedSum<C> {
     #[inline(always)]
     fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
         let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
-        softmax::exponentiate(&mut scores, &self.max, block.params.exponent_scale, CAREFUL);
+        CAREFUL.probabilities(&mut scores, &self.max, block.params.exponent_scale);
         softmax::scale_rows(&mut scores, &self.inverse_sum);
         mma_pv::<C>(&mut self.out, &scores, tiles.v, block.lane);
     }

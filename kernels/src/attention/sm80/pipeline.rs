@@ -11,7 +11,7 @@ use crate::ptx::{special, sync};
 use crate::tile::load::TileLoader;
 use crate::tile::smem::{FragmentView, SmemTile};
 use flashtile_abi::params::flags;
-use flashtile_abi::{AttentionParams, BlockRange, KeyInterval};
+use flashtile_abi::{AttentionParams, BlockRange, DType, KeyInterval};
 
 /// Where a thread is.
 #[derive(Clone, Copy)]
@@ -109,6 +109,8 @@ impl<'a> Block<'a> {
             careful: self.is_careful(),
             factor: E::CAREFUL_FACTOR,
             slack: 0.0,
+            // f32's kernel at head_dim 256 has no registers for it.
+            apart: !matches!(E::DTYPE, DType::F32),
         }
     }
 
@@ -119,6 +121,8 @@ impl<'a> Block<'a> {
 }
 
 impl QueryRows for Block<'_> {
+    const MASK_BITS: bool = false;
+
     #[inline(always)]
     fn lane(&self) -> u32 {
         self.lane

@@ -110,11 +110,6 @@ pub trait ConfigExt: Config {
     } else {
         4 * Self::CONSUMERS
     };
-    /// Registers of a thread of the producer and of a consumer, which add up to what the block starts with.
-    const REGISTERS: (u32, u32) = match Self::CONSUMERS {
-        2 => (24, 240),
-        _ => (32, 160),
-    };
     /// Whether warpgroups take turns with the tensor cores, one computing exponentials while another multiplies.
     const PING_PONG: bool = Self::TILE.head_dim_v <= 128 && Self::TILE.v_splits == 1;
     /// The types agree with the tile shape; forced by every instance.

@@ -101,6 +101,8 @@ impl<'a> Rows<'a> {
 }
 
 impl QueryRows for Rows<'_> {
+    const MASK_BITS: bool = true;
+
     #[inline(always)]
     fn lane(&self) -> u32 {
         self.place.lane
@@ -209,6 +211,7 @@ impl Consumer<'_> {
             careful: work.careful,
             factor: C::Element::CAREFUL_FACTOR,
             slack: RESCALE_ABOVE,
+            apart: true,
         };
         // ptxas keeps what loops count with in uniform registers, descriptors among it, if it knows the loops' bounds for uniform.
         let [begin, full_begin, full_end, end] = [begin, full_begin, full_end, end].map(uniform);
