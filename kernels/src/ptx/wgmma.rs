@@ -7,6 +7,7 @@
 //! The products are `asm!`, since they have no intrinsic; fence, commit and wait are convergent intrinsics, which
 //! keep the compiler from duplicating the block that they stand in.
 
+use super::special;
 use core::arch::asm;
 
 unsafe extern "unadjusted" {
@@ -62,6 +63,15 @@ impl Descriptor {
             // In a cluster, the address has the block's rank above its 18 bits.
             lower: ((address & 0x3_ffff) >> 4) | ((leading_bytes >> 4) << 16),
             upper: (8 * width / 16) | (code << 30),
+        }
+    }
+
+    /// The same, of which the compiler knows nothing: what is derived from it is computed where it is used, not kept.
+    #[inline(always)]
+    pub fn anew(self) -> Self {
+        Self {
+            lower: special::opaque(self.lower),
+            ..self
         }
     }
 

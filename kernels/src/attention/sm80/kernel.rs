@@ -50,7 +50,13 @@ impl<C: Config> Kernel<C> for FusedKernel {
             stream.run(&block, &q, &mut pass);
             // Scores that are not finite or very large spoil the fast exponents, and sums of values can
             // overflow. Both are rare (f16 inputs can hardly do it): the block is computed twice then.
-            if block.is_careful() || !sync::cta_any(softmax::is_spoilt(&pass.stats, &pass.out, params.exponent_scale)) {
+            if block.is_careful()
+                || !sync::cta_any(softmax::is_spoilt(
+                    &pass.stats,
+                    &pass.out,
+                    params.exponent_scale,
+                ))
+            {
                 break;
             }
             block.take_care();

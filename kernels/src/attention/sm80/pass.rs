@@ -1,9 +1,9 @@
 //! What a kernel does with each key tile.
 
 use super::config::{Config, ConfigExt};
-use crate::attention::mask::Masking;
 use super::pipeline::{Block, KvTiles, query_view};
 use super::query::QueryFrags;
+use crate::attention::mask::Masking;
 use crate::attention::score_mod::ScoreMod;
 use crate::attention::softmax::{self, Care, Exponents, Guarded, RowStats};
 use crate::element::Element;

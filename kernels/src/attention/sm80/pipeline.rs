@@ -1,11 +1,11 @@
 //! One block's place in the problem, and the stream of K and V tiles past it.
 
 use super::config::{Config, ConfigExt};
+use super::pass::Pass;
+use super::query::QueryFrags;
 use crate::attention::mask::{Masked, Masking, QueryRows, Unmasked};
 use crate::attention::softmax::Care;
 use crate::element::Element;
-use super::pass::Pass;
-use super::query::QueryFrags;
 use crate::ptx::math::div_rem;
 use crate::ptx::{special, sync};
 use crate::tile::load::TileLoader;

@@ -52,8 +52,7 @@ pub trait Probabilities: Copy {
 #[derive(Clone, Copy)]
 pub struct Packed<const STEPS: usize>([[u32; 4]; STEPS]);
 
-impl<const STEPS: usize> Probabilities for Packed<STEPS>
-{
+impl<const STEPS: usize> Probabilities for Packed<STEPS> {
     const STEPS: usize = STEPS;
 
     #[inline(always)]

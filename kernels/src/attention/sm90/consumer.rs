@@ -37,17 +37,35 @@ mod barrier {
 pub struct Place<'a> {
     /// The launch's parameters.
     pub params: &'a HopperParams,
-    /// Shared address of the block's shared memory.
-    pub smem: u32,
     /// Consumer warpgroup, uniform over it.
     pub consumer: u32,
-    /// Warp of the warpgroup, uniform over the warp.
-    pub warp: u32,
-    /// Lane of the warp.
-    pub lane: u32,
+    /// Thread of the block.
+    pub thread: u32,
 }
 
 impl Place<'_> {
+    /// The same place, from which the compiler can't derive anything ahead of time: it is cheaper to compute anew than to keep in
+    /// registers from tile to tile.
+    #[inline(always)]
+    pub fn anew(self) -> Self {
+        Self {
+            thread: special::opaque(self.thread),
+            ..self
+        }
+    }
+
+    /// Lane of the warp.
+    #[inline(always)]
+    pub fn lane(&self) -> u32 {
+        self.thread % 32
+    }
+
+    /// Warp of the warpgroup.
+    #[inline(always)]
+    pub fn warp(&self) -> u32 {
+        self.thread / 32 % 4
+    }
+
     /// Rows of 64 that the warpgroup has: warpgroups that part v's columns have the same.
     #[inline(always)]
     pub fn rows64<C: Config>(&self) -> u32 {
@@ -59,36 +77,39 @@ impl Place<'_> {
     pub fn v_part<C: Config>(&self) -> u32 {
         self.consumer % C::TILE.v_splits
     }
+
+    /// The rows that the lane shares in, of a piece of work that begins with that row.
+    #[inline(always)]
+    pub fn rows<C: Config>(&self, row_begin: i32) -> Rows<'_> {
+        let row = self.rows64::<C>() * WARPGROUP_ROWS + self.warp() * 16 + self.lane() / 4;
+        Rows {
+            params: self.params,
+            lane: self.lane(),
+            first: row_begin + row as i32,
+        }
+    }
 }
 
 /// The rows of one piece of work that a lane shares in.
+#[derive(Clone, Copy)]
 pub struct Rows<'a> {
-    /// Where the lane is.
-    pub place: Place<'a>,
+    params: &'a HopperParams,
+    lane: u32,
     /// The lane's first packed row (g); the other is 8 rows on.
-    pub first: i32,
+    first: i32,
 }
 
-impl<'a> Rows<'a> {
-    #[inline(always)]
-    fn new<C: Config>(place: Place<'a>, work: &Work) -> Self {
-        let row = place.rows64::<C>() * WARPGROUP_ROWS + place.warp * 16 + place.lane / 4;
-        Self {
-            place,
-            first: work.row_begin + row as i32,
-        }
-    }
-
+impl Rows<'_> {
     /// Whether there is a row.
     #[inline(always)]
     pub fn exists(&self, half: usize) -> bool {
-        self.first + 8 * (half as i32) < self.place.params.schedule.rows
+        self.first + 8 * (half as i32) < self.params.schedule.rows
     }
 
     /// Query head of a packed row.
     #[inline(always)]
     pub fn head(&self, work: &Work, half: usize) -> u32 {
-        let pack = self.place.params.schedule.pack;
+        let pack = self.params.schedule.pack;
         let row = (self.first + 8 * half as i32) as u32;
         (work.group << pack) + (row & ((1 << pack) - 1))
     }
@@ -96,7 +117,7 @@ impl<'a> Rows<'a> {
     /// Query of a packed row.
     #[inline(always)]
     pub fn query(&self, half: usize) -> i32 {
-        (self.first + 8 * half as i32) >> self.place.params.schedule.pack
+        (self.first + 8 * half as i32) >> self.params.schedule.pack
     }
 }
 
@@ -105,12 +126,12 @@ impl QueryRows for Rows<'_> {
 
     #[inline(always)]
     fn lane(&self) -> u32 {
-        self.place.lane
+        self.lane
     }
 
     #[inline(always)]
     fn keys(&self, _: usize, _: usize, half: usize) -> KeyInterval {
-        self.place.params.attention.band.row(self.query(half))
+        self.params.attention.band.row(self.query(half))
     }
 }
 
@@ -139,32 +160,33 @@ struct Consumer<'a> {
 /// Runs a consumer's role to its end.
 #[inline(always)]
 pub fn consume<C: Config>(place: Place, maps: Maps, mut scheduler: Scheduler) {
-    let q = Ring::q::<C>(place.smem);
+    let (smem, plan) = (special::shared_base(), C::PLAN);
+    let q = Ring::q::<C>(smem);
     let mut q_at = Cursor::START;
-    let (smem, plan) = (place.smem, C::PLAN);
     let part = C::V.blocks() / C::TILE.v_splits * C::V.block_bytes();
     let mut consumer = Consumer {
         place,
         q_tile: C::Q.along(smem + plan.q + place.rows64::<C>() * C::Q_BYTES),
         k_tiles: C::K.along(smem + plan.k),
         v_tiles: C::V.across(smem + plan.v + place.v_part::<C>() * part),
-        k: Ring::k::<C>(place.smem),
-        v: Ring::v::<C>(place.smem),
+        k: Ring::k::<C>(smem),
+        v: Ring::v::<C>(smem),
         at: Cursor::START,
     };
     if C::PING_PONG && place.consumer == C::CONSUMERS - 1 {
         consumer.pass_turn::<C>();
     }
-    while let Some(work) = scheduler.next::<C>() {
-        let rows = Rows::new::<C>(place, &work);
+    while let Some(round) = scheduler.next::<C>() {
+        let work = scheduler.work::<C>(round);
         let mut stats = RowStats::EMPTY;
         let mut out = C::Output::ZERO;
         let has_keys = work.range.begin < work.range.end;
         if has_keys {
             q.wait(q_at);
-            (stats, out) = consumer.run::<C>(&rows, &work, q, q_at);
+            (stats, out) = consumer.run::<C>(&work, q, q_at);
         }
-        epilogue::finish::<C>(&rows, maps, &work, &scheduler, stats, out, has_keys.then_some((q, q_at)));
+        let queries = has_keys.then_some((q, q_at));
+        epilogue::finish::<C>(place.anew(), maps, &scheduler, round, stats, out, queries);
         if has_keys {
             q_at.advance(1);
         }
@@ -200,7 +222,7 @@ impl Consumer<'_> {
 
     /// All tiles of a piece of work. Returns the rows' statistics and their sums of probability * value.
     #[inline(always)]
-    fn run<C: Config>(&mut self, rows: &Rows, work: &Work, q: Ring, q_at: Cursor) -> (RowStats, C::Output) {
+    fn run<C: Config>(&mut self, work: &Work, q: Ring, q_at: Cursor) -> (RowStats, C::Output) {
         let BlockRange {
             begin,
             full_begin,
@@ -215,22 +237,23 @@ impl Consumer<'_> {
         };
         // ptxas keeps what loops count with in uniform registers, descriptors among it, if it knows the loops' bounds for uniform.
         let [begin, full_begin, full_end, end] = [begin, full_begin, full_end, end].map(uniform);
+        let row_begin = uniform(work.row_begin);
         let mut n_block = end - 1;
-        let mut state = self.first::<C>(rows, care, n_block);
+        let mut state = self.first::<C>(row_begin, care, n_block);
         n_block -= 1;
         // Masked tiles lie on either side of the unmasked ones; both sides share one loop body.
         loop {
             while full_begin <= n_block && n_block < full_end {
-                self.step::<C, Unmasked>(rows, care, n_block, &mut state);
+                self.step::<C, Unmasked>(row_begin, care, n_block, &mut state);
                 n_block -= 1;
             }
             if n_block < begin {
                 break;
             }
-            self.step::<C, Masked>(rows, care, n_block, &mut state);
+            self.step::<C, Masked>(row_begin, care, n_block, &mut state);
             n_block -= 1;
         }
-        if !C::OUT_OVER_Q && self.place.lane == 0 {
+        if !C::OUT_OVER_Q && self.place.anew().lane() == 0 {
             q.release_own(q_at);
         }
         self.last::<C>(&mut state);
@@ -239,7 +262,7 @@ impl Consumer<'_> {
 
     /// The first tile: scores and probabilities. It is taken for one with masks, which is right for any.
     #[inline(always)]
-    fn first<C: Config>(&mut self, rows: &Rows, care: Care, n_block: i32) -> State<C> {
+    fn first<C: Config>(&mut self, row_begin: i32, care: Care, n_block: i32) -> State<C> {
         self.k.wait(self.at);
         self.take_turn::<C>();
         wgmma::fence();
@@ -251,7 +274,7 @@ impl Consumer<'_> {
         self.at.advance(C::TILE.stages);
 
         let mut stats = RowStats::EMPTY;
-        let growth = absorb::<C, Masked>(&mut stats, &mut scores, rows, care, n_block);
+        let growth = self.absorb::<C, Masked>(&mut stats, &mut scores, row_begin, care, n_block);
         stats.start(growth);
         State {
             stats,
@@ -262,7 +285,13 @@ impl Consumer<'_> {
 
     /// A tile: its scores and probabilities, while the products of the tile before are made.
     #[inline(always)]
-    fn step<C: Config, M: Masking>(&mut self, rows: &Rows, care: Care, n_block: i32, state: &mut State<C>) {
+    fn step<C: Config, M: Masking>(
+        &mut self,
+        row_begin: i32,
+        care: Care,
+        n_block: i32,
+        state: &mut State<C>,
+    ) {
         self.k.wait(self.at);
         self.take_turn::<C>();
         wgmma::fence();
@@ -277,12 +306,14 @@ impl Consumer<'_> {
         wgmma::wait_group::<1>();
         self.release(self.k, self.at);
 
-        let growth = absorb::<C, M>(&mut state.stats, &mut scores, rows, care, n_block);
+        let growth = self.absorb::<C, M>(&mut state.stats, &mut scores, row_begin, care, n_block);
         wgmma::wait_group::<0>();
         self.release(self.v, v_at);
         self.at.advance(C::TILE.stages);
         let scale = self.place.params.attention.exponent_scale;
-        state.stats.settle(&mut state.out, growth, scale, M::exponents(care));
+        state
+            .stats
+            .settle(&mut state.out, growth, scale, M::exponents(care));
         state.probabilities = C::Probabilities::pack::<C::Element, _>(&scores);
     }
 
@@ -301,7 +332,10 @@ impl Consumer<'_> {
     /// Q * K^T, in flight.
     #[inline(always)]
     fn mm_qk<C: Config>(&self) -> C::Scores {
-        let (q, k) = (self.q_tile, self.k_tiles.advance(self.at.stage, C::PLAN.k_stage));
+        let (q, k) = (
+            self.q_tile.anew(),
+            self.k_tiles.advance(self.at.stage, C::PLAN.k_stage),
+        );
         let mut scores = C::Scores::ZERO;
         // SAFETY: both tiles are full, and released after a wait.
         unsafe {
@@ -321,7 +355,11 @@ impl Consumer<'_> {
         for step in 0..C::Probabilities::STEPS {
             // SAFETY: as for `mm_qk`.
             unsafe {
-                Wgmma::<Operand<C>>::mma_rs(out, p.step(step), v.advance(1, C::V.across_step(step as u32)))
+                Wgmma::<Operand<C>>::mma_rs(
+                    out,
+                    p.step(step),
+                    v.advance(1, C::V.across_step(step as u32)),
+                )
             };
         }
     }
@@ -329,7 +367,28 @@ impl Consumer<'_> {
     /// Lets the producer overwrite a slot.
     #[inline(always)]
     fn release(&self, ring: Ring, at: Cursor) {
-        ring.release(at, self.place.lane, self.place.params.schedule.cluster);
+        ring.release(at, self.place.lane(), self.place.params.schedule.cluster);
+    }
+
+    /// Turns a tile's scores into probabilities.
+    #[inline(always)]
+    fn absorb<C: Config, M: Masking>(
+        &self,
+        stats: &mut RowStats,
+        scores: &mut C::Scores,
+        row_begin: i32,
+        care: Care,
+        n_block: i32,
+    ) -> Growth {
+        let attention = &self.place.params.attention;
+        if M::MASKS && attention.flags & flags::NEGATE_Q != 0 {
+            softmax::negate(scores);
+        }
+        C::ScoreMod::apply(scores, attention);
+        let place = self.place.anew();
+        let rows = place.rows::<C>(row_begin);
+        M::apply(scores, &rows, n_block * C::TILE.block_n as i32);
+        stats.absorb_lazily(scores, attention.exponent_scale, M::exponents(care))
     }
 }
 
@@ -337,22 +396,4 @@ impl Consumer<'_> {
 #[inline(always)]
 fn uniform(value: i32) -> i32 {
     sync::broadcast(value as u32) as i32
-}
-
-/// Turns a tile's scores into probabilities.
-#[inline(always)]
-fn absorb<C: Config, M: Masking>(
-    stats: &mut RowStats,
-    scores: &mut C::Scores,
-    rows: &Rows,
-    care: Care,
-    n_block: i32,
-) -> Growth {
-    let attention = &rows.place.params.attention;
-    if M::MASKS && attention.flags & flags::NEGATE_Q != 0 {
-        softmax::negate(scores);
-    }
-    C::ScoreMod::apply(scores, attention);
-    M::apply(scores, rows, n_block * C::TILE.block_n as i32);
-    stats.absorb_lazily(scores, attention.exponent_scale, M::exponents(care))
 }

@@ -41,10 +41,10 @@ impl FusedKernel {
             }
             mbarrier::fence_init();
         }
-        scheduler::clear_spoilt::<C>(smem);
+        scheduler::clear_spoilt::<C>();
         cluster::sync();
 
-        let scheduler = Scheduler::new(params, smem);
+        let scheduler = Scheduler::new(params);
         if warpgroup == 0 {
             give_registers::<C>();
             // The copies of a block are one thread's work; the other warps only lend their registers.
@@ -55,10 +55,8 @@ impl FusedKernel {
             take_registers::<C>();
             let place = Place {
                 params,
-                smem,
                 consumer: warpgroup - 1,
-                warp: sync::broadcast(thread / 32) % 4,
-                lane: thread % 32,
+                thread,
             };
             consumer::consume::<C>(place, maps, scheduler);
         }

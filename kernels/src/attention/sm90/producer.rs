@@ -90,7 +90,8 @@ pub fn produce<C: Config>(params: &HopperParams, maps: Maps, smem: u32, mut sche
         base: smem + C::PLAN.v,
         slot_bytes: C::PLAN.v_stage,
     };
-    while let Some(work) = scheduler.next::<C>() {
+    while let Some(round) = scheduler.next::<C>() {
+        let work = scheduler.work::<C>(round);
         let mut n_block = work.range.end - 1;
         if n_block < work.range.begin {
             continue;
@@ -102,7 +103,10 @@ pub fn produce<C: Config>(params: &HopperParams, maps: Maps, smem: u32, mut sche
         q_at.advance(1);
 
         // In the order in which the consumers want them: the scores run one tile ahead of the values.
-        let (kv_head, _) = div_rem(work.group << params.schedule.pack, params.attention.q_per_kv);
+        let (kv_head, _) = div_rem(
+            work.group << params.schedule.pack,
+            params.attention.q_per_kv,
+        );
         let head = [kv_head as i32, work.batch as i32];
         producer.fill::<C>(&mut k, n_block, head);
         while n_block > work.range.begin {
@@ -157,12 +161,25 @@ impl Producer<'_> {
                 unsafe {
                     if alone {
                         let from = [column, 0, first, head, batch];
-                        tma::load(dst, filling.map, from, ring.full(at.stage), CachePolicy::EvictLast);
+                        tma::load(
+                            dst,
+                            filling.map,
+                            from,
+                            ring.full(at.stage),
+                            CachePolicy::EvictLast,
+                        );
                     } else {
                         let from = [column, 0, first + part, head, batch];
                         let dst = dst + part as u32 * tile.width();
                         let full = ring.full(at.stage);
-                        tma::load_multicast(dst, filling.map, from, full, 0b11, CachePolicy::EvictLast);
+                        tma::load_multicast(
+                            dst,
+                            filling.map,
+                            from,
+                            full,
+                            0b11,
+                            CachePolicy::EvictLast,
+                        );
                     }
                 }
             }

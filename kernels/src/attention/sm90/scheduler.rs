@@ -15,8 +15,6 @@ use flashtile_abi::{BlockRange, HopperParams};
 /// A piece of work.
 #[derive(Clone, Copy)]
 pub struct Work {
-    /// Which of the block's pieces it is.
-    round: u32,
     /// Batch.
     pub batch: u32,
     /// Group of query heads in the batch.
@@ -30,13 +28,12 @@ pub struct Work {
 }
 
 /// Hands out a block's work. Every thread of the block that lives asks in step with the others.
+///
+/// Little is kept from piece to piece, and nothing that special registers and parameters tell: registers are scarce while a piece is
+/// computed.
 pub struct Scheduler<'a> {
     params: &'a HopperParams,
-    smem: u32,
-    /// This block's cluster, and how many there are.
-    cluster: u32,
-    clusters: u32,
-    rank: u32,
+    /// The next of the block's pieces.
     round: u32,
     /// The rounds whose pieces may be done a second time: those of the bits in shared memory.
     first: u32,
@@ -47,16 +44,9 @@ pub struct Scheduler<'a> {
 impl<'a> Scheduler<'a> {
     /// The block's scheduler.
     #[inline(always)]
-    pub fn new(params: &'a HopperParams, smem: u32) -> Self {
-        let size = params.schedule.cluster;
-        let (cluster, rank) = div_rem(special::block_idx(), size);
-        let (clusters, _) = div_rem(special::grid_size(), size);
+    pub fn new(params: &'a HopperParams) -> Self {
         let mut scheduler = Self {
             params,
-            smem,
-            cluster,
-            clusters,
-            rank,
             round: 0,
             first: 0,
             end: 0,
@@ -66,27 +56,44 @@ impl<'a> Scheduler<'a> {
         scheduler
     }
 
+    /// Clusters of the grid.
+    #[inline(always)]
+    fn clusters(&self) -> u32 {
+        div_rem(special::grid_size(), self.params.schedule.cluster).0
+    }
+
+    /// The piece of work of a round, if there is one.
+    #[inline(always)]
+    fn piece(&self, round: u32) -> u32 {
+        let (clusters, block) = (self.clusters(), special::opaque(special::block_idx()));
+        let (cluster, _) = div_rem(block, self.params.schedule.cluster);
+        let back = round % 2 == 1;
+        round * clusters
+            + if back {
+                clusters - 1 - cluster
+            } else {
+                cluster
+            }
+    }
+
     /// One past the last of the rounds that are remembered together, which begin with `first`.
     #[inline(always)]
     fn last_round(&self) -> u32 {
-        let (whole, rest) = div_rem(self.params.schedule.pieces, self.clusters);
+        let (whole, rest) = div_rem(self.params.schedule.pieces, self.clusters());
         let rounds = whole + (rest != 0) as u32;
         rounds.min(self.first + REMEMBERED_PIECES)
     }
 
-    /// The next piece of work.
+    /// The number of the next piece of work, for [`work`](Self::work).
     #[inline(always)]
-    pub fn next<C: Config>(&mut self) -> Option<Work> {
+    pub fn next<C: Config>(&mut self) -> Option<u32> {
         loop {
             while self.round < self.end {
                 let round = self.round;
                 self.round += 1;
                 let wanted = !self.again || self.is_spoilt::<C>(round);
-                let back = round % 2 == 1;
-                let place = if back { self.clusters - 1 - self.cluster } else { self.cluster };
-                let piece = round * self.clusters + place;
-                if wanted && piece < self.params.schedule.pieces {
-                    return Some(self.work::<C>(round, piece));
+                if wanted && self.piece(round) < self.params.schedule.pieces {
+                    return Some(round);
                 }
             }
             // All that the block has done is known in the whole cluster, and by all its threads.
@@ -104,14 +111,16 @@ impl<'a> Scheduler<'a> {
                 return None;
             }
             if cleared {
-                clear_spoilt::<C>(self.smem);
+                clear_spoilt::<C>();
                 cluster::sync();
             }
         }
     }
 
+    /// The piece of work of a round. Computed anew wherever it is asked for.
     #[inline(always)]
-    fn work<C: Config>(&self, round: u32, piece: u32) -> Work {
+    pub fn work<C: Config>(&self, round: u32) -> Work {
+        let piece = self.piece(special::opaque(round));
         let (attention, schedule) = (&self.params.attention, &self.params.schedule);
         // Tiles of one head, of which each block of the cluster takes its own.
         let (m_clusters, _) = div_rem(attention.m_blocks, schedule.cluster);
@@ -119,7 +128,7 @@ impl<'a> Scheduler<'a> {
         let before = section * schedule.section;
         let groups = schedule.section.min(schedule.groups - before);
         let (from_last, in_section) = div_rem(rest, groups);
-        let m_block = (m_clusters - 1 - from_last) * schedule.cluster + self.rank;
+        let m_block = (m_clusters - 1 - from_last) * schedule.cluster + cluster::rank();
         let (batch, group) = div_rem(before + in_section, attention.heads_q >> schedule.pack);
 
         let row_begin = (m_block * C::TILE.block_m) as i32;
@@ -134,7 +143,6 @@ impl<'a> Scheduler<'a> {
             range.full_end = range.full_begin;
         }
         Work {
-            round,
             batch,
             group,
             row_begin,
@@ -145,10 +153,10 @@ impl<'a> Scheduler<'a> {
 
     /// Says that a piece must be done again, with care: to all blocks of the cluster, which read the same keys.
     #[inline(always)]
-    pub fn spoil<C: Config>(&self, work: &Work) {
-        let bit = work.round - self.first;
+    pub fn spoil<C: Config>(&self, round: u32) {
+        let bit = round - self.first;
         for rank in 0..self.params.schedule.cluster {
-            let word = cluster::map(self.smem + C::PLAN.spoilt + bit / 32 * 4, rank);
+            let word = cluster::map(spoilt_words::<C>() + bit / 32 * 4, rank);
             // SAFETY: the word is inside the plan.
             unsafe { copy::red_or_cluster(word, 1 << (bit % 32)) };
         }
@@ -158,7 +166,7 @@ impl<'a> Scheduler<'a> {
     fn is_spoilt<C: Config>(&self, round: u32) -> bool {
         let bit = round - self.first;
         // SAFETY: as for `spoil`.
-        let word = unsafe { copy::ld_shared_u32(self.smem + C::PLAN.spoilt + bit / 32 * 4) };
+        let word = unsafe { copy::ld_shared_u32(spoilt_words::<C>() + bit / 32 * 4) };
         word >> (bit % 32) & 1 != 0
     }
 
@@ -167,17 +175,23 @@ impl<'a> Scheduler<'a> {
         let lane = special::thread_idx() % 32;
         // SAFETY: as for `spoil`: 32 words, one a lane.
         const { assert!(REMEMBERED_PIECES == 32 * 32) };
-        let word = unsafe { copy::ld_shared_u32(self.smem + C::PLAN.spoilt + 4 * lane) };
+        let word = unsafe { copy::ld_shared_u32(spoilt_words::<C>() + 4 * lane) };
         sync::warp_any(word != 0)
     }
 }
 
+/// Shared address of the bits of spoilt pieces.
+#[inline(always)]
+fn spoilt_words<C: Config>() -> u32 {
+    special::shared_base() + C::PLAN.spoilt
+}
+
 /// Clears the bits of spoilt pieces, by the block's first warp.
 #[inline(always)]
-pub fn clear_spoilt<C: Config>(smem: u32) {
+pub fn clear_spoilt<C: Config>() {
     let thread = special::thread_idx();
     if thread < 32 {
         // SAFETY: inside the plan.
-        unsafe { copy::st_shared_u32(smem + C::PLAN.spoilt + 4 * thread, 0) };
+        unsafe { copy::st_shared_u32(spoilt_words::<C>() + 4 * thread, 0) };
     }
 }
