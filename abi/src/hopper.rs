@@ -14,8 +14,9 @@ pub const WARPGROUP_ROWS: u32 = 64;
 /// Threads of a warpgroup.
 pub const WARPGROUP: u32 = 128;
 
-/// Pieces of work whose outcome a block remembers, so that it can do some of them again: bits of shared memory.
-pub const REMEMBERED_PIECES: u32 = 1024;
+/// Most pieces of work of a block, which remembers with a bit of shared memory for each whether it must do it again. Where there are
+/// more, there are more blocks.
+pub const MOST_PIECES: u32 = 1024;
 
 /// Bytes of a row of a swizzled block of columns: the most that divides a tile's row.
 pub const fn swizzle_bytes(row_bytes: u32) -> u32 {
@@ -46,7 +47,7 @@ pub struct HopperPlan {
     pub out: u32,
     /// mbarriers, 8 bytes each, in the order of the sm_90a pipeline.
     pub barriers: u32,
-    /// A bit for each of [`REMEMBERED_PIECES`].
+    /// A bit for each of [`MOST_PIECES`].
     pub spoilt: u32,
     /// Bytes altogether.
     pub bytes: u32,
@@ -102,7 +103,7 @@ impl TileShape {
         let out_bytes = self.block_m * self.head_dim_v * 2;
         // Q and out: one full and one empty barrier; K and V: one of each a stage.
         let barrier_bytes = (2 + 4 * self.stages) * 8;
-        let small = barrier_bytes + REMEMBERED_PIECES / 8;
+        let small = barrier_bytes + MOST_PIECES / 8;
         let k = q_bytes;
         let v = k + self.stages * k_stage;
         let v_end = v + self.stages * v_stage;

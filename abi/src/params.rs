@@ -94,6 +94,9 @@ pub struct TensorMap(pub [u64; 16]);
 pub struct Schedule {
     /// Pieces of work, each for a whole cluster.
     pub pieces: u32,
+    /// Most pieces of one cluster: pieces / clusters, rounded up; at most
+    /// [`MOST_PIECES`](crate::hopper::MOST_PIECES).
+    pub rounds: u32,
     /// Groups of heads, over all batches.
     pub groups: u32,
     /// Groups that are worked on together, so that the keys and values in use fit in the L2 cache.
@@ -103,6 +106,8 @@ pub struct Schedule {
     pub pack: u32,
     /// Packed rows of a group: seqlen_q * 2^pack.
     pub rows: i32,
+    /// Unused.
+    pub padding: u32,
     /// Blocks of a cluster, 1 or 2. Two take neighbouring tiles of one group, and share its keys and values.
     pub cluster: u32,
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use flashtile_abi::{
     Schedule, Variant,
-    hopper::{WARPGROUP_ROWS, swizzle_bytes},
+    hopper::{MOST_PIECES, WARPGROUP_ROWS, swizzle_bytes},
 };
 
 use crate::{
@@ -146,20 +146,28 @@ pub(super) fn schedule(
     let pays = tile.head_dim_qk >= 128 && shape.seqlen_k as u64 > u64::from(tile.block_n);
     let pairs = m_blocks.is_multiple_of(2) && device.multiprocessors >= 2;
     let cluster = if same_keys && pays && pairs { 2 } else { 1 };
+    let pieces = (m_blocks / cluster * groups) as u32;
     Ok(Schedule {
-        pieces: (m_blocks / cluster * groups) as u32,
+        pieces,
+        rounds: pieces.div_ceil(clusters(pieces, cluster as u32, device).max(1)),
         groups: groups as u32,
         section: section as u32,
         pack,
         rows: (seqlen_q << pack) as i32,
         cluster: cluster as u32,
+        padding: 0,
     })
 }
 
-/// Blocks of the grid: as many as run at the same time, if there is work for them.
+/// Clusters of the grid: as many as run at the same time, if there is work for them; more if that were too much for each.
+fn clusters(pieces: u32, cluster: u32, device: &DeviceInfo) -> u32 {
+    let resident = (device.multiprocessors / cluster).max(1);
+    resident.max(pieces.div_ceil(MOST_PIECES)).min(pieces)
+}
+
+/// Blocks of the grid.
 pub(super) fn blocks(schedule: &Schedule, device: &DeviceInfo) -> u32 {
-    let clusters = (device.multiprocessors / schedule.cluster).max(1);
-    clusters.min(schedule.pieces) * schedule.cluster
+    clusters(schedule.pieces, schedule.cluster, device) * schedule.cluster
 }
 
 /// What the copy engine is told of q, k, v and out. Where out is f32, its map is that of q, which is not used.

@@ -5,7 +5,7 @@ use crate::element::{self, Element};
 use crate::ptx::wgmma::{self, Wgmma};
 use crate::tile::operand::OperandTile;
 use crate::tile::reg::AccumTile;
-use flashtile_abi::TileShape;
+use flashtile_abi::{HopperParams, TileShape};
 use flashtile_abi::hopper::{HopperPlan, WARPGROUP, WARPGROUP_ROWS};
 
 /// A 16-bit element type on Hopper.
@@ -36,6 +36,37 @@ pub trait Config {
     type Probabilities: Probabilities;
     /// The tile shape, as the host knows it.
     const TILE: TileShape;
+    /// Generic address of the parameters, where the launch put them: a reference to them may be one to a copy, which the copy
+    /// engine cannot read tensor maps from. Taken anew each time.
+    fn params_address() -> u64;
+}
+
+/// Generic addresses of the launch's tensor maps.
+#[derive(Clone, Copy)]
+pub struct Maps {
+    /// Queries.
+    pub q: u64,
+    /// Keys.
+    pub k: u64,
+    /// Values.
+    pub v: u64,
+    /// Output.
+    pub out: u64,
+}
+
+impl Maps {
+    /// Those of the instance's launch.
+    #[inline(always)]
+    pub fn of<C: Config>() -> Self {
+        let params = C::params_address();
+        let at = |offset: usize| params + offset as u64;
+        Self {
+            q: at(core::mem::offset_of!(HopperParams, q_map)),
+            k: at(core::mem::offset_of!(HopperParams, k_map)),
+            v: at(core::mem::offset_of!(HopperParams, v_map)),
+            out: at(core::mem::offset_of!(HopperParams, out_map)),
+        }
+    }
 }
 
 /// Probabilities in registers: the left operands of P * V.

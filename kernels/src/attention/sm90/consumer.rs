@@ -7,7 +7,6 @@
 use super::config::{Config, ConfigExt, HopperElement, Probabilities};
 use super::epilogue;
 use super::pipeline::{Cursor, Ring};
-use super::producer::Maps;
 use super::scheduler::{Scheduler, Work};
 use crate::attention::mask::{Masked, Masking, QueryRows, Unmasked};
 use crate::attention::score_mod::ScoreMod;
@@ -159,7 +158,7 @@ struct Consumer<'a> {
 
 /// Runs a consumer's role to its end.
 #[inline(always)]
-pub fn consume<C: Config>(place: Place, maps: Maps, mut scheduler: Scheduler) {
+pub fn consume<C: Config>(place: Place, mut scheduler: Scheduler) {
     let (smem, plan) = (special::shared_base(), C::PLAN);
     let q = Ring::q::<C>(smem);
     let mut q_at = Cursor::START;
@@ -186,7 +185,7 @@ pub fn consume<C: Config>(place: Place, maps: Maps, mut scheduler: Scheduler) {
             (stats, out) = consumer.run::<C>(&work, q, q_at);
         }
         let queries = has_keys.then_some((q, q_at));
-        epilogue::finish::<C>(place.anew(), maps, &scheduler, round, stats, out, queries);
+        epilogue::finish::<C>(place.anew(), &scheduler, round, stats, out, queries);
         if has_keys {
             q_at.advance(1);
         }

@@ -1,9 +1,8 @@
 //! From accumulators to global memory: out and lse.
 
-use super::config::{Config, ConfigExt};
+use super::config::{Config, ConfigExt, Maps};
 use super::consumer::{Place, Rows};
 use super::pipeline::{Cursor, Ring};
-use super::producer::Maps;
 use super::scheduler::{Scheduler, Work};
 use crate::attention::softmax::{self, RowStats};
 use crate::element::Element;
@@ -31,7 +30,6 @@ pub const fn barriers<C: Config>() -> u32 {
 #[inline(always)]
 pub fn finish<C: Config>(
     place: Place,
-    maps: Maps,
     scheduler: &Scheduler,
     round: u32,
     mut stats: RowStats,
@@ -54,7 +52,7 @@ pub fn finish<C: Config>(
         1.0
     };
     store_lse::<C>(&place, rows, work, &stats, factor);
-    store_out::<C>(&place, rows, maps, work, &out, queries);
+    store_out::<C>(&place, rows, work, &out, queries);
 }
 
 /// Before the block ends, and its shared memory with it: everything that is stored has been read.
@@ -88,7 +86,6 @@ fn store_lse<C: Config>(place: &Place, rows: &Rows, work: &Work, stats: &RowStat
 fn store_out<C: Config>(
     place: &Place,
     rows: &Rows,
-    maps: Maps,
     work: &Work,
     out: &C::Output,
     queries: Option<(Ring, Cursor)>,
@@ -109,7 +106,7 @@ fn store_out<C: Config>(
     }
     if storer {
         if !wide {
-            store_staged::<C>(place, maps, work, staged);
+            store_staged::<C>(place, work, staged);
         }
         if C::OUT_OVER_Q
             && let Some((ring, at)) = queries
@@ -184,8 +181,8 @@ fn stage<C: Config>(place: &Place, out: &C::Output, storer: bool) -> u32 {
 
 /// Starts the copy of the staged rows.
 #[inline(always)]
-fn store_staged<C: Config>(place: &Place, maps: Maps, work: &Work, room: u32) {
-    let schedule = &place.params.schedule;
+fn store_staged<C: Config>(place: &Place, work: &Work, room: u32) {
+    let (schedule, map) = (&place.params.schedule, Maps::of::<C>().out);
     let row = work.row_begin + (place.rows64::<C>() * WARPGROUP_ROWS) as i32;
     if row < schedule.rows {
         let first_column = place.v_part::<C>() * (C::TILE.head_dim_v / C::TILE.v_splits);
@@ -200,7 +197,7 @@ fn store_staged<C: Config>(place: &Place, maps: Maps, work: &Work, room: u32) {
                     work.batch as i32,
                 ];
                 // SAFETY: the box was staged and fenced by all threads of the warpgroup.
-                unsafe { tma::store(maps.out, to, room + block * C::OUT.block_bytes()) };
+                unsafe { tma::store(map, to, room + block * C::OUT.block_bytes()) };
             }
         }
     }

@@ -24,6 +24,19 @@ macro_rules! instances {
                 type Output = RegTile<1, { (TILE.head_dim_v / TILE.v_splits) as usize / 8 }>;
                 type Probabilities = Packed<{ TILE.block_n as usize / 16 }>;
                 const TILE: TileShape = TILE;
+
+                #[inline(always)]
+                fn params_address() -> u64 {
+                    let address: u64;
+                    // SAFETY: takes the address of the entry's only parameter.
+                    unsafe {
+                        asm!(
+                            concat!("mov.b64 {0}, ", stringify!($name), "_param_0; cvta.param.u64 {0}, {0};"),
+                            out(reg64) address, options(nomem, nostack)
+                        );
+                    }
+                    address
+                }
             }
 
             // The row of the list means the same here as to the host.
@@ -45,16 +58,7 @@ macro_rules! instances {
             /// The parameters describe memory of the device, as [`HopperParams`] says.
             #[unsafe(no_mangle)]
             pub unsafe extern "ptx-kernel" fn $name(params: HopperParams) {
-                let address: u64;
-                // Tensor maps are read where the launch put them: a reference would be one to a copy.
-                // SAFETY: takes an address.
-                unsafe {
-                    asm!(
-                        concat!("mov.b64 {0}, ", stringify!($name), "_param_0; cvta.param.u64 {0}, {0};"),
-                        out(reg64) address, options(pure, nomem, nostack)
-                    );
-                }
-                FusedKernel::run::<Instance>(&params, address);
+                FusedKernel::run::<Instance>(&params);
             }
         }
     )* };

@@ -4,7 +4,7 @@ use super::config::{Config, ConfigExt};
 use super::consumer::{self, Place};
 use super::epilogue;
 use super::pipeline::Ring;
-use super::producer::{self, Maps};
+use super::producer;
 use super::scheduler::{self, Scheduler};
 use crate::ptx::{cluster, mbarrier, special, sync};
 use flashtile_abi::hopper::WARPGROUP;
@@ -22,14 +22,13 @@ impl FusedKernel {
         consumer::barriers::<C>() + epilogue::barriers::<C>()
     }
 
-    /// Runs the block. `address` is the generic address of the parameters.
+    /// Runs the block.
     #[inline(always)]
-    pub fn run<C: Config>(params: &HopperParams, address: u64) {
+    pub fn run<C: Config>(params: &HopperParams) {
         let () = C::CONSISTENT;
         let smem = special::shared_base();
         let thread = special::thread_idx();
         let warpgroup = sync::broadcast(thread / WARPGROUP);
-        let maps = Maps::new(address);
 
         if thread == 0 {
             let cluster = params.schedule.cluster;
@@ -49,7 +48,7 @@ impl FusedKernel {
             give_registers::<C>();
             // The copies of a block are one thread's work; the other warps only lend their registers.
             if sync::broadcast(thread / 32) == 0 {
-                producer::produce::<C>(params, maps, smem, scheduler);
+                producer::produce::<C>(params, smem, scheduler);
             }
         } else {
             take_registers::<C>();
@@ -58,7 +57,7 @@ impl FusedKernel {
                 consumer: warpgroup - 1,
                 thread,
             };
-            consumer::consume::<C>(place, maps, scheduler);
+            consumer::consume::<C>(place, scheduler);
         }
     }
 }

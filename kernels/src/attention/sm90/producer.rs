@@ -1,6 +1,6 @@
 //! The producer: one warp that keeps the rings full.
 
-use super::config::{Config, ConfigExt};
+use super::config::{Config, ConfigExt, Maps};
 use super::pipeline::{Cursor, Ring};
 use super::scheduler::{Scheduler, Work};
 use crate::ptx::math::div_rem;
@@ -9,33 +9,6 @@ use crate::ptx::{cluster, sync};
 use crate::tile::operand::OperandTile;
 use flashtile_abi::HopperParams;
 use flashtile_abi::hopper::WARPGROUP_ROWS;
-
-/// Generic addresses of the launch's tensor maps.
-#[derive(Clone, Copy)]
-pub struct Maps {
-    /// Queries.
-    pub q: u64,
-    /// Keys.
-    pub k: u64,
-    /// Values.
-    pub v: u64,
-    /// Output.
-    pub out: u64,
-}
-
-impl Maps {
-    /// From the address of the parameters.
-    #[inline(always)]
-    pub fn new(params: u64) -> Self {
-        let at = |offset: usize| params + offset as u64;
-        Self {
-            q: at(core::mem::offset_of!(HopperParams, q_map)),
-            k: at(core::mem::offset_of!(HopperParams, k_map)),
-            v: at(core::mem::offset_of!(HopperParams, v_map)),
-            out: at(core::mem::offset_of!(HopperParams, out_map)),
-        }
-    }
-}
 
 /// A ring of K or V tiles, as it is filled.
 struct Filling {
@@ -58,7 +31,8 @@ struct Producer<'a> {
 
 /// Runs the producer's role to its end.
 #[inline(always)]
-pub fn produce<C: Config>(params: &HopperParams, maps: Maps, smem: u32, mut scheduler: Scheduler) {
+pub fn produce<C: Config>(params: &HopperParams, smem: u32, mut scheduler: Scheduler) {
+    let maps = Maps::of::<C>();
     let producer = Producer {
         params,
         elected: sync::elect(),

@@ -8,7 +8,7 @@
 use super::config::{Config, ConfigExt};
 use crate::ptx::math::div_rem;
 use crate::ptx::{cluster, copy, special, sync};
-use flashtile_abi::hopper::REMEMBERED_PIECES;
+use flashtile_abi::hopper::MOST_PIECES;
 use flashtile_abi::params::flags;
 use flashtile_abi::{BlockRange, HopperParams};
 
@@ -35,9 +35,7 @@ pub struct Scheduler<'a> {
     params: &'a HopperParams,
     /// The next of the block's pieces.
     round: u32,
-    /// The rounds whose pieces may be done a second time: those of the bits in shared memory.
-    first: u32,
-    end: u32,
+    /// The second time around: only what must be done again.
     again: bool,
 }
 
@@ -45,15 +43,11 @@ impl<'a> Scheduler<'a> {
     /// The block's scheduler.
     #[inline(always)]
     pub fn new(params: &'a HopperParams) -> Self {
-        let mut scheduler = Self {
+        Self {
             params,
             round: 0,
-            first: 0,
-            end: 0,
             again: false,
-        };
-        scheduler.end = scheduler.last_round();
-        scheduler
+        }
     }
 
     /// Clusters of the grid.
@@ -76,44 +70,25 @@ impl<'a> Scheduler<'a> {
             }
     }
 
-    /// One past the last of the rounds that are remembered together, which begin with `first`.
-    #[inline(always)]
-    fn last_round(&self) -> u32 {
-        let (whole, rest) = div_rem(self.params.schedule.pieces, self.clusters());
-        let rounds = whole + (rest != 0) as u32;
-        rounds.min(self.first + REMEMBERED_PIECES)
-    }
-
     /// The number of the next piece of work, for [`work`](Self::work).
     #[inline(always)]
     pub fn next<C: Config>(&mut self) -> Option<u32> {
         loop {
-            while self.round < self.end {
+            while self.round < self.params.schedule.rounds {
                 let round = self.round;
                 self.round += 1;
-                let wanted = !self.again || self.is_spoilt::<C>(round);
+                let wanted = !self.again || is_spoilt::<C>(round);
                 if wanted && self.piece(round) < self.params.schedule.pieces {
                     return Some(round);
                 }
             }
             // All that the block has done is known in the whole cluster, and by all its threads.
             cluster::sync();
-            if !self.again && self.any_spoilt::<C>() {
-                self.again = true;
-                self.round = self.first;
-                continue;
-            }
-            let cleared = self.again;
-            self.again = false;
-            self.first = self.end;
-            self.end = self.last_round();
-            if self.first == self.end {
+            if self.again || !any_spoilt::<C>() {
                 return None;
             }
-            if cleared {
-                clear_spoilt::<C>();
-                cluster::sync();
-            }
+            self.again = true;
+            self.round = 0;
         }
     }
 
@@ -154,44 +129,41 @@ impl<'a> Scheduler<'a> {
     /// Says that a piece must be done again, with care: to all blocks of the cluster, which read the same keys.
     #[inline(always)]
     pub fn spoil<C: Config>(&self, round: u32) {
-        let bit = round - self.first;
         for rank in 0..self.params.schedule.cluster {
-            let word = cluster::map(spoilt_words::<C>() + bit / 32 * 4, rank);
+            let word = cluster::map(spoilt_word::<C>(round / 32), rank);
             // SAFETY: the word is inside the plan.
-            unsafe { copy::red_or_cluster(word, 1 << (bit % 32)) };
+            unsafe { copy::red_or_cluster(word, 1 << (round % 32)) };
         }
     }
-
-    #[inline(always)]
-    fn is_spoilt<C: Config>(&self, round: u32) -> bool {
-        let bit = round - self.first;
-        // SAFETY: as for `spoil`.
-        let word = unsafe { copy::ld_shared_u32(spoilt_words::<C>() + bit / 32 * 4) };
-        word >> (bit % 32) & 1 != 0
-    }
-
-    #[inline(always)]
-    fn any_spoilt<C: Config>(&self) -> bool {
-        let lane = special::thread_idx() % 32;
-        // SAFETY: as for `spoil`: 32 words, one a lane.
-        const { assert!(REMEMBERED_PIECES == 32 * 32) };
-        let word = unsafe { copy::ld_shared_u32(spoilt_words::<C>() + 4 * lane) };
-        sync::warp_any(word != 0)
-    }
 }
 
-/// Shared address of the bits of spoilt pieces.
+/// Shared address of 32 bits of spoilt pieces.
 #[inline(always)]
-fn spoilt_words<C: Config>() -> u32 {
-    special::shared_base() + C::PLAN.spoilt
+fn spoilt_word<C: Config>(word: u32) -> u32 {
+    special::shared_base() + C::PLAN.spoilt + 4 * word
 }
 
-/// Clears the bits of spoilt pieces, by the block's first warp.
+#[inline(always)]
+fn is_spoilt<C: Config>(round: u32) -> bool {
+    // SAFETY: the word is inside the plan. So below.
+    let word = unsafe { copy::ld_shared_u32(spoilt_word::<C>(round / 32)) };
+    word >> (round % 32) & 1 != 0
+}
+
+#[inline(always)]
+fn any_spoilt<C: Config>() -> bool {
+    const { assert!(MOST_PIECES == 32 * 32) };
+    // SAFETY: as above; one word a lane.
+    let word = unsafe { copy::ld_shared_u32(spoilt_word::<C>(special::thread_idx() % 32)) };
+    sync::warp_any(word != 0)
+}
+
+/// Clears the bits of spoilt pieces: the block's first warp.
 #[inline(always)]
 pub fn clear_spoilt<C: Config>() {
     let thread = special::thread_idx();
     if thread < 32 {
-        // SAFETY: inside the plan.
-        unsafe { copy::st_shared_u32(spoilt_words::<C>() + 4 * thread, 0) };
+        // SAFETY: as above.
+        unsafe { copy::st_shared_u32(spoilt_word::<C>(thread), 0) };
     }
 }
