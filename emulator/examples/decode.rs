@@ -21,13 +21,22 @@ fn main() {
         };
         for entry in module.entries() {
             match module.decode(&entry.name) {
-                Ok(()) => println!(
-                    "{path}: {}: {} bytes of parameters, {} bytes of static shared memory, {:.1} ms",
-                    entry.name,
-                    entry.params_size,
-                    entry.static_shared,
-                    start.elapsed().as_secs_f64() * 1e3
-                ),
+                Ok(()) => {
+                    let threads = entry
+                        .max_threads
+                        .map_or(1024, |t: [u32; 3]| t.iter().product());
+                    let cluster = entry
+                        .cluster
+                        .map_or(1, |c: [u32; 3]| c.iter().product::<u32>());
+                    println!(
+                        "{path}: {}: {} bytes of parameters, {} bytes of static shared memory, blocks of up to {threads} \
+                         threads, clusters of {cluster}, {:.1} ms",
+                        entry.name,
+                        entry.params_size,
+                        entry.static_shared,
+                        start.elapsed().as_secs_f64() * 1e3
+                    );
+                }
                 Err(error) => {
                     println!("{path}: {}: {error}", entry.name);
                     failed = true;
