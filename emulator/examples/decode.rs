@@ -22,18 +22,14 @@ fn main() {
         for entry in module.entries() {
             match module.decode(&entry.name) {
                 Ok(()) => {
-                    let threads = entry
-                        .max_threads
-                        .map_or(1024, |t: [u32; 3]| t.iter().product());
-                    let cluster = entry
-                        .cluster
-                        .map_or(1, |c: [u32; 3]| c.iter().product::<u32>());
                     println!(
-                        "{path}: {}: {} bytes of parameters, {} bytes of static shared memory, blocks of up to {threads} \
-                         threads, clusters of {cluster}, {:.1} ms",
+                        "{path}: {}: {} bytes of parameters, {} bytes of static shared memory, blocks of {:?} threads at most, clusters \
+                         of {:?} blocks, {:.1} ms",
                         entry.name,
                         entry.params_size,
                         entry.static_shared,
+                        entry.max_threads.unwrap_or([1024, 1, 1]),
+                        entry.cluster.unwrap_or([1; 3]),
                         start.elapsed().as_secs_f64() * 1e3
                     );
                 }
