@@ -6,7 +6,7 @@ mod pipeline;
 
 use common::line_of;
 use flashtile_emulator::{AsyncTiming, LaunchError, Options, Report, Rule, Schedule};
-use pipeline::{pipeline, run};
+use pipeline::{pipeline, pipeline_of_two, run, run_blocks};
 
 fn sanitized(timing: AsyncTiming, schedule: Schedule) -> Options {
     Options {
@@ -438,6 +438,52 @@ fn stores() {
             .any(|f| f.rule == Rule::UninitializedStore),
         "{found}"
     );
+}
+
+#[test]
+fn multicast_in_a_cluster() {
+    let found =
+        |text: &str, timing, schedule| match run_blocks(text, sanitized(timing, schedule), 2) {
+            Ok(()) => Report::default(),
+            Err(LaunchError::Findings(report)) => *report,
+            Err(other) => panic!("{other}"),
+        };
+    let text = pipeline_of_two();
+    let broken = |from: &str, to: &str| {
+        assert!(text.contains(from), "{from}");
+        text.replace(from, to)
+    };
+    // The other block does not free what this one's loads overwrite.
+    let alone = broken(
+        "@%p8 mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r53+16];",
+        "",
+    )
+    .replace("], 8;", "], 4;");
+    // Nothing waits until the other block has made its mbarriers, or until it has done with this one's.
+    let unready = broken(
+        "READY: barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;",
+        "READY: bar.sync 0;",
+    );
+    let gone = broken(
+        "DONE: barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;",
+        "DONE:",
+    );
+    for (timing, schedule) in MODES {
+        let report = found(&text, timing, schedule);
+        assert!(
+            report.findings.is_empty(),
+            "{timing:?} {schedule:?}\n{report}"
+        );
+        for (text, rules) in [
+            (&alone, [Rule::Race, Rule::OverwriteInFlight]),
+            (&unready, [Rule::Race, Rule::Mbarrier]),
+            (&gone, [Rule::UseAfterFree, Rule::ExitInFlight]),
+        ] {
+            let report = found(text, timing, schedule);
+            let hit = report.findings.iter().any(|f| rules.contains(&f.rule));
+            assert!(hit, "{timing:?} {schedule:?} {rules:?}\n{report}");
+        }
+    }
 }
 
 /// The opcode of a line, after its label and guard.

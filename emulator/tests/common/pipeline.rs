@@ -88,8 +88,54 @@ fn value(seed: usize, n: usize) -> f32 {
     ((n * 37 + seed * 11 + n / 64) % 7) as f32 - 3.0
 }
 
+/// The same in a cluster of two blocks: each loads half of every tile of b for both, and frees a stage in both. Both have
+/// the same result; the second one's is below the first one's.
+pub fn pipeline_of_two() -> String {
+    let changes = [
+        (".reg .pred %p<20>;", ".reg .pred %p<20>;\n.reg .b16 %h<2>;"),
+        (
+            "mov.u32 %r2, s;",
+            "mov.u32 %r2, s;\nmov.u32 %r50, %cluster_ctarank;\nxor.b32 %r51, %r50, 1;\nmov.u16 %h1, 3;",
+        ),
+        ("[%r1+16], 4;", "[%r1+16], 8;"),
+        ("[%r1+24], 4;", "[%r1+24], 8;"),
+        (
+            "READY: bar.sync 0;",
+            "READY: barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;",
+        ),
+        (
+            "add.u32 %r17, %r15, 8192;",
+            "add.u32 %r17, %r15, 8192;\nmad.lo.u32 %r17, %r50, 4096, %r17;\nmad.lo.u32 %r52, %r50, 32, %r16;",
+        ),
+        (
+            "complete_tx::bytes [%r17], [%d2, {0, %r16}], [%r13];",
+            "complete_tx::bytes.multicast::cluster [%r17], [%d2, {0, %r52}], [%r13], %h1;",
+        ),
+        (
+            "@%p8 mbarrier.arrive.shared::cta.b64 _, [%r13+16];",
+            "@%p8 mbarrier.arrive.shared::cta.b64 _, [%r13+16];\nmapa.shared::cluster.u32 %r53, %r13, %r51;\n\
+             @%p8 mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r53+16];",
+        ),
+        ("[%d3, {0, 0}], [%r32]", "[%d3, {0, %r54}], [%r32]"),
+        ("mov.b64 %d3, c;", "shl.b32 %r54, %r50, 6;\nmov.b64 %d3, c;"),
+        (
+            "DONE: ret;",
+            "DONE: barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\nret;",
+        ),
+    ];
+    changes.into_iter().fold(pipeline(), |text, (from, to)| {
+        assert!(text.contains(from), "{from}");
+        text.replacen(from, to, 1)
+    })
+}
+
 /// Runs the kernel, and checks its result if it ends well.
 pub fn run(text: &str, options: Options) -> Result<(), LaunchError> {
+    run_blocks(text, options, 1)
+}
+
+/// The same in one cluster of so many blocks, which load so many parts of each tile of b.
+pub fn run_blocks(text: &str, options: Options, blocks: u32) -> Result<(), LaunchError> {
     let device = Emulator::new(options);
     let count = TILES * 64 * 64;
     let bytes = |seed: usize| -> Vec<u8> {
@@ -102,33 +148,36 @@ pub fn run(text: &str, options: Options) -> Result<(), LaunchError> {
         device.write(address, &bytes(seed)).unwrap();
         address
     });
-    let out = device.allocate(2 * 64 * 64).unwrap();
+    let out = device.allocate(2 * 64 * 64 * u64::from(blocks)).unwrap();
     let module = Module::parse(text).map_err(LaunchError::Decode)?;
     let mut params = vec![0; module.entry("k").unwrap().params_size];
     params[..8].copy_from_slice(&out.to_le_bytes());
-    for (n, (address, rows)) in [(a, TILES * 64), (b, TILES * 64), (out, 64)]
-        .into_iter()
-        .enumerate()
-    {
+    let all = TILES as u64 * 64;
+    let maps = [
+        (a, all, 64),
+        (b, all, 64 / blocks),
+        (out, 64 * u64::from(blocks), 64),
+    ];
+    for (n, (address, rows, box_rows)) in maps.into_iter().enumerate() {
         let mut map = TensorMap::new(
             ElementType::Bf16,
             address,
-            &[64, rows as u64],
+            &[64, rows],
             &[128],
-            &[64, 64],
+            &[64, box_rows],
         );
         map.swizzle = Swizzle::B128;
         params[64 + 128 * n..][..128].copy_from_slice(&map.encode().unwrap());
     }
     let launch = Launch {
-        grid: [1, 1, 1],
+        grid: [blocks, 1, 1],
         block: [160, 1, 1],
-        cluster: None,
+        cluster: (blocks > 1).then_some([blocks, 1, 1]),
         dynamic_shared: 0,
         params: &params,
     };
     device.launch(&module, "k", &launch)?;
-    let mut found = vec![0; 2 * 64 * 64];
+    let mut found = vec![0; 2 * 64 * 64 * blocks as usize];
     device.read(out, &mut found).unwrap();
     let mut expected = Vec::new();
     for row in 0..64 {
@@ -141,6 +190,9 @@ pub fn run(text: &str, options: Options) -> Result<(), LaunchError> {
             expected.extend(bf16::from_f32(sum).to_le_bytes());
         }
     }
-    assert!(found == expected, "the result is wrong");
+    assert!(
+        found == expected.repeat(blocks as usize),
+        "the result is wrong"
+    );
     Ok(())
 }
