@@ -326,6 +326,45 @@ fn fragments_of_a() {
     );
 }
 
+/// The products of two iterations at once: scores of the next one, and what is made of the last one's.
+#[test]
+fn two_groups_in_flight() {
+    let d = |from: usize| {
+        let d: Vec<String> = (from..from + 32).map(|i| format!("%f{i}")).collect();
+        d.join(", ")
+    };
+    let overlapped = |between: &str| {
+        format!(
+            "sub.s64 %d10, %d10, 8;\nsub.s64 %d11, %d11, 8;\nmov.b32 %r40, 0;\nmov.b32 %r41, 0;\nmov.b32 %r42, 0;\n\
+             mov.b32 %r43, 0;\nwgmma.fence.sync.aligned;\n\
+             wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {{{}}}, %d10, %d11, 0, 1, 1, 0, 0; //SCORES\n\
+             wgmma.commit_group.sync.aligned;\n\
+             wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {{{}}}, {{%r40, %r41, %r42, %r43}}, %d11, 0, 1, 1, 0; //OUT\n\
+             wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 1;\n{between}\n\
+             wgmma.wait_group.sync.aligned 0;",
+            d(64),
+            d(96)
+        )
+    };
+    let more = (".reg .f32 %f<64>;", ".reg .f32 %f<128>;");
+    let text = |between: &str| changed(&[more, ("//WAITED", &overlapped(between))]);
+    let softmax = "mul.f32 %f64, %f64, %f65;\nmov.b32 %r44, %f95;";
+    for (timing, schedule) in MODES {
+        let report = report(&text(softmax), sanitized(timing, schedule));
+        assert!(
+            report.findings.is_empty(),
+            "{timing:?} {schedule:?}\n{report}"
+        );
+    }
+    for (touch, of) in [
+        ("mul.f32 %f96, %f96, %f64;", "//OUT"),
+        ("cvt.rn.bf16x2.f32 %r43, %f65, %f64;", "//OUT"),
+    ] {
+        let changes = [more, ("//WAITED", &overlapped(touch)[..])];
+        breaks(&[Rule::RegisterInFlight], &changes, touch, Some(of));
+    }
+}
+
 /// Consumers access a word of the stage they are about to multiply, or have multiplied.
 #[test]
 fn proxies() {
