@@ -6,12 +6,14 @@
 //! compile time is `const`.
 #![cfg_attr(not(test), no_std)]
 
+pub mod hopper;
 pub mod mask;
 pub mod params;
 pub mod tile;
 pub mod variant;
 
 pub use mask::{Band, BlockRange, KeyInterval};
-pub use params::{AttentionParams, LseView, TensorView};
+pub use hopper::HopperPlan;
+pub use params::{AttentionParams, HopperParams, LseView, Schedule, TensorMap, TensorView};
 pub use tile::{DType, SharedPlan, TileShape};
 pub use variant::{Algorithm, Arch, ScoreModKind, Variant, variants};

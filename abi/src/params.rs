@@ -82,6 +82,65 @@ pub mod flags {
     pub const NEGATE_Q: u32 = 1 << 5;
 }
 
+/// A tensor map: what the copy engine knows of a tensor, as `cuTensorMapEncodeTiled` writes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct TensorMap(pub [u64; 16]);
+
+/// How the blocks of a launch share its work. A piece of work is one tile of rows of one group of heads; pieces have
+/// numbers, and each block takes every so manyth of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Schedule {
+    /// Pieces of work, each for a whole cluster.
+    pub pieces: u32,
+    /// Most pieces of one cluster: pieces / clusters, rounded up; at most
+    /// [`MOST_PIECES`](crate::hopper::MOST_PIECES).
+    pub rounds: u32,
+    /// Groups of heads, over all batches.
+    pub groups: u32,
+    /// Groups that are worked on together, so that the keys and values in use fit in the L2 cache.
+    pub section: u32,
+    /// Query heads that share the rows of a tile, as a power of two: row `r` is query `r >> pack` of head `r % 2^pack` of
+    /// its group. (PackGQA)
+    pub pack: u32,
+    /// Packed rows of a group: seqlen_q * 2^pack.
+    pub rows: i32,
+    /// Unused.
+    pub padding: u32,
+    /// Blocks of a cluster, 1 or 2. Two take neighbouring tiles of one group, and share its keys and values.
+    pub cluster: u32,
+}
+
+/// What one launch of a kernel of the sm_90a tier computes: the only parameter, passed by value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+pub struct HopperParams {
+    /// Queries as [head_dim_qk, 2^pack heads, seqlen_q, groups, batch], a box being 64 packed rows.
+    pub q_map: TensorMap,
+    /// Keys as [head_dim_qk, 1, seqlen_k, heads_kv, batch], a box being a tile's rows (or a block's part of them).
+    pub k_map: TensorMap,
+    /// Values, as the keys.
+    pub v_map: TensorMap,
+    /// Output, as the queries. Unused if it is f32.
+    pub out_map: TensorMap,
+    /// Everything else. `m_blocks` counts tiles of packed rows.
+    pub attention: AttentionParams,
+    /// Who does what.
+    pub schedule: Schedule,
+}
+
+impl HopperParams {
+    /// The parameters as the bytes a launch passes.
+    pub fn as_bytes(&self) -> &[u8] {
+        // SAFETY: the struct is repr(C), made of integers and floats only, without padding (the
+        // test below adds the fields up), and the slice borrows self.
+        unsafe {
+            core::slice::from_raw_parts((self as *const Self).cast::<u8>(), size_of::<Self>())
+        }
+    }
+}
+
 impl AttentionParams {
     /// The block as the bytes a launch passes.
     pub fn as_bytes(&self) -> &[u8] {
@@ -103,5 +162,7 @@ mod tests {
         let words = size_of::<Band>() + 9 * 4;
         assert_eq!(size_of::<AttentionParams>(), views + words);
         assert_eq!(align_of::<AttentionParams>(), 8);
+        let parts = 4 * size_of::<TensorMap>() + size_of::<AttentionParams>() + size_of::<Schedule>();
+        assert_eq!(size_of::<HopperParams>(), parts);
     }
 }

@@ -38,7 +38,7 @@ pub const SM80_SHARED_CAPACITY: u32 = 99 * 1024;
 /// Largest head_dim of the sm_80 tier.
 pub const MAX_HEAD_DIM: u32 = 256;
 
-/// Shape of the work of one thread block of the sm_80 tier.
+/// Shape of the work of one thread block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TileShape {
     /// Element type in shared memory.
@@ -51,12 +51,14 @@ pub struct TileShape {
     pub head_dim_qk: u32,
     /// head_dim_v, padded.
     pub head_dim_v: u32,
-    /// Warps of a block. Each owns block_m / warps query rows.
+    /// Warps of a block that compute. Each owns block_m * v_splits / warps query rows.
     pub warps: u32,
     /// Tiles of K and of V in shared memory: one is computed on while the others arrive.
     pub stages: u32,
     /// Blocks that should be resident on one multiprocessor; ptxas limits registers to fit.
     pub min_blocks: u32,
+    /// Warpgroups that share query rows, each with its part of v's columns (sm_90a tier; else 1).
+    pub v_splits: u32,
 }
 
 /// Byte offsets into a block's shared memory.
@@ -112,6 +114,7 @@ impl TileShape {
             warps,
             stages: 2,
             min_blocks,
+            v_splits: 1,
         };
         assert!(tile.shared().bytes <= SM80_SHARED_CAPACITY);
         assert!(tile.block_m.is_multiple_of(16 * tile.warps));

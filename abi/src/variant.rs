@@ -107,6 +107,28 @@ impl Variant {
             shared_bytes: tile.shared().bytes,
         }
     }
+
+    /// A variant of the sm_90a tier.
+    pub const fn sm90(
+        name: &'static str,
+        algorithm: Algorithm,
+        dtype: DType,
+        head_dim_qk: u32,
+        head_dim_v: u32,
+        score_mod: ScoreModKind,
+    ) -> Self {
+        let tile = TileShape::sm90(dtype, head_dim_qk, head_dim_v, score_mod);
+        Self {
+            name,
+            arch: Arch::Sm90a,
+            algorithm,
+            score_mod,
+            tile,
+            threads: tile.threads() + crate::hopper::WARPGROUP,
+            min_blocks: tile.min_blocks,
+            shared_bytes: tile.hopper_plan().bytes,
+        }
+    }
 }
 
 /// Calls `$callback! { $($context)* [ (name Algorithm DType head_dim_qk head_dim_v ScoreMod) ... ] }`.
@@ -178,9 +200,54 @@ macro_rules! for_each_variant {
     };
 }
 
+/// As [`for_each_variant!`](crate::for_each_variant), for the sm_90a tier.
+#[macro_export]
+macro_rules! for_each_hopper_variant {
+    ($callback:ident) => {
+        $callback! {
+            (fused_f16_d64_sm90a Fused F16 64 64 None)
+            (fused_f16_d96_sm90a Fused F16 96 96 None)
+            (fused_f16_d128_sm90a Fused F16 128 128 None)
+            (fused_f16_d192x128_sm90a Fused F16 192 128 None)
+            (fused_f16_d192_sm90a Fused F16 192 192 None)
+            (fused_f16_d256_sm90a Fused F16 256 256 None)
+            (fused_f16_d64x256_sm90a Fused F16 64 256 None)
+            (fused_f16_d64x512_sm90a Fused F16 64 512 None)
+            (fused_f16_d512_sm90a Fused F16 512 512 None)
+            (fused_f16_d64_softcap_sm90a Fused F16 64 64 Softcap)
+            (fused_f16_d96_softcap_sm90a Fused F16 96 96 Softcap)
+            (fused_f16_d128_softcap_sm90a Fused F16 128 128 Softcap)
+            (fused_f16_d192x128_softcap_sm90a Fused F16 192 128 Softcap)
+            (fused_f16_d192_softcap_sm90a Fused F16 192 192 Softcap)
+            (fused_f16_d256_softcap_sm90a Fused F16 256 256 Softcap)
+            (fused_f16_d64x256_softcap_sm90a Fused F16 64 256 Softcap)
+            (fused_f16_d64x512_softcap_sm90a Fused F16 64 512 Softcap)
+            (fused_f16_d512_softcap_sm90a Fused F16 512 512 Softcap)
+            (fused_bf16_d64_sm90a Fused Bf16 64 64 None)
+            (fused_bf16_d96_sm90a Fused Bf16 96 96 None)
+            (fused_bf16_d128_sm90a Fused Bf16 128 128 None)
+            (fused_bf16_d192x128_sm90a Fused Bf16 192 128 None)
+            (fused_bf16_d192_sm90a Fused Bf16 192 192 None)
+            (fused_bf16_d256_sm90a Fused Bf16 256 256 None)
+            (fused_bf16_d64x256_sm90a Fused Bf16 64 256 None)
+            (fused_bf16_d64x512_sm90a Fused Bf16 64 512 None)
+            (fused_bf16_d512_sm90a Fused Bf16 512 512 None)
+            (fused_bf16_d64_softcap_sm90a Fused Bf16 64 64 Softcap)
+            (fused_bf16_d96_softcap_sm90a Fused Bf16 96 96 Softcap)
+            (fused_bf16_d128_softcap_sm90a Fused Bf16 128 128 Softcap)
+            (fused_bf16_d192x128_softcap_sm90a Fused Bf16 192 128 Softcap)
+            (fused_bf16_d192_softcap_sm90a Fused Bf16 192 192 Softcap)
+            (fused_bf16_d256_softcap_sm90a Fused Bf16 256 256 Softcap)
+            (fused_bf16_d64x256_softcap_sm90a Fused Bf16 64 256 Softcap)
+            (fused_bf16_d64x512_softcap_sm90a Fused Bf16 64 512 Softcap)
+            (fused_bf16_d512_softcap_sm90a Fused Bf16 512 512 Softcap)
+        }
+    };
+}
+
 macro_rules! table {
-    ($(($name:ident $algorithm:ident $dtype:ident $dqk:literal $dv:literal $score_mod:ident))*) => {
-        const VARIANTS: &[Variant] = &[$(Variant::sm80(
+    ($table:ident $tier:ident $(($name:ident $algorithm:ident $dtype:ident $dqk:literal $dv:literal $score_mod:ident))*) => {
+        const $table: &[Variant] = &[$(Variant::$tier(
             stringify!($name),
             Algorithm::$algorithm,
             DType::$dtype,
@@ -190,7 +257,28 @@ macro_rules! table {
         )),*];
     };
 }
-for_each_variant!(table);
+macro_rules! sm80_table {
+    ($($rows:tt)*) => { table! { SM80 sm80 $($rows)* } };
+}
+macro_rules! sm90_table {
+    ($($rows:tt)*) => { table! { SM90 sm90 $($rows)* } };
+}
+for_each_variant!(sm80_table);
+for_each_hopper_variant!(sm90_table);
+
+const VARIANTS: &[Variant] = &{
+    let mut all = [SM80[0]; SM80.len() + SM90.len()];
+    let mut n = 0;
+    while n < all.len() {
+        all[n] = if n < SM80.len() {
+            SM80[n]
+        } else {
+            SM90[n - SM80.len()]
+        };
+        n += 1;
+    }
+    all
+};
 
 /// Every kernel there is.
 pub const fn variants() -> &'static [Variant] {

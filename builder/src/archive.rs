@@ -1,25 +1,27 @@
 //! The packed form in which PTX is committed and embedded.
 //!
-//! Three files in `host/archive/`:
+//! Files in `host/archive/`:
 //! - `kernels.bin`: [`MAGIC`], then one brotli stream for every kernel, in the manifest's order;
 //! - `manifest.json`: where each stream is, what it must expand to, and what made it ([`Manifest`]);
-//! - `facts.json`: what ptxas said about each kernel ([`FactsFile`]), apart because it depends on ptxas.
+//! - `facts.json`: what ptxas said about each kernel ([`FactsFile`]), apart because it depends on ptxas;
+//! - `machine-code.txt`: what the machine code's loops cost ([`report::snapshot`]), for people to read.
 //!
 //! The manifest is the only index. The library's build script reads it with this module and turns
 //! it into a static table ([`crate::embed`]), so that the format is known here and nowhere else.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Read;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
-use std::{fs, thread};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::builder::Build;
 use crate::compile;
 use crate::error::{Error, Result};
+use crate::parallel;
 use crate::ptxas::Facts;
+use crate::sass::report;
 use crate::sources::sha256;
 use crate::spec::EntrySpec;
 
@@ -35,6 +37,8 @@ pub const ARCHIVE_FILE: &str = "kernels.bin";
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// Facts about the machine code.
 pub const FACTS_FILE: &str = "facts.json";
+/// Tables of the machine code's loops.
+pub const MACHINE_CODE_FILE: &str = "machine-code.txt";
 
 /// The compiler that made an archive.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,18 +119,16 @@ pub struct Archive {
     pub manifest: Manifest,
     /// `facts.json`.
     pub facts: FactsFile,
+    /// `machine-code.txt`; empty if nothing could read the machine code.
+    pub machine_code: String,
 }
 
 impl Archive {
     /// Packs what was built.
     pub fn pack(build: &Build, sources_hash: String) -> Result<Self> {
-        let streams = compress_all(
-            &build
-                .kernels
-                .iter()
-                .map(|k| k.ptx.as_str())
-                .collect::<Vec<_>>(),
-        )?;
+        let streams = parallel::map(&build.kernels, |kernel| {
+            compress(kernel.ptx.as_bytes()).map_err(|e| Error::archive(e.to_string()))
+        })?;
         let mut bytes = MAGIC.to_vec();
         let mut records = Vec::new();
         let mut facts = FactsFile {
@@ -179,10 +181,11 @@ impl Archive {
             bytes,
             manifest,
             facts,
+            machine_code: report::snapshot(build).unwrap_or_default(),
         })
     }
 
-    /// Reads the three files of a folder and verifies that they belong together. Facts may be absent.
+    /// Reads the files of a folder and verifies that they belong together. Facts and machine code may be absent.
     pub fn open(folder: &Path) -> Result<Self> {
         let manifest: Manifest = read_json(&folder.join(MANIFEST_FILE))?;
         let path = folder.join(ARCHIVE_FILE);
@@ -193,10 +196,17 @@ impl Archive {
         } else {
             FactsFile::default()
         };
+        let machine_code = folder.join(MACHINE_CODE_FILE);
+        let machine_code = if machine_code.is_file() {
+            fs::read_to_string(&machine_code).map_err(Error::io(&machine_code))?
+        } else {
+            String::new()
+        };
         let archive = Self {
             bytes,
             manifest,
             facts,
+            machine_code,
         };
         archive
             .verify()
@@ -259,8 +269,12 @@ impl Archive {
         (known.ptx_sha256 == record.ptx_sha256).then_some(&known.facts)
     }
 
-    /// Takes from an older archive the facts that still hold, where this one has none.
+    /// Takes from an older archive the facts that still hold, where this one has none; the tables of the machine code if
+    /// they are about the same PTX as a whole.
     pub fn inherit_facts(&mut self, older: &Self) {
+        if self.machine_code.is_empty() && self.bytes == older.bytes {
+            self.machine_code.clone_from(&older.machine_code);
+        }
         if !self.facts.ptxas.is_empty() {
             return;
         }
@@ -276,11 +290,17 @@ impl Archive {
         }
     }
 
-    /// Writes the three files, the manifest last.
+    /// Writes the files, the manifest last. A table that nobody could make anew is removed: it would tell of other code.
     pub fn write(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
         write_whole(&folder.join(ARCHIVE_FILE), &self.bytes)?;
         write_whole(&folder.join(FACTS_FILE), json(&self.facts)?.as_bytes())?;
+        let tables = folder.join(MACHINE_CODE_FILE);
+        if !self.machine_code.is_empty() {
+            write_whole(&tables, self.machine_code.as_bytes())?;
+        } else if tables.exists() {
+            fs::remove_file(&tables).map_err(Error::io(&tables))?;
+        }
         write_whole(
             &folder.join(MANIFEST_FILE),
             json(&self.manifest)?.as_bytes(),
@@ -312,28 +332,6 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_str(&text).map_err(|e| Error::archive(format!("{}: {e}", path.display())))
 }
 
-/// Compresses texts, two at a time.
-fn compress_all(texts: &[&str]) -> Result<Vec<Vec<u8>>> {
-    let queue = Mutex::new(texts.iter().enumerate());
-    let done = Mutex::new(vec![Ok(Vec::new()); texts.len()]);
-    thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                loop {
-                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-                    let Some((index, text)) = job else { break };
-                    let stream = compress(text.as_bytes()).map_err(|e| e.to_string());
-                    done.lock().unwrap_or_else(PoisonError::into_inner)[index] = stream;
-                }
-            });
-        }
-    });
-    let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.into_iter()
-        .map(|s| s.map_err(Error::archive))
-        .collect()
-}
-
 /// Deterministic for a version of brotli, which the lock file pins.
 fn compress(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     let params = brotli::enc::BrotliEncoderParams {
@@ -357,20 +355,18 @@ const WINDOW: i32 = 22;
 mod tests {
     use super::*;
     use crate::builder::Kernel;
+    use crate::spec::tests::spec;
 
     fn sample() -> Result<Archive> {
         let kernel = |name: &str, ptx: &str, facts| Kernel {
             spec: EntrySpec {
-                name: name.into(),
-                arch: "sm_80",
-                threads: 128,
-                min_blocks: 2,
                 shared_bytes: 1024,
-                allow_f64: false,
+                ..spec(name)
             },
             ptx: ptx.into(),
             params_bytes: 16,
             facts,
+            machine: None,
         };
         let build = Build {
             compiler: Compiler {
@@ -465,6 +461,28 @@ mod tests {
         newer.manifest.kernels[0].ptx_sha256 = "other".into();
         newer.inherit_facts(&older);
         assert!(newer.facts.kernels.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn tables_of_machine_code_stay_while_they_are_of_this_code() -> Result<()> {
+        let older = Archive {
+            machine_code: "tables".into(),
+            ..sample()?
+        };
+        let folder = tempfile::tempdir().map_err(Error::io("temporary"))?;
+        older.write(folder.path())?;
+        assert_eq!(Archive::open(folder.path())?, older);
+        let mut newer = sample()?;
+        newer.inherit_facts(&older);
+        assert_eq!(newer.machine_code, older.machine_code);
+        newer = sample()?;
+        newer.bytes.push(0);
+        newer.manifest.archive_sha256 = sha256(&newer.bytes);
+        newer.inherit_facts(&older);
+        newer.write(folder.path())?;
+        assert_eq!(Archive::open(folder.path())?.machine_code, "");
+        assert!(!folder.path().join(MACHINE_CODE_FILE).exists());
         Ok(())
     }
 }

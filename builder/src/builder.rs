@@ -8,10 +8,14 @@ use flashtile_abi::Arch;
 use crate::archive::Compiler;
 use crate::check::{Problem, check_entry, check_module};
 use crate::compile::Compile;
+use crate::disassemble::Nvdisasm;
 use crate::error::{Error, Result};
 use crate::finish::{finish, without_lines};
+use crate::limits;
+use crate::parallel;
 use crate::ptx::Module;
 use crate::ptxas::{Facts, Ptxas};
+use crate::sass::MachineCode;
 use crate::spec::{self, EntrySpec};
 use crate::toolchain::Toolchain;
 
@@ -61,10 +65,12 @@ pub struct Kernel {
     pub params_bytes: u32,
     /// What ptxas says of it.
     pub facts: Option<Facts>,
+    /// What its machine code says.
+    pub machine: Option<MachineCode>,
 }
 
 impl Build {
-    /// The kernels that pass a limit, if ptxas had a look.
+    /// The kernels that pass a limit ([`limits`]), if ptxas had a look; those of loops if nvdisasm had.
     pub fn over_limits(&self) -> Vec<Problem> {
         over_limits(&self.kernels)
     }
@@ -72,7 +78,8 @@ impl Build {
 
 fn over_limits(kernels: &[Kernel]) -> Vec<Problem> {
     let over = kernels.iter().filter_map(|kernel| {
-        let what = kernel.facts.as_ref()?.over_limits()?;
+        let facts = kernel.facts.as_ref()?;
+        let what = limits::over_limits(&kernel.spec, facts, kernel.machine.as_ref())?;
         Some(Problem::Limit {
             entry: kernel.spec.name.clone(),
             what,
@@ -140,7 +147,7 @@ impl Builder {
         self
     }
 
-    /// Whether kernels that spill or pass another limit of [`Facts::over_limits`] are rejected, where
+    /// Whether kernels that spill or pass another limit of [`limits`] are rejected, where
     /// there is a ptxas to tell; they are unless told.
     #[must_use]
     pub fn enforce_limits(mut self, enforce: bool) -> Self {
@@ -174,13 +181,11 @@ impl Builder {
         kernels.sort_by_key(|k| self.specs.iter().position(|s| s.name == k.spec.name));
         let ptxas = Ptxas::find()?;
         if let Some(ptxas) = &ptxas {
-            let entries: Vec<_> = kernels
-                .iter()
-                .map(|k| (k.spec.name.as_str(), k.spec.arch, k.ptx.as_str()))
-                .collect();
-            let facts = ptxas.assemble_all(&entries, &target_dir.join("cubin"))?;
-            for (kernel, facts) in kernels.iter_mut().zip(facts) {
+            let entries: Vec<_> = kernels.iter().map(|k| (&k.spec, k.ptx.as_str())).collect();
+            let proven = prove(&entries, ptxas, &target_dir.join("cubin"))?;
+            for (kernel, (facts, machine)) in kernels.iter_mut().zip(proven) {
                 kernel.facts = Some(facts);
+                kernel.machine = machine;
             }
         }
         let problems = over_limits(&kernels);
@@ -195,6 +200,27 @@ impl Builder {
             ptxas: ptxas.map(|p| p.version),
             kernels,
         })
+    }
+
+    /// The finished PTX of the entries whose name contains `filter`, not checked and not proven: for whoever works on them.
+    pub fn finished(&self, filter: &str) -> Result<Vec<(EntrySpec, String)>> {
+        let toolchain = match &self.toolchain {
+            Some(toolchain) => toolchain.clone(),
+            None => Toolchain::find(&self.kernels)?,
+        };
+        let mut kernels = Vec::new();
+        for arch in spec::arches().filter(|a| self.arches.is_empty() || self.arches.contains(a)) {
+            let specs = self.specs_of(arch, filter);
+            if specs.is_empty() {
+                continue;
+            }
+            let text = self.compile(&toolchain, arch, false)?;
+            for entry in finish(&Module::parse(&text)?, &specs)? {
+                let spec = specs.iter().find(|s| s.name == entry.name);
+                kernels.extend(spec.map(|s| (s.clone(), entry.ptx)));
+            }
+        }
+        Ok(kernels)
     }
 
     /// Compiles the kernels with line tables, and writes the PTX of those whose name contains `filter` to the folder,
@@ -280,6 +306,7 @@ impl Builder {
                     ptx: entry.ptx.clone(),
                     params_bytes: entry.params_bytes,
                     facts: None,
+                    machine: None,
                 });
             }
         }
@@ -289,4 +316,23 @@ impl Builder {
             Err(Error::Rejected(problems))
         }
     }
+}
+
+/// Assembles entries and reads their machine code, that where there is an nvdisasm. Files go to `folder`.
+pub fn prove(
+    entries: &[(&EntrySpec, &str)],
+    ptxas: &Ptxas,
+    folder: &Path,
+) -> Result<Vec<(Facts, Option<MachineCode>)>> {
+    fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let nvdisasm = Nvdisasm::find(ptxas);
+    parallel::map(entries, |(spec, ptx)| {
+        let cubin = folder.join(format!("{}.cubin", spec.name));
+        let facts = ptxas.assemble(spec, ptx, &cubin)?;
+        let read = |nvdisasm: &Nvdisasm| {
+            let text = nvdisasm.text(&spec.name, &cubin)?;
+            MachineCode::read(&text, spec).map_err(|what| Error::sass(&spec.name, what))
+        };
+        Ok((facts, nvdisasm.as_ref().map(read).transpose()?))
+    })
 }

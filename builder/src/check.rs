@@ -341,19 +341,9 @@ mod tests {
     use super::*;
     use crate::error::Result;
     use crate::finish::finish;
+    use crate::spec::tests::spec;
 
     const HEADER: &str = ".version 7.0\n.target sm_80\n.address_size 64\n";
-
-    fn spec(name: &str) -> EntrySpec {
-        EntrySpec {
-            name: name.into(),
-            arch: "sm_80",
-            threads: 128,
-            min_blocks: 1,
-            shared_bytes: 0,
-            allow_f64: false,
-        }
-    }
 
     fn body(barriers: u32, body: &str, spec: &EntrySpec) -> Result<Vec<String>> {
         let text = format!(

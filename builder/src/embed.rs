@@ -140,6 +140,7 @@ mod tests {
                 ptx: "ret;".into(),
                 params_bytes: 8,
                 facts: None,
+                machine: None,
             }],
         };
         let archive = Archive::pack(&build, String::new())?;
@@ -161,6 +162,7 @@ mod tests {
             ptx: String::new(),
             params_bytes: 0,
             facts: None,
+            machine: None,
         });
         let build = Build {
             compiler: Compiler::default(),

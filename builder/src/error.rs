@@ -77,6 +77,14 @@ pub enum Error {
         /// What it wrote.
         what: String,
     },
+    /// The machine code is not what this crate knows how to read.
+    #[error("machine code of {entry}: {what}")]
+    Sass {
+        /// Entry point.
+        entry: String,
+        /// What was expected or found.
+        what: String,
+    },
     /// The archive is older than the kernels and can't be rebuilt here.
     #[error(
         "the archive of kernels is stale: the sources of kernels/ and abi/ have changed since it was built, \
@@ -110,6 +118,13 @@ impl Error {
     pub(crate) fn ptx(line: usize, what: impl Into<String>) -> Self {
         Self::Ptx {
             line,
+            what: what.into(),
+        }
+    }
+
+    pub(crate) fn sass(entry: &str, what: impl Into<String>) -> Self {
+        Self::Sass {
+            entry: entry.to_owned(),
             what: what.into(),
         }
     }

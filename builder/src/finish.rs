@@ -229,21 +229,24 @@ fn rename(text: &str, variables: &[&Item]) -> String {
     out
 }
 
-/// Raises the alignment of the parameters whose address is taken to what a tensor map needs.
+/// Raises the alignment of the parameters whose address is taken to what a tensor map needs: `mov`, maybe copies, then
+/// `cvta.param`. Of a struct whose maps come first, all maps are aligned then, each being 128 bytes long.
 fn align_tensor_maps(signature: &str, body: &str) -> String {
-    let mut maps = Vec::new();
-    let mut moved: Option<(&str, &str)> = None;
+    let mut maps = BTreeSet::new();
+    // What each register was last set to that may be a parameter's address.
+    let mut held: BTreeMap<&str, &str> = BTreeMap::new();
     for statement in ptx::statements(body) {
         let mut operands = statement.operands.split(',').map(str::trim);
-        let pair = operands.next().zip(operands.next());
-        match (statement.opcode, pair) {
-            ("mov.b64" | "mov.u64", Some(pair)) => moved = Some(pair),
-            ("cvta.param.u64", Some((_, source))) => {
-                if let Some((register, parameter)) = moved
-                    && register == source
-                {
-                    maps.push(parameter);
-                }
+        let Some((target, source)) = operands.next().zip(operands.next()) else {
+            continue;
+        };
+        let address = held.get(source).copied().unwrap_or(source);
+        match statement.opcode {
+            "mov.b64" | "mov.u64" => {
+                held.insert(target, address);
+            }
+            "cvta.param.u64" => {
+                maps.insert(address);
             }
             _ => {}
         }
@@ -302,17 +305,7 @@ fn params_bytes(signature: &str) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn spec(name: &str) -> EntrySpec {
-        EntrySpec {
-            name: name.into(),
-            arch: "sm_80",
-            threads: 128,
-            min_blocks: 2,
-            shared_bytes: 0,
-            allow_f64: false,
-        }
-    }
+    use crate::spec::tests::spec;
 
     const HEADER: &str = ".version 7.0\n.target sm_80\n.address_size 64\n";
 
@@ -404,6 +397,35 @@ mod tests {
         assert!(finished.ptx.contains(".align 64 .b8 k_param_1[128]"));
         assert!(finished.ptx.contains(".align 64 .b8 k_param_10[128]"));
         assert_eq!(finished.params_bytes, 64 + 128 + 128);
+        Ok(())
+    }
+
+    #[test]
+    fn a_struct_of_tensor_maps_is_aligned_however_its_address_travels() -> Result<()> {
+        for taken in [
+            "mov.b64 %rd1, k_param_0; cvta.param.u64 %rd1, %rd1;",
+            "mov.u64 %rd1, k_param_0;\n\tmov.b64 %rd2, %rd9;\n\tcvta.param.u64 %rd3, %rd1;",
+            "mov.b64 %rd1, k_param_0;\n\tmov.b64 %rd2, %rd1;\n\tmov.b64 %rd1, %rd8;\n\tcvta.param.u64 %rd3, %rd2;",
+            "cvta.param.u64 %rd3, k_param_0;",
+        ] {
+            let text = format!(
+                ".visible .entry k(\n\t.param .align 8 .b8 k_param_0[776]\n)\n{{\n\t// begin inline asm\n\t{taken}\n\
+                 \t// end inline asm\n\tld.param.b32 %r1, [k_param_0+512];\n\tret;\n}}"
+            );
+            let finished = one(&text)?;
+            let aligned = "\t.param .align 64 .b8 k_param_0[776]\n";
+            assert!(finished.ptx.contains(aligned), "{}", finished.ptx);
+            assert_eq!(finished.params_bytes, 776);
+        }
+        for other in [
+            "mov.b64 %rd1, k_param_0; mov.b64 %rd1, %rd2; cvta.param.u64 %rd3, %rd1;",
+            "mov.b64 %rd1, k_param_0; cvta.to.global.u64 %rd3, %rd1;",
+        ] {
+            let text =
+                format!(".visible .entry k(.param .align 8 .b8 k_param_0[8]) {{ {other} ret; }}");
+            let finished = one(&text)?;
+            assert!(finished.ptx.contains(".align 8 "), "{}", finished.ptx);
+        }
         Ok(())
     }
 

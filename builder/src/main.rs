@@ -1,12 +1,17 @@
 //! `cargo run -p flashtile-builder`: compiles the kernels and writes the archive.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use flashtile_builder::archive::{ARCHIVE_FILE, FACTS_FILE, MANIFEST_FILE};
-use flashtile_builder::{Arch, Archive, Build, Error, Ptxas, Result, Toolchain, Workspace};
+use flashtile_builder::archive::{ARCHIVE_FILE, FACTS_FILE, MACHINE_CODE_FILE, MANIFEST_FILE};
+use flashtile_builder::disassemble::{self, Nvdisasm};
+use flashtile_builder::sass::{listing, report};
+use flashtile_builder::{
+    Arch, Archive, Build, Error, Ptxas, Result, Toolchain, Workspace, builder, limits,
+};
 
 /// Compiles the kernels to PTX, proves them, and writes host/archive.
 #[derive(Parser)]
@@ -28,8 +33,14 @@ struct Arguments {
     /// attend --sanitize --ptx` shows them
     #[arg(long, value_name = "DIR", conflicts_with = "check")]
     lines: Option<PathBuf>,
-    /// With --lines: only the kernels whose name contains this
-    #[arg(long, value_name = "TEXT", requires = "lines")]
+    /// Print what the machine code's loops cost, by class of instructions and by pipe, and stop (needs ptxas and nvdisasm)
+    #[arg(long, conflicts_with_all = ["arch", "check", "lines"])]
+    loops: bool,
+    /// Print the unmasked loop of this kernel, each instruction with its class and its PTX, and stop (as --loops)
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["arch", "check", "lines", "loops", "filter"])]
+    listing: Option<String>,
+    /// With --lines and --loops: only the kernels whose name contains this
+    #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
     /// Write the archive even if kernels spill registers or pass another limit
     #[arg(long)]
@@ -83,6 +94,10 @@ fn run(arguments: &Arguments) -> Result<bool> {
         return describe_tools(&workspace);
     }
 
+    if arguments.loops || arguments.listing.is_some() {
+        return print_loops(&workspace, arguments);
+    }
+
     let toolchain = Toolchain::find(&workspace.kernels())?;
     if arguments.check && !can_compare(&workspace, &toolchain)? {
         let committed = Archive::open(&workspace.archive())?;
@@ -105,9 +120,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         let filter = arguments.filter.as_deref().unwrap_or_default();
         let written = builder.write_with_lines(folder, filter)?;
         if written.is_empty() {
-            return Err(Error::Archive {
-                what: format!("no kernel's name contains `{filter}`"),
-            });
+            return Err(no_such_kernel(filter));
         }
         for (name, same) in written {
             let word = if same {
@@ -137,6 +150,11 @@ fn run(arguments: &Arguments) -> Result<bool> {
     if arguments.arch.is_none() {
         if let Ok(older) = Archive::open(&workspace.archive()) {
             archive.inherit_facts(&older);
+        }
+        if archive.machine_code.is_empty() {
+            println!(
+                "no {MACHINE_CODE_FILE}, and limits of loops are not proven: no ptxas here, or no nvdisasm of its release"
+            );
         }
         archive.write(&workspace.archive())?;
         println!("wrote {}", workspace.archive().display());
@@ -178,6 +196,13 @@ fn compare(workspace: &Workspace, new: &Archive) -> Result<bool> {
     // Another ptxas makes other machine code of the same PTX; that is no difference of ours.
     if old.facts.ptxas == new.facts.ptxas && old.facts != new.facts {
         differs(FACTS_FILE.to_owned());
+    }
+    if new.machine_code.is_empty() {
+        println!(
+            "{MACHINE_CODE_FILE} is not compared: no ptxas here, or no nvdisasm of its release"
+        );
+    } else if old.facts.ptxas == new.facts.ptxas && old.machine_code != new.machine_code {
+        differs(MACHINE_CODE_FILE.to_owned());
     }
     for record in &new.manifest.kernels {
         let before = old.manifest.kernels.iter().find(|r| r.name == record.name);
@@ -252,17 +277,86 @@ fn describe_tools(workspace: &Workspace) -> Result<bool> {
     Ok(true)
 }
 
+/// What the machine code's loops cost, or one of them instruction by instruction.
+fn print_loops(workspace: &Workspace, arguments: &Arguments) -> Result<bool> {
+    let missing = || Error::Archive {
+        what: format!("ptxas and nvdisasm of one release are needed ({INSTALL_TOOLS})"),
+    };
+    let ptxas = Ptxas::find()?.ok_or_else(missing)?;
+    let nvdisasm = Nvdisasm::find(&ptxas).ok_or_else(missing)?;
+    let filter = arguments.listing.as_ref().or(arguments.filter.as_ref());
+    let filter = filter.map_or("", String::as_str);
+    let _lock = workspace.lock()?;
+    let mut kernels = workspace.ptx(&workspace.builder().echo(true), filter)?;
+    if arguments.listing.is_some() && kernels.iter().any(|(s, _)| s.name == filter) {
+        kernels.retain(|(s, _)| s.name == filter);
+    }
+    if kernels.is_empty() {
+        return Err(no_such_kernel(filter));
+    }
+    let folder = workspace.target().join("loops");
+    create(&folder)?;
+    if arguments.listing.is_some() {
+        for (spec, ptx) in &kernels {
+            let cubin = folder.join(format!("{}.cubin", spec.name));
+            ptxas.assemble_with_lines(spec, ptx, &cubin)?;
+            let text = nvdisasm.text_with_lines(&spec.name, &cubin)?;
+            let listing = listing::listing(&text, ptx, spec).map_err(|what| Error::Sass {
+                entry: spec.name.clone(),
+                what,
+            })?;
+            print_long(&listing);
+        }
+        return Ok(true);
+    }
+    let entries: Vec<_> = kernels.iter().map(|(s, p)| (s, p.as_str())).collect();
+    let proven = builder::prove(&entries, &ptxas, &folder)?;
+    let rows = kernels
+        .iter()
+        .zip(&proven)
+        .filter_map(|((spec, _), proof)| {
+            let (facts, machine) = proof;
+            let machine = machine.as_ref()?;
+            Some(report::Row {
+                spec,
+                facts,
+                machine,
+            })
+        });
+    let rows: Vec<_> = rows.collect();
+    print_long(&report::tables(&rows, &ptxas.version));
+    let over = rows.iter().filter_map(|r| {
+        let what = limits::over_limits(r.spec, r.facts, Some(r.machine))?;
+        Some(format!("over a limit: {}: {what}", r.spec.name))
+    });
+    for line in over {
+        print_long(&format!("{line}\n"));
+    }
+    Ok(true)
+}
+
+/// Prints what people pipe to `head` or `less`: that the other end was closed is no error.
+fn print_long(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// What to install for tools that are missing.
+const INSTALL_TOOLS: &str = "pip install nvidia-cuda-nvcc nvidia-cuda-nvdisasm";
+
+fn no_such_kernel(filter: &str) -> Error {
+    Error::Archive {
+        what: format!("no kernel's name contains `{filter}`"),
+    }
+}
+
 /// Machine code as text, by nvdisasm, or by cuobjdump where there is only that.
 fn disassemble(workspace: &Workspace, build: &Build, folder: &Path) -> Result<()> {
     let missing = |what: &str| Error::Archive {
-        what: format!("--sass needs {what} (pip install nvidia-cuda-nvcc nvidia-cuda-nvdisasm)"),
+        what: format!("--sass needs {what} ({INSTALL_TOOLS})"),
     };
     let ptxas = Ptxas::find()?.ok_or_else(|| missing("ptxas"))?;
-    let (tool, option) = match (ptxas.tool("nvdisasm"), ptxas.tool("cuobjdump")) {
-        (Some(tool), _) => (tool, "-c"),
-        (None, Some(tool)) => (tool, "-sass"),
-        (None, None) => return Err(missing("nvdisasm or cuobjdump")),
-    };
+    let nvdisasm = Nvdisasm::find(&ptxas);
+    let cuobjdump = ptxas.tool("cuobjdump");
     create(folder)?;
     for kernel in &build.kernels {
         let name = &kernel.spec.name;
@@ -270,18 +364,12 @@ fn disassemble(workspace: &Workspace, build: &Build, folder: &Path) -> Result<()
             .target()
             .join("cubin")
             .join(format!("{name}.cubin"));
-        let output = Command::new(&tool).arg(option).arg(&cubin).output();
-        let output = output.map_err(|source| Error::Spawn {
-            program: tool.display().to_string(),
-            source,
-        })?;
-        if !output.status.success() {
-            return Err(Error::Ptxas {
-                entry: name.clone(),
-                what: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-            });
-        }
-        write(&folder.join(format!("{name}.sass")), &output.stdout)?;
+        let text = match (&nvdisasm, &cuobjdump) {
+            (Some(nvdisasm), _) => nvdisasm.text(name, &cubin)?,
+            (None, Some(tool)) => disassemble::run(tool, name, &cubin, &["-sass"])?,
+            (None, None) => return Err(missing("nvdisasm or cuobjdump")),
+        };
+        write(&folder.join(format!("{name}.sass")), text.as_bytes())?;
     }
     Ok(())
 }

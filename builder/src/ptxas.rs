@@ -1,20 +1,15 @@
 //! Assembles finished entries with NVIDIA's ptxas, where there is one, and reads what it says.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::{env, fs, thread};
+use std::{env, fs};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-
-/// How many ptxas run at a time.
-const JOBS: usize = 2;
-
-/// The most registers a thread can have.
-const MAX_REGISTERS: u32 = 255;
+use crate::ptx;
+use crate::spec::EntrySpec;
 
 /// A ptxas, and the tools beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +23,11 @@ pub struct Ptxas {
 /// What the machine code of one entry takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// Registers of a thread.
+    /// Registers of a thread when the kernel begins.
     pub registers: u32,
+    /// Registers of a thread that it asks for later, by `setmaxnreg`, the fewest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub setmaxnreg: Vec<u32>,
     /// Bytes stored to spill registers.
     pub spill_stores: u32,
     /// Bytes loaded to restore them.
@@ -43,23 +41,6 @@ pub struct Facts {
     /// What ptxas remarks: C75xx and the like.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-}
-
-impl Facts {
-    /// What passes a limit: nothing may be in local memory, and a thread has so many registers.
-    pub fn over_limits(&self) -> Option<String> {
-        let limits = [
-            ("bytes of spill stores", self.spill_stores, 0),
-            ("bytes of spill loads", self.spill_loads, 0),
-            ("bytes of stack", self.stack_bytes, 0),
-            ("registers", self.registers, MAX_REGISTERS),
-        ];
-        let over = limits.iter().filter(|(_, value, limit)| value > limit);
-        let over: Vec<_> = over
-            .map(|(what, value, _)| format!("{value} {what}"))
-            .collect();
-        (!over.is_empty()).then(|| over.join(", "))
-    }
 }
 
 impl Ptxas {
@@ -76,6 +57,14 @@ impl Ptxas {
     }
 
     fn at(path: &Path) -> Result<Self> {
+        Ok(Self {
+            version: Self::version_of(path)?,
+            path: path.to_path_buf(),
+        })
+    }
+
+    /// The release of ptxas or a tool beside it.
+    pub(crate) fn version_of(path: &Path) -> Result<String> {
         let output = Command::new(path)
             .arg("--version")
             .output()
@@ -88,10 +77,7 @@ impl Ptxas {
             entry: String::new(),
             what: format!("{} --version says no release", path.display()),
         })?;
-        Ok(Self {
-            path: path.to_path_buf(),
-            version: version.trim().to_owned(),
-        })
+        Ok(version.trim().to_owned())
     }
 
     /// A tool that is installed beside this ptxas or on the path ("nvdisasm").
@@ -103,12 +89,30 @@ impl Ptxas {
             .find(|p| p.is_file())
     }
 
-    /// Assembles one entry; the machine code goes to `cubin`.
-    pub fn assemble(&self, entry: &str, arch: &str, ptx: &Path, cubin: &Path) -> Result<Facts> {
+    /// Assembles the PTX of one entry; the machine code goes to `cubin`, the PTX to a file beside it.
+    pub fn assemble(&self, spec: &EntrySpec, ptx: &str, cubin: &Path) -> Result<Facts> {
+        self.assemble_with(spec, ptx, cubin, &[])
+    }
+
+    /// As [`assemble`](Self::assemble), and the machine code tells the line of PTX that an instruction is from.
+    pub fn assemble_with_lines(&self, spec: &EntrySpec, ptx: &str, cubin: &Path) -> Result<Facts> {
+        self.assemble_with(spec, ptx, cubin, &["-lineinfo"])
+    }
+
+    fn assemble_with(
+        &self,
+        spec: &EntrySpec,
+        ptx: &str,
+        cubin: &Path,
+        options: &[&str],
+    ) -> Result<Facts> {
+        let file = cubin.with_extension("ptx");
+        fs::write(&file, ptx).map_err(Error::io(&file))?;
         let output = Command::new(&self.path)
-            .arg(format!("-arch={arch}"))
+            .arg(format!("-arch={}", spec.arch))
             .arg("-v")
-            .arg(ptx)
+            .args(options)
+            .arg(&file)
             .arg("-o")
             .arg(cubin)
             .output()
@@ -116,48 +120,16 @@ impl Ptxas {
         let mut log = String::from_utf8_lossy(&output.stderr).into_owned();
         log.push_str(&String::from_utf8_lossy(&output.stdout));
         let failed = |what: String| Error::Ptxas {
-            entry: entry.to_owned(),
+            entry: spec.name.clone(),
             what,
         };
         if !output.status.success() {
             return Err(failed(log.trim().to_owned()));
         }
         let mut facts = parse_log(&log).ok_or_else(|| failed(format!("unknown output: {log}")))?;
-        let text = fs::read_to_string(ptx).map_err(Error::io(ptx))?;
-        facts.tensor_core_instructions = tensor_core_instructions(&text);
+        facts.tensor_core_instructions = tensor_core_instructions(ptx);
+        facts.setmaxnreg = setmaxnreg(ptx);
         Ok(facts)
-    }
-
-    /// Assembles entries (name, arch, PTX), a few at a time. Files go to `folder`.
-    pub fn assemble_all(
-        &self,
-        entries: &[(&str, &str, &str)],
-        folder: &Path,
-    ) -> Result<Vec<Facts>> {
-        fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let next = AtomicUsize::new(0);
-        let done: Mutex<Vec<Option<Result<Facts>>>> =
-            Mutex::new(entries.iter().map(|_| None).collect());
-        thread::scope(|scope| {
-            for _ in 0..JOBS {
-                scope.spawn(|| {
-                    while let Some((index, (name, arch, ptx))) = {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        entries.get(index).map(|e| (index, *e))
-                    } {
-                        let file = folder.join(format!("{name}.ptx"));
-                        let cubin = file.with_extension("cubin");
-                        let facts = fs::write(&file, ptx)
-                            .map_err(Error::io(&file))
-                            .and_then(|()| self.assemble(name, arch, &file, &cubin));
-                        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                        done[index] = Some(facts);
-                    }
-                });
-            }
-        });
-        let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-        done.into_iter().flatten().collect()
     }
 }
 
@@ -177,22 +149,31 @@ fn parse_log(log: &str) -> Option<Facts> {
         spill_loads: before(" bytes spill loads")?,
         stack_bytes: before(" bytes stack frame")?,
         static_shared_bytes: before(" bytes smem").unwrap_or(0),
-        tensor_core_instructions: 0,
         notes: notes.map(|l| l.trim().to_owned()).collect(),
+        ..Facts::default()
     })
 }
 
 fn tensor_core_instructions(ptx: &str) -> u32 {
-    let clean = crate::ptx::strip_comments(ptx);
+    let clean = ptx::strip_comments(ptx);
     let is_mma = |opcode: &str| {
         ["mma.sync", "wgmma.mma_async", "wmma.mma"]
             .iter()
             .any(|p| opcode.starts_with(p))
     };
-    let count = crate::ptx::statements(crate::ptx::body(&clean))
+    let count = ptx::statements(ptx::body(&clean))
         .filter(|s| is_mma(s.opcode))
         .count();
     u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// The values of `setmaxnreg`, each once.
+fn setmaxnreg(ptx: &str) -> Vec<u32> {
+    let clean = ptx::strip_comments(ptx);
+    let statements = ptx::statements(ptx::body(&clean));
+    let asked = statements.filter(|s| s.opcode.starts_with("setmaxnreg."));
+    let values: BTreeSet<u32> = asked.filter_map(|s| s.operands.parse().ok()).collect();
+    values.into_iter().collect()
 }
 
 fn set(name: &str) -> Option<PathBuf> {
@@ -282,28 +263,18 @@ mod tests {
     }
 
     #[test]
-    fn limits_hold() {
-        let good = Facts {
-            registers: 255,
-            ..Facts::default()
-        };
-        assert_eq!(good.over_limits(), None);
-        let bad = Facts {
-            spill_stores: 4,
-            stack_bytes: 8,
-            ..good
-        };
-        let over = bad.over_limits();
-        assert_eq!(
-            over.as_deref(),
-            Some("4 bytes of spill stores, 8 bytes of stack")
-        );
-    }
-
-    #[test]
     fn tensor_core_instructions_are_counted() {
         let text = ".version 7.0\n.global .b8 a[2] = {1, 2};\n.entry k(.param .u64 a)\n.maxntid 1, 1, 1\n{ mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {a}, {b}, {c}, {d};\n// mma.sync\n\
             wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {a}, b, c; wgmma.fence.sync.aligned; }";
         assert_eq!(tensor_core_instructions(text), 2);
+    }
+
+    #[test]
+    fn registers_that_are_asked_for_later_are_known() {
+        let text = ".version 8.0\n.entry k()\n{ @%p1 bra $L1; setmaxnreg.inc.sync.aligned.u32 240;\n\
+            setmaxnreg.inc.sync.aligned.u32 240; // setmaxnreg.dec.sync.aligned.u32 8;\n\
+            $L1:\n\tsetmaxnreg.dec.sync.aligned.u32 \t24; ret; }";
+        assert_eq!(setmaxnreg(text), [24, 240]);
+        assert_eq!(setmaxnreg(".entry k() { ret; }"), [0; 0]);
     }
 }

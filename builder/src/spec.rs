@@ -1,6 +1,8 @@
 //! What the PTX must contain: the table of variants, as the builder sees it.
 
-use flashtile_abi::{Arch, Variant};
+use flashtile_abi::{Arch, DType, Variant};
+
+use crate::limits;
 
 /// One entry point that the PTX must have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +19,55 @@ pub struct EntrySpec {
     pub shared_bytes: u32,
     /// Whether it may compute in f64. Elsewhere f64 is an accident.
     pub allow_f64: bool,
+    /// What one warp multiplies for a tile of keys, if that is known.
+    pub work: Option<TileWork>,
+    /// Instructions that a warp may issue for 64 queries and 128 keys in the unmasked loop, if there is a limit.
+    pub loop_limit: Option<u32>,
+}
+
+/// The products of one warp for one tile of keys: scores and weighted sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TileWork {
+    /// Query rows that a warp owns.
+    pub rows: u32,
+    /// Keys of a tile.
+    pub keys: u32,
+    /// head_dim_qk, padded.
+    pub head_dim_qk: u32,
+    /// head_dim_v, padded.
+    pub head_dim_v: u32,
+    /// Tensor-core products for each product of the operation: three where f32 is made of tf32.
+    pub products: u32,
+}
+
+impl TileWork {
+    /// Multiplications for one tile.
+    pub fn tile(&self) -> u64 {
+        self.of(self.rows, self.keys)
+    }
+
+    /// Multiplications for 16 rows and 128 keys: a warp's quarter of 64 rows, the measure in which loops are compared.
+    pub fn unit(&self) -> u64 {
+        self.of(16, 128)
+    }
+
+    fn of(&self, rows: u32, keys: u32) -> u64 {
+        let dims = u64::from(self.head_dim_qk) + u64::from(self.head_dim_v);
+        u64::from(rows) * u64::from(keys) * dims * u64::from(self.products)
+    }
+}
+
+impl From<&Variant> for TileWork {
+    fn from(variant: &Variant) -> Self {
+        let tile = &variant.tile;
+        Self {
+            rows: tile.block_m / tile.warps.max(1),
+            keys: tile.block_n,
+            head_dim_qk: tile.head_dim_qk,
+            head_dim_v: tile.head_dim_v,
+            products: if tile.dtype == DType::F32 { 3 } else { 1 },
+        }
+    }
 }
 
 impl From<&Variant> for EntrySpec {
@@ -28,6 +79,8 @@ impl From<&Variant> for EntrySpec {
             min_blocks: variant.min_blocks,
             shared_bytes: variant.shared_bytes,
             allow_f64: false,
+            work: Some(TileWork::from(variant)),
+            loop_limit: limits::loop_limit(variant),
         }
     }
 }
@@ -43,4 +96,36 @@ pub fn all() -> Vec<EntrySpec> {
 /// The targets in order.
 pub fn arches() -> impl Iterator<Item = &'static str> {
     Arch::ALL.into_iter().map(Arch::as_str)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// An entry of which nothing special is demanded.
+    pub(crate) fn spec(name: &str) -> EntrySpec {
+        EntrySpec {
+            name: name.into(),
+            arch: "sm_80",
+            threads: 128,
+            min_blocks: 2,
+            shared_bytes: 0,
+            allow_f64: false,
+            work: None,
+            loop_limit: None,
+        }
+    }
+
+    #[test]
+    fn the_work_of_a_tile_is_its_two_products() {
+        let work = TileWork {
+            rows: 32,
+            keys: 48,
+            head_dim_qk: 192,
+            head_dim_v: 128,
+            products: 1,
+        };
+        assert_eq!(work.tile(), 32 * 48 * 192 + 32 * 48 * 128);
+        assert_eq!(work.unit() * 3, work.tile() * 4);
+    }
 }

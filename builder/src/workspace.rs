@@ -8,6 +8,7 @@ use crate::builder::Builder;
 use crate::check::Problem;
 use crate::error::{Error, Result};
 use crate::sources::sources_hash;
+use crate::spec::{self, EntrySpec};
 use crate::toolchain::Toolchain;
 
 /// The folders of a checkout that matter here.
@@ -122,6 +123,28 @@ impl Workspace {
         }
         let over_limits = build.over_limits();
         Ok((archive, Freshness::Rebuilt { over_limits }))
+    }
+
+    /// The finished PTX of the kernels whose name contains `filter`: from the committed archive if it is of these sources,
+    /// else by `builder`, without checks.
+    pub fn ptx(&self, builder: &Builder, filter: &str) -> Result<Vec<(EntrySpec, String)>> {
+        let hash = self.sources_hash()?;
+        let archive = Archive::open(&self.archive()).ok();
+        let Some(archive) = archive.filter(|a| a.manifest.sources_hash == hash) else {
+            return builder.finished(filter);
+        };
+        let wanted = spec::all().into_iter().filter(|s| s.name.contains(filter));
+        let of_archive = wanted.map(|spec| {
+            let record = archive
+                .manifest
+                .kernels
+                .iter()
+                .find(|r| r.name == spec.name);
+            let record = record
+                .ok_or_else(|| Error::archive(format!("{}: the archive lacks it", spec.name)))?;
+            Ok((spec, archive.ptx(record)?))
+        });
+        of_archive.collect()
     }
 
     /// The archive of these sources, if there is one. A damaged one counts as none.

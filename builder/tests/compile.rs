@@ -74,17 +74,80 @@ pub unsafe extern "ptx-kernel" fn small(out: u64, n: u32) {
 }
 "#;
 
+/// A struct of four tensor maps and a number, a warpgroup that gives registers away, a barrier that some only arrive at.
+const HOPPER: &str = r#"
+unsafe extern "unadjusted" {
+    #[link_name = "llvm.nvvm.barrier.cta.sync.aligned.count"]
+    fn barrier_sync(id: u32, threads: u32);
+    #[link_name = "llvm.nvvm.barrier.cta.arrive.aligned.count"]
+    fn barrier_arrive(id: u32, threads: u32);
+    #[link_name = "llvm.nvvm.setmaxnreg.dec.sync.aligned.u32"]
+    fn give_registers(registers: u32);
+    #[link_name = "llvm.nvvm.setmaxnreg.inc.sync.aligned.u32"]
+    fn take_registers(registers: u32);
+    #[link_name = "llvm.nvvm.shfl.sync.idx.i32"]
+    fn shuffle(mask: u32, value: u32, lane: u32, clamp: u32) -> u32;
+}
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Params {
+    maps: [[u64; 16]; 4],
+    out: u64,
+    count: u32,
+}
+#[unsafe(no_mangle)]
+pub static small__barriers: u32 = 2;
+#[unsafe(no_mangle)]
+pub unsafe extern "ptx-kernel" fn small(params: Params) {
+    let thread = unsafe { _thread_idx_x() } as u32;
+    let warpgroup = unsafe { shuffle(u32::MAX, thread >> 7, 0, 31) };
+    let maps: u64;
+    unsafe { asm!("mov.b64 {0}, small_param_0; cvta.param.u64 {0}, {0};", out(reg64) maps, options(pure, nomem, nostack)) };
+    let smem: u32;
+    unsafe { asm!("mov.u32 {0}, flashtile_smem;", out(reg32) smem, options(pure, nomem, nostack)) };
+    if warpgroup == 0 {
+        unsafe { give_registers(24) };
+        if thread == 0 {
+            for map in 0..4 {
+                unsafe {
+                    asm!(
+                        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [{1}, {{{2}, {2}}}], [{3}];",
+                        in(reg32) smem + 1024 * (map + 1), in(reg64) maps + 128 * map as u64, in(reg32) params.count, in(reg32) smem
+                    )
+                };
+            }
+        }
+        unsafe { barrier_arrive(1, 256) };
+    } else {
+        unsafe { take_registers(240) };
+        unsafe { barrier_sync(1, 256) };
+        store(params.out + 4 * thread as u64, thread);
+    }
+}
+"#;
+
 fn compile(folder: &Path, kernel: &str) -> Result<Build, Box<dyn std::error::Error>> {
+    compile_for(Arch::Sm80, 64, folder, kernel)
+}
+
+fn compile_for(
+    arch: Arch,
+    threads: u32,
+    folder: &Path,
+    kernel: &str,
+) -> Result<Build, Box<dyn std::error::Error>> {
     fs::create_dir_all(folder.join("kernels/src"))?;
     fs::write(folder.join("kernels/Cargo.toml"), MANIFEST)?;
     fs::write(folder.join("kernels/src/lib.rs"), format!("{HEAD}{kernel}"))?;
     let spec = EntrySpec {
         name: "small".into(),
-        arch: Arch::Sm80.as_str(),
-        threads: 64,
-        min_blocks: 4,
+        arch: arch.as_str(),
+        threads,
+        min_blocks: 256 / threads,
         shared_bytes: 256,
         allow_f64: false,
+        work: None,
+        loop_limit: None,
     };
     Ok(Builder::new(folder.join("kernels"))
         .entries(vec![spec])
@@ -109,6 +172,30 @@ fn the_same_ptx_wherever_the_checkout_lies() -> Outcome {
     assert_eq!(first.kernels[0].params_bytes, 12);
     let second = compile(&there.path().join("deeper/in it"), GOOD)?;
     assert_eq!(first, second);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a kernel toolchain and half a minute"]
+fn what_hopper_needs_comes_through() -> Outcome {
+    let folder = tempfile::tempdir()?;
+    let build = compile_for(Arch::Sm90a, 256, folder.path(), HOPPER)?;
+    let kernel = &build.kernels[0];
+    let ptx = &kernel.ptx;
+    for expected in [
+        "\n.target sm_90a\n",
+        "\t.param .align 64 .b8 small_param_0[528]\n",
+        "\n.maxntid 256, 1, 1\n.minnctapersm 1\n",
+        "bar.arrive ",
+        "setmaxnreg.dec.sync.aligned.u32",
+    ] {
+        assert!(ptx.contains(expected), "{expected}: {ptx}");
+    }
+    assert_eq!(kernel.params_bytes, 528);
+    if let Some(facts) = &kernel.facts {
+        assert_eq!(facts.setmaxnreg, [24, 240]);
+        assert_eq!((facts.stack_bytes, facts.notes.len()), (0, 0), "{facts:?}");
+    }
     Ok(())
 }
 

@@ -1,9 +1,10 @@
 //! The command line's grammar.
 
-use std::{ffi::OsString, path::PathBuf, str::FromStr};
+use std::{ffi::OsString, num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
-use flashtile::{Algorithm, ArchChoice, CausalAlignment, Window};
+use flashtile::{Algorithm, ArchChoice, CausalAlignment, DType, Window};
+use flashtile_benches::{Group, HeadDim};
 
 use crate::failure::{Failure, Result};
 
@@ -33,6 +34,11 @@ pub enum Command {
     Attend(Box<AttendArgs>),
     /// Compare the kernels with the reference on this machine's device
     Verify(VerifyArgs),
+    /// Time the kernels, and other libraries' in the same run
+    ///
+    /// Every combination of the lists is a cell. Times are those of CUDA events on a GPU; on the emulator they are the
+    /// host's, of small sizes, and say nothing about a GPU. DIR gets results.csv, results.json, summary.md and plots.
+    Bench(Box<BenchArgs>),
     /// List the kernels, or write their PTX to files
     Kernels(KernelsArgs),
     /// Say what works on this machine and what is missing
@@ -108,6 +114,101 @@ pub struct VerifyArgs {
     /// Print one JSON object on standard output
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `bench`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// Folder for the results; files of an earlier run are replaced
+    #[arg(long, value_name = "DIR", default_value = "flashtile-bench")]
+    pub out: PathBuf,
+    /// Time other libraries in the same cells, in turns: all that Python can import, or these
+    #[arg(long, value_name = "NAMES", num_args = 0..=1, default_missing_value = "all", value_parser = peers)]
+    pub peers: Option<Peers>,
+    /// The Python that has torch
+    #[arg(long, value_name = "PROGRAM", default_value = "python3")]
+    pub python: OsString,
+    /// Where to run: auto, cuda, cuda:N or emulator
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Which tier of kernels
+    #[arg(long, value_enum, default_value_t = ArchArg::Auto)]
+    pub arch: ArchArg,
+    /// A few cells only
+    #[arg(long)]
+    pub quick: bool,
+    /// Element types [default: those of at most 16 bits]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = flashtile_benches::cell::dtype)]
+    pub dtype: Vec<DType>,
+    /// Head dimensions, of q, k and v, or QK/V [default: 64,128,256; emulator: 64,128]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub head_dim: Vec<HeadDim>,
+    /// Masks: full, causal, window [default: full,causal, and window if --window is given]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub mask: Vec<MaskArg>,
+    /// The sliding window: keys before and after the diagonal; -1 is unbounded
+    #[arg(long, value_name = "LEFT,RIGHT", allow_hyphen_values = true, value_parser = window)]
+    pub window: Option<Window>,
+    /// Sequence lengths, of queries and keys [default: powers of two from 512 to 32768; emulator: 64,128,256]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub seqlen: Vec<NonZeroUsize>,
+    /// Heads: mha, or gqaN with N query heads to a key/value head [default: mha,gqa8]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub heads: Vec<Group>,
+    /// Query heads times head_dim [default: 2048; emulator: 512]
+    #[arg(long, value_name = "N")]
+    pub hidden: Option<NonZeroUsize>,
+    /// Batch times sequence length, if the batch is 1 at least [default: 16384; emulator: 256]
+    #[arg(long, value_name = "N")]
+    pub tokens: Option<NonZeroUsize>,
+    /// Seconds of measurement for each implementation in each cell [default: 0.3; emulator: 0.02]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub seconds_per_cell: Option<Duration>,
+    /// Begin no cell after so many seconds
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub budget: Option<Duration>,
+    /// Print one JSON object on standard output: that of results.json
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `--peers`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peers(pub Vec<String>);
+
+/// Names of peers, or all of them.
+fn peers(text: &str) -> Result<Peers, String> {
+    let known = flashtile_benches::peers::NAMES;
+    if text == "all" {
+        return Ok(Peers(known.map(String::from).to_vec()));
+    }
+    let names: Vec<_> = text.split(',').map(String::from).collect();
+    match names.iter().find(|name| !known.contains(&name.as_str())) {
+        None => Ok(Peers(names)),
+        Some(name) => Err(format!(
+            "expected all, or some of {}, found `{name}`",
+            known.join(", ")
+        )),
+    }
+}
+
+/// A time between a nanosecond and a week.
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 1e-9..=604_800.0) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("expected a positive number of seconds".into()),
+    }
+}
+
+/// `--mask`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MaskArg {
+    /// Every query sees every key
+    Full,
+    /// Causal; the last query sees the last key
+    Causal,
+    /// That of --window
+    Window,
 }
 
 /// Options of `kernels`.
@@ -262,7 +363,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Command>
                 Ok(None)
             }
             ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Err(Failure::Input(
-                "expected a command (attend, verify, kernels, doctor), found none; try --help"
+                "expected a command (attend, verify, bench, kernels, doctor), found none; try --help"
                     .into(),
             )),
             _ => Err(Failure::Input(first_paragraph(&error.to_string()))),

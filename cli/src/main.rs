@@ -5,6 +5,7 @@
 
 mod args;
 mod attend;
+mod bench;
 mod doctor;
 mod findings;
 mod interrupt;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Ok(Some(Command::Attend(args))) => attend::run(&args),
         Ok(Some(Command::Kernels(args))) => kernels::run(&args),
         Ok(Some(Command::Doctor(args))) => doctor::run(&args),
+        Ok(Some(Command::Bench(args))) => bench::run(&args),
         Ok(Some(Command::Verify(args))) => verify::run(&args),
         // Help or version, printed already.
         Ok(None) => Ok(Outcome::Right),

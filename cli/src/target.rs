@@ -66,6 +66,15 @@ impl Target {
         Self::Emulator(Box::new(EmulatorDevice::new()))
     }
 
+    /// What launches are timed on.
+    pub fn timed(&self) -> Option<flashtile_benches::Target<'_>> {
+        match self {
+            Self::Cpu => None,
+            Self::Emulator(device) => Some(flashtile_benches::Target::Emulator(device)),
+            Self::Gpu { device, .. } => Some(flashtile_benches::Target::Gpu(device)),
+        }
+    }
+
     /// What runs kernels.
     fn device(&self) -> Option<&dyn Device> {
         match self {

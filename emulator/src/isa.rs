@@ -151,6 +151,8 @@ rows! {
         "neg" ".s16|.s32|.s64" "d a" "Negation.";
         "min" "INT" "d a b" "Lesser.";
         "max" "INT" "d a b" "Greater.";
+        "min" ".relu .s32" "d a b" "Lesser, or 0 if that is negative.";
+        "max" ".relu .s32" "d a b" "Greater, or 0 if that is negative.";
         "and" ".pred|.b16|.b32|.b64" "d a b" "Bitwise and.";
         "or" ".pred|.b16|.b32|.b64" "d a b" "Bitwise or.";
         "xor" ".pred|.b16|.b32|.b64" "d a b" "Bitwise exclusive or.";

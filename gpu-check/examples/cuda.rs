@@ -4,7 +4,8 @@
 //! runs its whole way: the driver table, contexts, modules, launches, the suite, the benches (whose times then mean
 //! nothing). It is written from `cuda.h`, not from the code that calls it, and strict where a driver may be lenient:
 //! calls without a context fail, as do pops without a push, and after a fault every call gives that fault's code again.
-//! `FLASHTILE_STAND_IN_FAULT` plants one: launches from modules whose text contains it fault.
+//! `FLASHTILE_STAND_IN_FAULT` plants one: launches from modules whose text contains it fault. With
+//! `FLASHTILE_STAND_IN_GRAPHS=no` there are no graphs.
 
 use std::{
     cell::RefCell,
@@ -32,6 +33,8 @@ const INVALID_HANDLE: Status = 400;
 const NOT_FOUND: Status = 500;
 const ILLEGAL_ADDRESS: Status = 700;
 const LAUNCH_OUT_OF_RESOURCES: Status = 701;
+const NOT_SUPPORTED: Status = 801;
+const STREAM_CAPTURE_UNSUPPORTED: Status = 900;
 
 /// The one device's primary context.
 const CONTEXT: usize = 0xc0;
@@ -119,6 +122,20 @@ unsafe fn put<T>(at: *mut T, value: T) -> Result<(), Status> {
     Ok(())
 }
 
+/// Writes text and its 0.
+///
+/// # Safety
+/// `at` is null or good for `len` bytes.
+unsafe fn put_text(at: *mut c_char, len: c_int, text: &CStr) -> Result<(), Status> {
+    let bytes = text.to_bytes_with_nul();
+    if at.is_null() || len < bytes.len() as c_int {
+        return Err(INVALID_VALUE);
+    }
+    // SAFETY: not null, so good for `len` bytes, as many as the text or more.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr().cast(), at, bytes.len()) };
+    Ok(())
+}
+
 fn check(device: c_int) -> Result<(), Status> {
     if device == 0 {
         Ok(())
@@ -137,6 +154,10 @@ macro_rules! api {
         )*
     };
 }
+
+// Next to this file, but not a second example.
+#[path = "cuda/timing.rs"]
+mod timing;
 
 api! {
     cuInit(flags: c_uint) {
@@ -161,6 +182,8 @@ api! {
             NOT_FOUND => c"CUDA_ERROR_NOT_FOUND",
             ILLEGAL_ADDRESS => c"CUDA_ERROR_ILLEGAL_ADDRESS",
             LAUNCH_OUT_OF_RESOURCES => c"CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
+            NOT_SUPPORTED => c"CUDA_ERROR_NOT_SUPPORTED",
+            STREAM_CAPTURE_UNSUPPORTED => c"CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
             _ => return INVALID_VALUE,
         };
         // SAFETY: the text is static; for the pointer see cuDriverGetVersion.
@@ -186,16 +209,8 @@ api! {
     }
 
     cuDeviceGetName(name: *mut c_char, len: c_int, device: c_int) {
-        let text = c"stand-in (PTX emulator)".to_bytes_with_nul();
-        initialised(|_| {
-            check(device)?;
-            if name.is_null() || len < text.len() as c_int {
-                return Err(INVALID_VALUE);
-            }
-            // SAFETY: the caller's buffer has `len` bytes, as many as the text or more.
-            unsafe { std::ptr::copy_nonoverlapping(text.as_ptr().cast(), name, text.len()) };
-            Ok(())
-        })
+        // SAFETY: the caller's buffer has `len` bytes.
+        initialised(|_| check(device).and_then(|()| unsafe { put_text(name, len, c"stand-in (PTX emulator)") }))
     }
 
     cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, device: c_int) {
@@ -203,6 +218,7 @@ api! {
             check(device)?;
             let known = match attribute {
                 16 => 132,          // MULTIPROCESSOR_COUNT
+                38 => 1 << 20,      // L2_CACHE_SIZE
                 75 => 9,            // COMPUTE_CAPABILITY_MAJOR
                 76 => 0,            // COMPUTE_CAPABILITY_MINOR
                 97 => SHARED_OPTIN, // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
@@ -219,6 +235,11 @@ api! {
             // SAFETY: see cuDriverGetVersion.
             unsafe { put(bytes, MEMORY as usize) }
         })
+    }
+
+    cuDeviceGetPCIBusId(name: *mut c_char, len: c_int, device: c_int) {
+        // SAFETY: the caller's buffer has `len` bytes.
+        initialised(|_| check(device).and_then(|()| unsafe { put_text(name, len, c"0000:00:00.0") }))
     }
 
     cuDevicePrimaryCtxRetain(context: *mut *mut c_void, device: c_int) {
@@ -266,11 +287,7 @@ api! {
     }
 
     cuCtxSynchronize() {
-        current(|_| Ok(()))
-    }
-
-    cuStreamSynchronize(_stream: *mut c_void) {
-        current(|_| Ok(()))
+        current(|_| timing::may_wait())
     }
 
     cuModuleLoadDataEx(
@@ -374,45 +391,57 @@ api! {
 
     cuLaunchKernel(
         function: *mut c_void, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,
-        block_z: c_uint, shared_bytes: c_uint, _stream: *mut c_void, params: *mut *mut c_void, extra: *mut *mut c_void
+        block_z: c_uint, shared_bytes: c_uint, stream: *mut c_void, params: *mut *mut c_void, extra: *mut *mut c_void
     ) {
         let mut launched = None;
         let status = current(|state| {
             let function = state.functions.get(&(function as usize)).ok_or(INVALID_HANDLE)?.clone();
-            let Loaded { module, faulty } = state.modules.get(&function.module).ok_or(INVALID_HANDLE)?.clone();
+            let loaded = state.modules.get(&function.module).ok_or(INVALID_HANDLE)?.clone();
             if shared_bytes > function.most_shared {
                 return Err(INVALID_VALUE);
             }
             // SAFETY: the caller passes parameters in one of the two ways that the API has.
-            let params = unsafe { parameters(&module, &function.entry, params, extra) }?;
-            if faulty {
-                STICKY.store(ILLEGAL_ADDRESS, Relaxed);
-            } else {
-                launched = Some((module, function, params));
+            let params = unsafe { parameters(&loaded.module, &function.entry, params, extra) }?;
+            let work = timing::Work {
+                loaded,
+                function,
+                grid: [grid_x, grid_y, grid_z],
+                block: [block_x, block_y, block_z],
+                shared_bytes,
+                params,
+            };
+            if !timing::takes_down(stream, &work)? {
+                launched = Some(work);
             }
             Ok(())
         });
         // The state is free while the kernel runs.
-        let Some((module, function, params)) = launched else {
-            return status;
-        };
-        let launch = Launch {
-            grid: [grid_x, grid_y, grid_z],
-            block: [block_x, block_y, block_z],
-            cluster: None,
-            dynamic_shared: shared_bytes,
-            params: &params,
-        };
-        match EMULATOR.launch(&module, &function.entry, &launch) {
-            Ok(_) => SUCCESS,
-            Err(LaunchError::BadGeometry { .. }) => INVALID_VALUE,
-            Err(LaunchError::BadParams { .. }) => LAUNCH_OUT_OF_RESOURCES,
-            Err(error) => {
-                // A GPU says so only later: the launch itself succeeds.
-                eprintln!("{}: {error}", function.entry);
-                STICKY.store(ILLEGAL_ADDRESS, Relaxed);
-                SUCCESS
-            }
+        launched.as_ref().map_or(status, perform)
+    }
+}
+
+/// Runs a kernel.
+fn perform(work: &timing::Work) -> Status {
+    if work.loaded.faulty {
+        STICKY.store(ILLEGAL_ADDRESS, Relaxed);
+        return SUCCESS;
+    }
+    let launch = Launch {
+        grid: work.grid,
+        block: work.block,
+        cluster: None,
+        dynamic_shared: work.shared_bytes,
+        params: &work.params,
+    };
+    match EMULATOR.launch(&work.loaded.module, &work.function.entry, &launch) {
+        Ok(_) => SUCCESS,
+        Err(LaunchError::BadGeometry { .. }) => INVALID_VALUE,
+        Err(LaunchError::BadParams { .. }) => LAUNCH_OUT_OF_RESOURCES,
+        Err(error) => {
+            // A GPU says so only later: the launch itself succeeds.
+            eprintln!("{}: {error}", work.function.entry);
+            STICKY.store(ILLEGAL_ADDRESS, Relaxed);
+            SUCCESS
         }
     }
 }

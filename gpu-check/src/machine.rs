@@ -81,6 +81,7 @@ impl Machine for Gpu {
             grid: grid(test),
             block: [test.block, 1, 1],
             shared_bytes: 0,
+            cluster: 1,
         };
         let params = parameters(input.address(), output.address());
         // SAFETY: a test's entry takes two addresses and reads `ins` words, writes `outs` words for each thread of this

@@ -7,9 +7,10 @@ use std::{
     time::SystemTime,
 };
 
+use flashtile_benches::machine::date;
 use serde_json::{Value, json};
 
-use crate::run::{date, steps::SELF};
+use crate::run::steps::SELF;
 
 /// Largest folder.
 const MOST_BYTES: u64 = 60 << 20;
@@ -17,8 +18,18 @@ const MOST_BYTES: u64 = 60 << 20;
 /// Newest glibc that the target must have: that of Debian 12.
 const NEWEST_GLIBC: (u32, u32) = (2, 36);
 
-/// Programs of the suite that know the emulator alone.
-const EMULATOR_ONLY: [&str; 3] = ["banks", "mutations", "second_attempt"];
+/// Programs of the suite that know the emulator alone, or need the checkout.
+const EMULATOR_ONLY: [&str; 9] = [
+    "banks",
+    "corpus",
+    "findings",
+    "mutate",
+    "mutations",
+    "programs",
+    "replay",
+    "schedules",
+    "second_attempt",
+];
 
 /// What marks a folder as ours.
 const MARK: &str = "build.json";
@@ -71,7 +82,6 @@ pub fn pack(folder: &Path) -> Outcome<()> {
             &folder.join("data").join(name),
         )?;
     }
-    copy(&root.join("benches/peers.py"), &folder.join("peers.py"))?;
     let script = folder.join("run.sh");
     fs::write(&script, SCRIPT).map_err(failed(&script))?;
     executable(&script)?;
@@ -125,25 +135,18 @@ fn clear(folder: &Path) -> Outcome<()> {
 /// Builds; names in the folder, and where the programs are now.
 fn build(root: &Path) -> Outcome<Vec<(String, PathBuf)>> {
     let mut programs = Vec::new();
-    let packages = [
-        "-p",
-        "flashtile-cli",
-        "-p",
-        "flashtile-benches",
-        "-p",
-        "flashtile-gpu-check",
-    ];
+    let packages = ["-p", "flashtile-cli", "-p", "flashtile-gpu-check"];
     for (name, path) in cargo(
         root,
         &[&["build", "--release", "--bins"], &packages[..]].concat(),
     )? {
-        if ["flashtile", "forward", SELF].contains(&name.as_str()) {
+        if ["flashtile", SELF].contains(&name.as_str()) {
             programs.push((name, path));
         }
     }
-    if programs.len() != 3 {
+    if programs.len() != 2 {
         return Err(format!(
-            "cargo built {programs:?}, expected flashtile, forward and {SELF}"
+            "cargo built {programs:?}, expected flashtile and {SELF}"
         ));
     }
     let suite = cargo(
@@ -162,7 +165,7 @@ fn build(root: &Path) -> Outcome<Vec<(String, PathBuf)>> {
         .into_iter()
         .filter(|(name, _)| !EMULATOR_ONLY.contains(&name.as_str()));
     programs.extend(suite.map(|(name, path)| (format!("suite/{name}"), path)));
-    if programs.len() == 3 {
+    if programs.len() == 2 {
         return Err("cargo built no program of the suite".into());
     }
     Ok(programs)

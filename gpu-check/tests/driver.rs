@@ -5,26 +5,8 @@
 
 mod common;
 
-use std::{env, process::Command};
-
-use common::stand_in;
+use common::in_a_process_with_the_stand_in;
 use flashtile::{CudaDevice, Device, DeviceBuffer, ErrorClass, LaunchConfig, Stream};
-
-fn in_a_process_with_the_stand_in(test: &str) {
-    let program = env::current_exe().unwrap();
-    let folder = stand_in();
-    let mut command = Command::new(&program);
-    command
-        .args(["--exact", test, "--ignored", "--nocapture"])
-        .env("LD_LIBRARY_PATH", folder.path());
-    let output = command.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && said.contains("1 passed"),
-        "{said}"
-    );
-}
 
 const STORE: &str = ".version 7.8\n.target sm_80\n.address_size 64\n\
     .visible .entry store(.param .u32 value, .param .u64 out)\n{\n.reg .b32 %r<2>;\n.reg .b64 %d<2>;\n\
@@ -34,6 +16,7 @@ const ONE: LaunchConfig = LaunchConfig {
     grid: [1, 1, 1],
     block: [1, 1, 1],
     shared_bytes: 0,
+    cluster: 1,
 };
 
 fn params(value: u32, address: u64) -> Vec<u8> {
@@ -148,4 +131,68 @@ fn faults_inner() {
     // So does everything after; and nothing panics when all is dropped.
     assert_eq!(out.to_vec().unwrap_err().class(), ErrorClass::Fault);
     assert_eq!(device.allocate(4).unwrap_err().class(), ErrorClass::Fault);
+}
+
+#[test]
+fn streams_events_and_graphs() {
+    in_a_process_with_the_stand_in("streams_events_and_graphs_inner");
+}
+
+#[test]
+#[ignore = "run by streams_events_and_graphs"]
+fn streams_events_and_graphs_inner() {
+    let device = CudaDevice::new(0).unwrap();
+    assert_eq!(device.l2_bytes().unwrap(), 1 << 20);
+    assert_eq!(device.pci_bus_id().unwrap(), "0000:00:00.0");
+    let module = device.load_ptx(STORE).unwrap();
+    let mut out = DeviceBuffer::zeroed(&device, 4).unwrap();
+    let copy = DeviceBuffer::zeroed(&device, 4).unwrap();
+    let stream = device.stream().unwrap();
+    let enqueue = |value: u32, address: u64| {
+        // SAFETY: the stand-in's emulator checks every access.
+        unsafe { module.launch("store", &ONE, &params(value, address), stream.stream()) }
+    };
+
+    // What is taken down is not done, whatever else is enqueued; a graph does it as often as it is launched.
+    let graph = stream
+        .capture(|| {
+            enqueue(7, out.address())?;
+            enqueue(8, out.address())
+        })
+        .unwrap();
+    assert_eq!(out.to_vec().unwrap(), [0; 4]);
+    let (start, end) = (device.event().unwrap(), device.event().unwrap());
+    // An event that was never recorded has no time.
+    assert!(end.seconds_since(&start).is_err());
+    stream.record(&start).unwrap();
+    for _ in 0..2 {
+        out.write(&[0; 4]).unwrap();
+        // SAFETY: the buffer is still allocated, and nothing else runs.
+        unsafe { stream.launch(&graph) }.unwrap();
+        assert_eq!(out.to_vec().unwrap(), 8u32.to_le_bytes());
+    }
+    // SAFETY: both buffers have four bytes, and nothing else runs.
+    unsafe { stream.copy(copy.address(), out.address(), 4) }.unwrap();
+    stream.record(&end).unwrap();
+    end.synchronize().unwrap();
+    assert_eq!(copy.to_vec().unwrap(), 8u32.to_le_bytes());
+    let seconds = end.seconds_since(&start).unwrap();
+    assert!(seconds > 0.0 && seconds < 60.0, "{seconds}");
+
+    // Waiting cannot be taken down; the stream works on after the attempt, as it does after work that fails.
+    let waiting = stream.capture(|| device.synchronize()).unwrap_err();
+    assert!(
+        waiting
+            .to_string()
+            .contains("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"),
+        "{waiting}"
+    );
+    assert!(
+        stream
+            .capture(|| enqueue(1, 0).and(launch(&device, &ONE, &[])))
+            .is_err()
+    );
+    enqueue(9, out.address()).unwrap();
+    stream.synchronize().unwrap();
+    assert_eq!(out.to_vec().unwrap(), 9u32.to_le_bytes());
 }

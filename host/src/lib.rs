@@ -59,11 +59,13 @@ mod run;
 pub use device::cuda::CudaDevice;
 #[cfg(feature = "emulator")]
 pub use device::emulator::EmulatorDevice;
-pub use device::{Device, DeviceBuffer, DeviceInfo, DeviceKind, LaunchConfig, Stream};
+pub use device::{Device, DeviceBuffer, DeviceInfo, DeviceKind, LaunchConfig, Stream, TensorMapSpec};
 pub use error::{Error, ErrorClass, Result};
-pub use flashtile_abi::{Algorithm, Arch, AttentionParams, DType, ScoreModKind, Variant};
+pub use flashtile_abi::{
+    Algorithm, Arch, AttentionParams, DType, HopperParams, Schedule, ScoreModKind, TensorMap, Variant,
+};
 pub use kernels::{Kernel, kernel, kernels, ptx};
 pub use layout::TensorLayout;
-pub use plan::{Plan, Pointers};
+pub use plan::{KernelParams, Obstacle, Plan, Pointers, Prepared};
 pub use problem::{ArchChoice, CausalAlignment, OutDType, Problem, Shape, Window};
 pub use run::{Inputs, Outputs, attention};

@@ -1,8 +1,8 @@
 //! One attention problem with its layouts and its data, as a value.
 
 use flashtile::{
-    Algorithm, CausalAlignment, DType, DeviceInfo, OutDType, Problem, Shape, TensorLayout, Variant,
-    Window,
+    Algorithm, ArchChoice, CausalAlignment, DType, DeviceInfo, OutDType, Pointers, Problem, Shape,
+    TensorLayout, Variant, Window,
 };
 
 use crate::data::Distribution;
@@ -52,6 +52,8 @@ impl Placement {
 pub struct Case {
     /// Which kernel.
     pub algorithm: Algorithm,
+    /// Which tier.
+    pub arch: ArchChoice,
     /// Element type of q, k and v.
     pub dtype: DType,
     /// Element type of out.
@@ -95,6 +97,7 @@ impl Case {
     pub fn new(dtype: DType, shape: Shape) -> Self {
         Self {
             algorithm: Algorithm::Fused,
+            arch: ArchChoice::Auto,
             dtype,
             out_dtype: OutDType::Same,
             shape,
@@ -113,6 +116,12 @@ impl Case {
     #[must_use]
     pub fn algorithm(self, algorithm: Algorithm) -> Self {
         Self { algorithm, ..self }
+    }
+
+    /// The same on another tier.
+    #[must_use]
+    pub fn arch(self, arch: ArchChoice) -> Self {
+        Self { arch, ..self }
     }
 
     /// The same with a causal mask.
@@ -200,6 +209,7 @@ impl Case {
             .out_dtype(self.out_dtype)
             .lse(true)
             .algorithm(self.algorithm)
+            .arch(self.arch)
             .window(self.window.left, self.window.right);
         problem.causal = self.causal;
         problem.scale = self.scale;
@@ -212,8 +222,25 @@ impl Case {
     /// # Errors
     /// What the library says of the problem.
     pub fn planned(&self) -> flashtile::Result<&'static Variant> {
-        let plan = self.problem().plan(&DeviceInfo::emulator())?;
-        Ok(plan.variant())
+        let problem = self.problem();
+        let plan = problem.plan(&DeviceInfo::emulator())?;
+        // Buffers begin at multiples of 256; only what follows counts.
+        let layouts = [problem.q, problem.k, problem.v, problem.out];
+        let elements = [self.dtype, self.dtype, self.dtype, problem.out_element()];
+        let [q, k, v, out] = std::array::from_fn(|i| {
+            let first = match layouts[i].is_empty() {
+                true => 0,
+                false => self.placements[i].offset + layouts[i].index([0; 4]),
+            };
+            256 + first as u64 * u64::from(elements[i].bytes())
+        });
+        plan.variant_for(&Pointers {
+            q,
+            k,
+            v,
+            out,
+            ..Pointers::default()
+        })
     }
 
     /// The kernel that computes it on the emulator.

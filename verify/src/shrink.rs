@@ -84,6 +84,7 @@ fn simpler(case: &Case) -> Vec<Case> {
 fn options(case: &Case) -> Vec<Case> {
     let plain = Case {
         algorithm: case.algorithm,
+        arch: case.arch,
         ..Case::new(case.dtype, case.shape)
     };
     let mut cases = vec![plain];

@@ -1,7 +1,7 @@
 //! Cases as lines of text, and back.
 //!
 //! ```text
-//! fused f16 b1 q37 k70 h2/1 d32/32 causal=bottom-right window=64,-1 scale=5e-1 softcap=3e1
+//! fused sm_90a f16 b1 q37 k70 h2/1 d32/32 causal=bottom-right window=64,-1 scale=5e-1 softcap=3e1
 //!     out-dtype=f32 q=heads-first+8@1,backwards,broadcast data=peaked poison seed=7
 //! ```
 //!
@@ -9,7 +9,7 @@
 
 use std::{fmt, str::FromStr};
 
-use flashtile::{Algorithm, CausalAlignment, DType, OutDType};
+use flashtile::{Algorithm, ArchChoice, CausalAlignment, DType, OutDType};
 
 use crate::{
     case::{Case, Placement, sizes},
@@ -17,15 +17,19 @@ use crate::{
 };
 
 const TENSORS: [&str; 4] = ["q", "k", "v", "out"];
+const ARCHES: [(&str, ArchChoice); 2] = [("sm_80", ArchChoice::Sm80), ("sm_90a", ArchChoice::Sm90a)];
 const DTYPES: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let s = &self.shape;
+        write!(f, "{}", self.algorithm.as_str())?;
+        if let Some((arch, _)) = ARCHES.iter().find(|(_, arch)| *arch == self.arch) {
+            write!(f, " {arch}")?;
+        }
         write!(
             f,
-            "{} {} b{} q{} k{} h{}/{} d{}/{}",
-            self.algorithm.as_str(),
+            " {} b{} q{} k{} h{}/{} d{}/{}",
             self.dtype.as_str(),
             s.batch,
             s.seqlen_q,
@@ -146,6 +150,10 @@ impl Case {
             self.algorithm = algorithm;
             return Ok(());
         }
+        if let Some(&(_, arch)) = ARCHES.iter().find(|(name, _)| *name == word) {
+            self.arch = arch;
+            return Ok(());
+        }
         if let Some(&dtype) = DTYPES.iter().find(|d| d.as_str() == word) {
             self.dtype = dtype;
             return Ok(());
@@ -202,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_is_printed_is_what_is_read() {
-        let line = "two-pass bf16 b2 q37 k70 h6/2 d40/24 causal=top-left window=5,-1 scale=-5e-1 softcap=3e1 \
+        let line = "two-pass sm_80 bf16 b2 q37 k70 h6/2 d40/24 causal=top-left window=5,-1 scale=-5e-1 softcap=3e1 \
                     out-dtype=f32 q=heads-first+8@1,backwards,broadcast out=seqlen-first+0@3 data=1e4 poison seed=7";
         let case: Case = line.parse().unwrap();
         assert_eq!(case.to_string(), line);

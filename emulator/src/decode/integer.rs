@@ -240,6 +240,12 @@ impl Decoder<'_> {
                 ("sad", true) => narrow3(int::w32::sad_s),
                 ("abs", _) => narrow1(int::w32::abs),
                 ("neg", _) => narrow1(u32::wrapping_neg),
+                ("min", _) if form.has(".relu") => {
+                    narrow2(|a, b| (a as i32).min(b as i32).max(0) as u32)
+                }
+                ("max", _) if form.has(".relu") => {
+                    narrow2(|a, b| (a as i32).max(b as i32).max(0) as u32)
+                }
                 ("min", false) => narrow2(|a, b| a.min(b)),
                 ("min", true) => narrow2(|a, b| (a as i32).min(b as i32) as u32),
                 ("max", false) => narrow2(|a, b| a.max(b)),

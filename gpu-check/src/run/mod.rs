@@ -7,7 +7,7 @@
 //! | `log.txt` | what the steps printed |
 //! | `micro.jsonl`, `dense.bin` | instructions ([`crate::report`], [`crate::dense`]) |
 //! | `repeat.json` | repeated launches |
-//! | `forward.csv`, `peers.csv` | times |
+//! | `bench/` | times: what `flashtile bench` writes |
 //!
 //! Exit status: 0 all is well, 1 something failed, 2 bad input, 3 no GPU.
 
@@ -20,10 +20,11 @@ use std::{
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use clap::Args;
+use flashtile_benches::machine::date;
 use serde_json::{Value, json};
 
 use process::End;
@@ -206,10 +207,7 @@ impl<'a> Session<'a> {
         let limit = step.limit.min(left);
         let output = self.results.join("step.tmp");
         let stderr = File::create(&output)?;
-        let stdout = match step.stdout {
-            Some(name) => File::create(self.results.join(name))?,
-            None => stderr.try_clone()?,
-        };
+        let stdout = stderr.try_clone()?;
         let mut command = Command::new(&step.command[0]);
         command
             .args(&step.command[1..])
@@ -233,11 +231,7 @@ impl<'a> Session<'a> {
             state,
             step.command.join(" ")
         )?;
-        let mut last_line = append(&mut self.log, &output)?;
-        if let (Some(name), true) = (step.stdout, last_line.is_empty()) {
-            let text = fs::read_to_string(self.results.join(name)).unwrap_or_default();
-            last_line = text.lines().last().unwrap_or_default().to_owned();
-        }
+        let last_line = append(&mut self.log, &output)?;
         fs::remove_file(&output)?;
         println!("  {state}, {seconds:.1} s  {last_line}");
         self.done.push(Done {
@@ -342,46 +336,9 @@ fn append(log: &mut File, path: &Path) -> io::Result<String> {
     Ok(last.unwrap_or_default().chars().take(200).collect())
 }
 
-/// Date and time, UTC.
-pub fn date(time: SystemTime) -> String {
-    let seconds = time
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
-    let (days, rest) = (seconds / 86400, seconds % 86400);
-    // Years begin in March, so that the day that may be missing is the last. 719468 days lie between 0000-03-01
-    // and 1970-01-01; 146097 days are 400 years.
-    let shifted = days + 719_468;
-    let (era, day) = (shifted / 146_097, shifted % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let of_year = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let of_month = of_year - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 {
-        (month + 3, 0)
-    } else {
-        (month - 9, 1)
-    };
-    let year = era * 400 + year + carry;
-    format!(
-        "{year}-{month:02}-{of_month:02} {:02}:{:02} UTC",
-        rest / 3600,
-        rest / 60 % 60
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates() {
-        let at = |seconds| date(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!(at(0), "1970-01-01 00:00 UTC");
-        assert_eq!(at(951_782_399), "2000-02-28 23:59 UTC");
-        assert_eq!(at(951_782_400), "2000-02-29 00:00 UTC");
-        assert_eq!(at(1_795_132_800), "2026-11-20 00:00 UTC");
-        assert_eq!(at(4_107_542_400), "2100-03-01 00:00 UTC");
-    }
 
     #[test]
     fn steps_are_chosen_by_name_or_group() {

@@ -3,7 +3,6 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -18,8 +17,6 @@ pub struct Step {
     pub env: Vec<(String, String)>,
     /// Longest time.
     pub limit: Duration,
-    /// File of the results that takes the program's standard output; without one it goes to the log.
-    pub stdout: Option<&'static str>,
     /// Why it cannot run here, if so.
     pub skip: Option<String>,
 }
@@ -60,7 +57,6 @@ impl Plan<'_> {
             command,
             env: Vec::new(),
             limit: Duration::from_secs(seconds),
-            stdout: None,
             skip: None,
         }
     }
@@ -112,7 +108,7 @@ impl Plan<'_> {
             dense.extend(["--divisor", "256"]);
         }
         steps.push(self.step("dense", 120, &dense));
-        steps.extend(self.benches());
+        steps.push(self.bench());
         steps.extend(self.sanitizers());
         if !self.quick {
             steps.push(self.step("verify", 240, &["flashtile", "verify", "--device", device]));
@@ -169,38 +165,21 @@ impl Plan<'_> {
         steps
     }
 
-    /// Our times, and right after them those of others in the same cells.
-    fn benches(&self) -> Vec<Step> {
-        let ordinal = self
-            .device
-            .split_once(':')
-            .map_or("0", |(_, number)| number);
-        let mut forward = vec!["forward", "--device", ordinal];
+    /// Our times and those of others in the same cells.
+    fn bench(&self) -> Step {
+        let out = self.result("bench");
+        // The harness writes what it has after every cell, and ends by itself before the step's limit. All that can be
+        // imported but FlexAttention, which compiles anew for every cell.
+        let mut command = vec!["flashtile", "bench", "--device", self.device, "--out", &out];
+        command.extend(["--budget", "360", "--peers"]);
+        command.push("torch-flash,torch-cudnn,flash-attn-2,flash-attn-3,flash-attn-4,flashinfer");
         if self.quick {
-            forward.extend([
-                "--head-dim",
-                "64",
-                "--hidden",
-                "64",
-                "--seqlen",
-                "64",
-                "--repetitions",
-                "1",
+            command.extend([
+                "--quick", "--seqlen", "64", "--tokens", "64", "--hidden", "64",
             ]);
+            command.extend(["--head-dim", "64", "--seconds-per-cell", "0.01"]);
         }
-        let mut forward = self.step("forward", 240, &forward);
-        forward.stdout = Some("forward.csv");
-        if !self.on_gpu() {
-            forward.skip = Some("needs a GPU".into());
-        }
-        let script = self.path("peers.py");
-        let mut peers = self.tool("peers", 240, &["python3", &script]);
-        peers.stdout = Some("peers.csv");
-        peers.env.push(("PYTHONUNBUFFERED".into(), "1".into()));
-        if peers.skip.is_none() && !has_torch(&peers.command[0]) {
-            peers.skip = Some("python3 has no torch that sees a GPU".into());
-        }
-        vec![forward, peers]
+        self.step("bench", 480, &command)
     }
 
     /// NVIDIA's own checkers, over every kernel once.
@@ -238,16 +217,6 @@ fn find(name: &str) -> Option<PathBuf> {
         .into_iter()
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
-}
-
-fn has_torch(python: &str) -> bool {
-    let script = "import sys, torch; sys.exit(not torch.cuda.is_available())";
-    let status = Command::new(python)
-        .args(["-c", script])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    status.is_ok_and(|status| status.success())
 }
 
 /// Whether a step is asked for: by its name, or by what comes before a dash.

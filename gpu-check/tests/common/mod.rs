@@ -1,6 +1,8 @@
 //! The stand-in for the driver.
 
-use std::{env, fs};
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::{env, fs, process::Command};
 
 /// A folder with the stand-in under the driver's name.
 pub fn stand_in() -> tempfile::TempDir {
@@ -19,4 +21,27 @@ pub fn stand_in() -> tempfile::TempDir {
         )
     });
     folder
+}
+
+/// Runs an ignored test of this program in a process that finds the stand-in.
+pub fn in_a_process_with_the_stand_in(test: &str) {
+    with_the_stand_in_and(test, &[]);
+}
+
+/// The same, with variables of its environment.
+pub fn with_the_stand_in_and(test: &str, variables: &[(&str, &str)]) {
+    let program = env::current_exe().unwrap();
+    let folder = stand_in();
+    let mut command = Command::new(&program);
+    command
+        .args(["--exact", test, "--ignored", "--nocapture"])
+        .env("LD_LIBRARY_PATH", folder.path())
+        .envs(variables.iter().copied());
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
 }

@@ -5,12 +5,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use flashtile_abi::Variant;
+use flashtile_abi::{DType, TensorMap, Variant};
 pub use flashtile_emulator::{BlockOrder, Finding, Options, Report, Rule, Schedule, Site, Stats};
-use flashtile_emulator::{Emulator, Launch, LaunchError, MemoryError, Module};
+use flashtile_emulator::{
+    ElementType, Emulator, Launch, LaunchError, MemoryError, Module, Swizzle, TensorMap as EmulatedMap,
+};
 pub use flashtile_emulator::{Numerics, TensorCores};
 
-use super::{Device, DeviceInfo, LaunchConfig, Stream};
+use super::{Device, DeviceInfo, LaunchConfig, Stream, TensorMapSpec};
 use crate::error::{Error, Result};
 
 /// Device memory of [`EmulatorDevice::new`] in bytes.
@@ -132,6 +134,35 @@ fn memory(call: &'static str) -> impl Fn(MemoryError) -> Error {
     }
 }
 
+/// Describes a tensor to the emulator's copy engine.
+///
+/// # Errors
+/// [`Error::Driver`] names the argument that is wrong.
+pub fn tensor_map(spec: &TensorMapSpec) -> Result<TensorMap> {
+    let element = match spec.dtype {
+        DType::F16 => ElementType::F16,
+        DType::Bf16 => ElementType::Bf16,
+        DType::F32 => ElementType::F32,
+    };
+    let map = EmulatedMap::new(element, spec.address, &spec.dims, &spec.strides, &spec.extents);
+    let map = EmulatedMap {
+        swizzle: match spec.swizzle {
+            128 => Swizzle::B128,
+            64 => Swizzle::B64,
+            _ => Swizzle::B32,
+        },
+        ..map
+    };
+    let bytes = map.encode().map_err(|error| Error::Driver {
+        call: "tensor_map",
+        reason: error.to_string(),
+    })?;
+    let word = |n: usize| {
+        u64::from_le_bytes(std::array::from_fn(|i| bytes[8 * n + i]))
+    };
+    Ok(TensorMap(std::array::from_fn(word)))
+}
+
 impl Device for EmulatorDevice {
     fn info(&self) -> &DeviceInfo {
         &self.info
@@ -187,7 +218,7 @@ impl Device for EmulatorDevice {
         let launch = Launch {
             grid: config.grid,
             block: config.block,
-            cluster: None,
+            cluster: (config.cluster > 1).then_some([config.cluster, 1, 1]),
             dynamic_shared: config.shared_bytes,
             params,
         };
@@ -205,6 +236,10 @@ impl Device for EmulatorDevice {
         })?;
         self.state().stats = Some(stats);
         Ok(())
+    }
+
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
+        tensor_map(spec)
     }
 
     fn synchronize(&self) -> Result<()> {

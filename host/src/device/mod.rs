@@ -6,12 +6,14 @@ mod buffer;
 pub mod cuda;
 #[cfg(feature = "emulator")]
 pub mod emulator;
+mod tensor_map;
 
 use std::ffi::c_void;
 
-use flashtile_abi::Variant;
+use flashtile_abi::{TensorMap, Variant};
 
 pub use buffer::DeviceBuffer;
+pub use tensor_map::TensorMapSpec;
 
 use crate::error::Result;
 
@@ -41,6 +43,10 @@ pub struct DeviceInfo {
     pub total_memory: u64,
 }
 
+/// The emulator's blocks run on the host's cores, however many there are; kernels that share out their work among the
+/// multiprocessors see these.
+const EMULATED_MULTIPROCESSORS: u32 = 4;
+
 impl DeviceInfo {
     /// The emulator: it takes every instruction it knows and has the shared memory of Hopper.
     pub fn emulator() -> Self {
@@ -48,7 +54,7 @@ impl DeviceInfo {
             kind: DeviceKind::Emulator,
             name: "PTX emulator".into(),
             compute_capability: (9, 0),
-            multiprocessors: 1,
+            multiprocessors: EMULATED_MULTIPROCESSORS,
             shared_bytes_per_block: 227 * 1024,
             total_memory: u64::MAX,
         }
@@ -64,6 +70,8 @@ pub struct LaunchConfig {
     pub block: [u32; 3],
     /// Dynamic shared memory of a block in bytes.
     pub shared_bytes: u32,
+    /// Blocks in x that form a cluster.
+    pub cluster: u32,
 }
 
 /// A stream of work on a device: CUDA's `CUstream`, borrowed.
@@ -169,6 +177,12 @@ pub trait Device: Send + Sync + std::fmt::Debug {
         params: &[u8],
         stream: Stream,
     ) -> Result<()>;
+
+    /// Describes a tensor to the copy engine.
+    ///
+    /// # Errors
+    /// What the device says of the tensor, or that it has no such engine.
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap>;
 
     /// Waits until the device has finished all work.
     ///

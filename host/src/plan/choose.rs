@@ -5,20 +5,16 @@ use flashtile_abi::{Arch, ScoreModKind, Variant, variants};
 use crate::{
     device::{DeviceInfo, DeviceKind},
     error::{Error, Result},
-    problem::{ArchChoice, Problem},
+    problem::Problem,
 };
 
-/// The smallest kernel (by padded head dimensions) that computes the problem on the device.
+/// The smallest kernel of a tier (by padded head dimensions) that computes the problem on the device.
 pub(crate) fn choose(
     problem: &Problem,
     capped: bool,
     device: &DeviceInfo,
+    arch: Arch,
 ) -> Result<&'static Variant> {
-    let arch = match problem.arch {
-        // No sm_90a kernel computes anything that an sm_80 kernel does not, and so far none exists.
-        ArchChoice::Auto | ArchChoice::Sm80 => Arch::Sm80,
-        ArchChoice::Sm90a => Arch::Sm90a,
-    };
     let [q, v] = [problem.q.shape[3], problem.v.shape[3]];
     let missing = |missing: String| Error::NoVariant {
         algorithm: problem.algorithm,
@@ -30,12 +26,6 @@ pub(crate) fn choose(
 
     // Requirement by requirement, so that the message names the first that nothing meets.
     let of_arch = || variants().iter().filter(|x| x.arch == arch);
-    if of_arch().next().is_none() {
-        return Err(missing(format!(
-            "there are no {} kernels yet",
-            arch.as_str()
-        )));
-    }
     let of_kind =
         || of_arch().filter(|x| x.algorithm == problem.algorithm && x.tile.dtype == problem.dtype);
     if of_kind().next().is_none() {
@@ -71,6 +61,32 @@ pub(crate) fn choose(
                 device.shared_bytes_per_block, device.name
             ))
         })
+}
+
+/// Refuses a kernel that does not compute the problem, or does not run on the device.
+pub(crate) fn computes(
+    problem: &Problem,
+    capped: bool,
+    device: &DeviceInfo,
+    variant: &Variant,
+) -> Result<()> {
+    supports(device, variant.arch)?;
+    let [q, v] = [problem.q.shape[3], problem.v.shape[3]];
+    let tile = &variant.tile;
+    let wanted = (problem.algorithm, problem.dtype) == (variant.algorithm, tile.dtype)
+        && fits_cap(variant.score_mod, capped)
+        && q <= tile.head_dim_qk as usize
+        && v <= tile.head_dim_v as usize
+        && variant.shared_bytes <= device.shared_bytes_per_block;
+    match wanted {
+        true => Ok(()),
+        false => Err(Error::NoVariant {
+            algorithm: problem.algorithm,
+            arch: variant.arch,
+            dtype: problem.dtype,
+            missing: format!("{} is a kernel for other problems", variant.name),
+        }),
+    }
 }
 
 /// Whether a kernel with this score modification computes capped or uncapped scores.

@@ -2,23 +2,25 @@
 
 mod band;
 mod choose;
+mod hopper;
 #[cfg(test)]
 mod tests;
 mod validate;
 
 use flashtile_abi::{
-    AttentionParams, DType, LseView, TensorView, Variant,
+    Arch, AttentionParams, DType, HopperParams, LseView, Schedule, TensorMap, TensorView, Variant,
     params::flags::{K_ALIGNED, NEGATE_Q, OUT_ALIGNED, OUT_F32, Q_ALIGNED, V_ALIGNED},
 };
 
 use crate::{
-    device::{Device, DeviceInfo, LaunchConfig, Stream},
+    device::{Device, DeviceInfo, LaunchConfig, Stream, TensorMapSpec},
     error::{Error, Result},
     layout::TensorLayout,
-    problem::{Problem, Shape},
+    problem::{ArchChoice, Problem, Shape},
 };
 
 pub(crate) use band::band;
+pub use hopper::Obstacle;
 
 /// Checks a problem without regard to devices and kernels, and returns its sizes.
 pub(crate) fn check(problem: &Problem) -> Result<Shape> {
@@ -31,9 +33,52 @@ pub(crate) fn check(problem: &Problem) -> Result<Shape> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
     problem: Problem,
+    chosen: Chosen,
+    /// What is launched if an address is none that the chosen kernel takes.
+    other: Option<Chosen>,
+    obstacle: Option<Obstacle>,
+}
+
+/// A kernel, and how it is launched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Chosen {
     variant: &'static Variant,
     config: LaunchConfig,
     params: AttentionParams,
+    /// Of the sm_90a tier.
+    schedule: Schedule,
+}
+
+/// A launch in full.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prepared {
+    /// The kernel.
+    pub variant: &'static Variant,
+    /// Grid, block, cluster and dynamic shared memory.
+    pub config: LaunchConfig,
+    /// The kernel's only parameter.
+    pub params: KernelParams,
+}
+
+/// What a kernel is passed by value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+// A launch has one, on the stack.
+#[expect(clippy::large_enum_variant)]
+pub enum KernelParams {
+    /// Of the sm_80 tier.
+    Sm80(AttentionParams),
+    /// Of the sm_90a tier.
+    Sm90a(HopperParams),
+}
+
+impl KernelParams {
+    /// The bytes a launch passes.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Sm80(params) => params.as_bytes(),
+            Self::Sm90a(params) => params.as_bytes(),
+        }
+    }
 }
 
 /// Device addresses of one launch. Each is the address of element [0, 0, 0, 0] (which is not the
@@ -63,16 +108,78 @@ impl Problem {
     pub fn plan(&self, device: &DeviceInfo) -> Result<Plan> {
         let shape = validate::check_shapes(self)?;
         let softmax = validate::softmax(self)?;
-        let variant = choose::choose(self, softmax.capped, device)?;
-        let m_blocks = (shape.seqlen_q as u64).div_ceil(u64::from(variant.tile.block_m));
-        let blocks = validate::grid_blocks(&shape, m_blocks)?;
+        let choose = |arch| choose::choose(self, softmax.capped, device, arch);
+        let of_arch = |arch| Chosen::new(self, &shape, &softmax, choose(arch)?, device);
+        let obstacle = hopper::obstacle(self);
+        let plan = |chosen, other| Plan {
+            problem: *self,
+            chosen,
+            other,
+            obstacle,
+        };
+        match (self.arch, obstacle) {
+            (ArchChoice::Sm80, _) => Ok(plan(of_arch(Arch::Sm80)?, None)),
+            (ArchChoice::Sm90a, Some(obstacle)) => {
+                // A kernel that does not exist is the better reason.
+                choose(Arch::Sm90a)?;
+                Err(obstacle.error())
+            }
+            (ArchChoice::Sm90a, None) => Ok(plan(of_arch(Arch::Sm90a)?, None)),
+            (ArchChoice::Auto, None) if choose(Arch::Sm90a).is_ok() => {
+                Ok(plan(of_arch(Arch::Sm90a)?, of_arch(Arch::Sm80).ok()))
+            }
+            (ArchChoice::Auto, _) => Ok(plan(of_arch(Arch::Sm80)?, None)),
+        }
+    }
 
-        let element = self.dtype.bytes();
+    /// As [`Problem::plan`], with this kernel and no other.
+    ///
+    /// # Errors
+    /// As [`Problem::plan`]; [`Error::NoVariant`] if the kernel does not compute the problem.
+    pub fn plan_variant(&self, device: &DeviceInfo, variant: &'static Variant) -> Result<Plan> {
+        let shape = validate::check_shapes(self)?;
+        let softmax = validate::softmax(self)?;
+        choose::computes(self, softmax.capped, device, variant)?;
+        if variant.arch == Arch::Sm90a
+            && let Some(obstacle) = hopper::obstacle(self)
+        {
+            return Err(obstacle.error());
+        }
+        Ok(Plan {
+            problem: *self,
+            chosen: Chosen::new(self, &shape, &softmax, variant, device)?,
+            other: None,
+            obstacle: None,
+        })
+    }
+}
+
+impl Chosen {
+    fn new(
+        problem: &Problem,
+        shape: &Shape,
+        softmax: &validate::Softmax,
+        variant: &'static Variant,
+        device: &DeviceInfo,
+    ) -> Result<Self> {
+        let schedule = match variant.arch {
+            Arch::Sm80 => Schedule::default(),
+            Arch::Sm90a => hopper::schedule(problem, shape, variant, device)?,
+        };
+        // Rows of a head, or of the heads that share tiles.
+        let rows = (shape.seqlen_q as u64) << schedule.pack;
+        let m_blocks = rows.div_ceil(u64::from(variant.tile.block_m));
+        let blocks = match variant.arch {
+            Arch::Sm80 => validate::grid_blocks(shape, m_blocks)?,
+            Arch::Sm90a => hopper::blocks(&schedule, device),
+        };
+
+        let element = problem.dtype.bytes();
         let mut flags = 0;
         if softmax.negate_q {
             flags |= NEGATE_Q;
         }
-        if self.out_element() == DType::F32 {
+        if problem.out_element() == DType::F32 {
             flags |= OUT_F32;
         }
         let count = |argument, n: usize| {
@@ -81,17 +188,17 @@ impl Problem {
         };
         let row_bytes = shape.seqlen_q as i64 * 4;
         let params = AttentionParams {
-            q: view(&self.q, element),
-            k: view(&self.k, element),
-            v: view(&self.v, element),
-            out: view(&self.out, self.out_element().bytes()),
+            q: view(&problem.q, element),
+            k: view(&problem.k, element),
+            v: view(&problem.v, element),
+            out: view(&problem.out, problem.out_element().bytes()),
             lse: LseView {
                 ptr: 0,
                 // An overflowing LSE was refused above, if it is wanted at all.
                 batch_stride: row_bytes.wrapping_mul(shape.heads_q as i64),
                 head_stride: row_bytes,
             },
-            band: band(self),
+            band: band(problem),
             seqlen_q: shape.seqlen_q as i32,
             m_blocks: m_blocks as u32,
             heads_q: count("q", shape.heads_q)?,
@@ -102,15 +209,16 @@ impl Problem {
             cap_scale: softmax.cap_scale,
             flags,
         };
-        Ok(Plan {
-            problem: *self,
+        Ok(Self {
             variant,
             config: LaunchConfig {
                 grid: [blocks, 1, 1],
                 block: [variant.threads, 1, 1],
                 shared_bytes: variant.shared_bytes,
+                cluster: schedule.cluster.max(1),
             },
             params,
+            schedule,
         })
     }
 }
@@ -138,20 +246,25 @@ impl Plan {
         &self.problem
     }
 
-    /// The kernel.
+    /// The kernel. Another one may be launched if an address is none that it takes ([`Plan::prepare`]).
     pub fn variant(&self) -> &'static Variant {
-        self.variant
+        self.chosen.variant
     }
 
-    /// Grid, block and dynamic shared memory.
+    /// Why no kernel of the sm_90a tier computes the problem, if that is because of how a tensor lies in memory.
+    pub fn obstacle(&self) -> Option<&Obstacle> {
+        self.obstacle.as_ref()
+    }
+
+    /// Grid, block, cluster and dynamic shared memory.
     pub fn config(&self) -> &LaunchConfig {
-        &self.config
+        &self.chosen.config
     }
 
     /// Whether there is nothing to compute (no queries or no batch): [`Plan::launch`] then
     /// returns without touching the device.
     pub fn is_empty(&self) -> bool {
-        self.config.grid[0] == 0
+        self.chosen.config.grid[0] == 0
     }
 
     /// Bytes of scratch memory a launch needs, aligned to 256. 0 for every kernel there is so far.
@@ -161,19 +274,91 @@ impl Plan {
 
     /// The kernel's parameters, with addresses 0 and no alignment flags.
     pub fn template(&self) -> &AttentionParams {
-        &self.params
+        &self.chosen.params
     }
 
-    /// The kernel's parameters for these addresses: what a launch passes by value.
+    /// The kernel's parameters for these addresses, but for what the copy engine is told.
     ///
     /// # Errors
     /// [`Error::BadInput`] for an address that is 0 although the tensor has elements, is not a
     /// multiple of the element's size, or from which the tensor would leave the address space.
     pub fn params(&self, pointers: &Pointers) -> Result<AttentionParams> {
+        self.params_of(&self.chosen, pointers)
+    }
+
+    /// Everything that a launch passes to the device, for these addresses. Where the chosen kernel is of the sm_90a tier, and an
+    /// address is none that the copy engine takes, it is the sm_80 kernel's launch, unless the problem asks for the tier.
+    ///
+    /// # Errors
+    /// As [`Plan::params`]; an address that is no multiple of 16 if the problem asks for the sm_90a tier; what the device says of the
+    /// tensors.
+    pub fn prepare(&self, device: &dyn Device, pointers: &Pointers) -> Result<Prepared> {
+        self.prepare_with(pointers, |spec| device.tensor_map(spec))
+    }
+
+    /// As [`Plan::prepare`], with tensor maps from elsewhere.
+    ///
+    /// # Errors
+    /// As [`Plan::prepare`], and what `tensor_map` says.
+    pub fn prepare_with(
+        &self,
+        pointers: &Pointers,
+        tensor_map: impl Fn(&TensorMapSpec) -> Result<TensorMap>,
+    ) -> Result<Prepared> {
+        let chosen = self.chosen_for(pointers)?;
+        let params = self.params_of(chosen, pointers)?;
+        let params = match chosen.variant.arch {
+            Arch::Sm80 => KernelParams::Sm80(params),
+            Arch::Sm90a => {
+                let (problem, schedule) = (&self.problem, chosen.schedule);
+                let specs = hopper::tensor_maps(problem, chosen.variant, &schedule, pointers);
+                let [q_map, k_map, v_map, out_map] = specs.map(|spec| tensor_map(&spec));
+                KernelParams::Sm90a(HopperParams {
+                    q_map: q_map?,
+                    k_map: k_map?,
+                    v_map: v_map?,
+                    out_map: out_map?,
+                    attention: params,
+                    schedule,
+                })
+            }
+        };
+        Ok(Prepared {
+            variant: chosen.variant,
+            config: chosen.config,
+            params,
+        })
+    }
+
+    /// The kernel that is launched for these addresses.
+    ///
+    /// # Errors
+    /// As [`Plan::prepare`], of the addresses' alignment.
+    pub fn variant_for(&self, pointers: &Pointers) -> Result<&'static Variant> {
+        Ok(self.chosen_for(pointers)?.variant)
+    }
+
+    fn chosen_for(&self, pointers: &Pointers) -> Result<&Chosen> {
+        let obstacle = match self.chosen.variant.arch {
+            Arch::Sm80 => None,
+            Arch::Sm90a => hopper::address_obstacle(&self.problem, pointers),
+        };
+        match obstacle {
+            None => Ok(&self.chosen),
+            Some(obstacle) => self.other.as_ref().ok_or_else(|| obstacle.error()),
+        }
+    }
+
+    /// How the blocks of a kernel of the sm_90a tier share its work.
+    pub fn schedule(&self) -> Option<&Schedule> {
+        (self.chosen.variant.arch == Arch::Sm90a).then_some(&self.chosen.schedule)
+    }
+
+    fn params_of(&self, chosen: &Chosen, pointers: &Pointers) -> Result<AttentionParams> {
         let problem = &self.problem;
         let element = problem.dtype.bytes();
         let out_element = problem.out_element().bytes();
-        let mut params = self.params;
+        let mut params = chosen.params;
         let tensors = [
             (
                 "q",
@@ -270,7 +455,11 @@ impl Plan {
         if self.is_empty() {
             return Ok(());
         }
-        let params = self.params(pointers)?;
+        let Prepared {
+            variant,
+            config,
+            params,
+        } = self.prepare(device, pointers)?;
         let tracks = device.tracks_writes();
         if tracks {
             self.each_output(pointers, |address, bytes, _| {
@@ -280,7 +469,7 @@ impl Plan {
         }
         // SAFETY: the caller vouches for the addresses and the stream; the parameters are those of
         // the variant's entry point, and the plan's geometry keeps the kernel within the tensors.
-        unsafe { device.launch(self.variant, &self.config, params.as_bytes(), stream)? };
+        unsafe { device.launch(variant, &config, params.as_bytes(), stream)? };
         if tracks {
             self.each_output(pointers, |address, bytes, element| {
                 match device.first_unwritten(address, bytes)? {
@@ -288,7 +477,7 @@ impl Plan {
                     Some(at) => {
                         let message =
                             format!("{} was never written", element(at.saturating_sub(address)));
-                        Err(device.unwritten(self.variant, message))
+                        Err(device.unwritten(variant, message))
                     }
                 }
             })?;

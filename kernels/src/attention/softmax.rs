@@ -33,79 +33,68 @@ pub fn update_max<S: AccumTile>(row_max: &mut RowVec, scores: &S) {
 /// to 1 that it is 1 in 16 bits.
 pub const CAREFUL_ABOVE: f32 = (1 << 12) as f32;
 
-/// How exponents are computed.
+/// How scores become probabilities.
 pub trait Exponents: Copy {
-    /// The exponent of a row's score as a function of the score.
-    type Row: RowExponents;
-    /// For one row.
-    fn row(self, row_max: f32, exponent_scale: f32) -> Self::Row;
-    /// Makes probabilities smaller, where sums over them could overflow.
-    fn shrink<S: AccumTile>(self, probabilities: &mut S);
+    /// Turns scores into probabilities relative to the maxima.
+    fn probabilities<S: AccumTile>(self, scores: &mut S, row_max: &RowVec, exponent_scale: f32);
     /// 2^(old - new): what values relative to the old maximum are multiplied by. 0 if there was none.
     fn correction(self, old_max: f32, new_max: f32, exponent_scale: f32) -> f32;
-}
-
-/// Exponents of one row.
-pub trait RowExponents: Copy {
-    /// Of one score.
-    fn exponent(self, score: f32) -> f32;
+    /// How far an exponent may be above 0.
+    fn slack(self) -> f32;
 }
 
 /// score * c - max * c. Every row has seen a key, every score is finite, max * c is not large.
 #[derive(Clone, Copy)]
-pub struct Fast;
+pub struct Fast {
+    /// As [`Care::slack`].
+    pub slack: f32,
+}
 
-/// Any row, any score: no exponent is NaN or positive. A row that has seen no key gets probabilities of 0
-/// for masked keys; a score that overflowed (+inf, or NaN from inf - inf inside a product) counts as the
-/// largest there is.
+/// Any row: one that has seen no key gets probabilities of 0 for masked keys.
 #[derive(Clone, Copy)]
-pub struct Guarded {
-    /// (score - max) * c; else score * c - max * c, to agree with tiles computed by [`Fast`].
+pub struct Guarded(pub Care);
+
+/// Whether exponents are exact at any size of the scores.
+#[derive(Clone, Copy)]
+pub struct Care {
+    /// (score - max) * c, never NaN or positive: a score that overflowed (+inf, or NaN from inf - inf inside a product) counts as
+    /// the largest there is. Else score * c - max * c, to agree with tiles computed by [`Fast`].
     pub careful: bool,
-    /// What careful probabilities are multiplied by, a power of two.
+    /// What careful probabilities are multiplied by, a power of two: smaller ones, where sums over them could overflow.
     pub factor: f32,
+    /// How far an exponent may be above 0 before the row's reference follows its maximum
+    /// ([`RowStats::absorb_lazily`]). Not in a block that takes care.
+    pub slack: f32,
+    /// Whether the two ways are code of their own, a constant. One code for both is two instructions a score longer, and takes fewer
+    /// registers.
+    pub apart: bool,
 }
 
-/// [`Fast`]'s, of one row.
-#[derive(Clone, Copy)]
-pub struct FastRow {
-    scale: f32,
-    scaled_max: f32,
-}
-
-/// [`Guarded`]'s, of one row: (score - shift) * scale - scaled_max.
-#[derive(Clone, Copy)]
-pub struct GuardedRow {
-    shift: f32,
-    scale: f32,
-    scaled_max: f32,
-}
-
-impl Exponents for Fast {
-    type Row = FastRow;
-
-    #[inline(always)]
-    fn row(self, row_max: f32, scale: f32) -> FastRow {
-        FastRow {
-            scale,
-            scaled_max: row_max * scale,
+/// Turns scores into 2^exponent, the exponent being a function of the score for each row, by the row's maximum.
+#[inline(always)]
+fn exponentiate<S: AccumTile, F: Fn(f32) -> f32>(
+    scores: &mut S,
+    row_max: &RowVec,
+    of_row: impl Fn(f32) -> F,
+) {
+    for m in 0..S::M_FRAGS {
+        for half in 0..2 {
+            let exponent = of_row(row_max[m][half]);
+            for n in 0..S::N_FRAGS {
+                for i in 0..2 {
+                    let score = &mut scores.frag_mut(m, n)[2 * half + i];
+                    *score = math::ex2(exponent(*score));
+                }
+            }
         }
     }
-
-    #[inline(always)]
-    fn correction(self, old_max: f32, new_max: f32, scale: f32) -> f32 {
-        math::ex2(old_max * scale - new_max * scale)
-    }
-
-    #[inline(always)]
-    fn shrink<S: AccumTile>(self, _: &mut S) {}
 }
 
-impl RowExponents for FastRow {
-    #[inline(always)]
-    fn exponent(self, score: f32) -> f32 {
-        math::fma(score, self.scale, -self.scaled_max)
-    }
+/// score * c - max * c.
+#[inline(always)]
+fn fast(scale: f32, max: f32) -> impl Fn(f32) -> f32 {
+    let scaled_max = max * scale;
+    move |score| math::fma(score, scale, -scaled_max)
 }
 
 /// A maximum that arithmetic can use: 0 for a row without keys (then -inf - 0 = -inf, where -inf - -inf is
@@ -119,28 +108,42 @@ fn finite_max(row_max: f32) -> f32 {
     }
 }
 
-impl Exponents for Guarded {
-    type Row = GuardedRow;
-
+impl Exponents for Fast {
     #[inline(always)]
-    fn row(self, row_max: f32, scale: f32) -> GuardedRow {
-        let max = finite_max(row_max);
-        let (shift, scaled_max) = if self.careful {
-            (max, 0.0)
-        } else {
-            (0.0, max * scale)
-        };
-        GuardedRow {
-            shift,
-            scale,
-            scaled_max,
-        }
+    fn probabilities<S: AccumTile>(self, scores: &mut S, row_max: &RowVec, scale: f32) {
+        exponentiate(scores, row_max, |max| fast(scale, max));
     }
 
     #[inline(always)]
-    fn shrink<S: AccumTile>(self, probabilities: &mut S) {
-        if self.factor != 1.0 && self.careful {
-            scale_rows(probabilities, &[[self.factor; 2]; MAX_M_FRAGS]);
+    fn correction(self, old_max: f32, new_max: f32, scale: f32) -> f32 {
+        math::ex2(old_max * scale - new_max * scale)
+    }
+
+    #[inline(always)]
+    fn slack(self) -> f32 {
+        self.slack
+    }
+}
+
+impl Exponents for Guarded {
+    #[inline(always)]
+    fn probabilities<S: AccumTile>(self, scores: &mut S, row_max: &RowVec, scale: f32) {
+        if self.0.apart && !self.0.careful {
+            exponentiate(scores, row_max, |max| fast(scale, finite_max(max)));
+            return;
+        }
+        exponentiate(scores, row_max, |max| {
+            let max = finite_max(max);
+            let (shift, scaled_max) = if self.0.careful {
+                (max, 0.0)
+            } else {
+                (0.0, max * scale)
+            };
+            let slack = self.slack();
+            move |score| math::min(math::fma(score - shift, scale, -scaled_max), slack)
+        });
+        if self.0.factor != 1.0 && self.0.careful {
+            scale_rows(scores, &[[self.0.factor; 2]; MAX_M_FRAGS]);
         }
     }
 
@@ -148,44 +151,17 @@ impl Exponents for Guarded {
     fn correction(self, old_max: f32, new_max: f32, scale: f32) -> f32 {
         // -inf stays -inf: there is nothing yet to correct.
         let (old, new) = (math::min(old_max, f32::MAX), finite_max(new_max));
-        math::ex2(if self.careful {
+        math::ex2(if self.0.careful {
             (old - new) * scale
         } else {
             old * scale - new * scale
         })
     }
-}
 
-impl RowExponents for GuardedRow {
     #[inline(always)]
-    fn exponent(self, score: f32) -> f32 {
-        math::min(
-            math::fma(score - self.shift, self.scale, -self.scaled_max),
-            0.0,
-        )
+    fn slack(self) -> f32 {
+        if self.0.careful { 0.0 } else { self.0.slack }
     }
-}
-
-/// Turns scores into probabilities relative to the maxima.
-#[inline(always)]
-pub fn exponentiate<S: AccumTile, E: Exponents>(
-    scores: &mut S,
-    row_max: &RowVec,
-    exponent_scale: f32,
-    exponents: E,
-) {
-    for m in 0..S::M_FRAGS {
-        for half in 0..2 {
-            let row = exponents.row(row_max[m][half], exponent_scale);
-            for n in 0..S::N_FRAGS {
-                for i in 0..2 {
-                    let score = &mut scores.frag_mut(m, n)[2 * half + i];
-                    *score = math::ex2(row.exponent(*score));
-                }
-            }
-        }
-    }
-    exponents.shrink(scores);
 }
 
 /// Adds each row's probabilities to the lane's partial sum.
@@ -220,6 +196,19 @@ pub fn normalise<S: AccumTile>(row_sum: &mut RowVec) -> RowVec {
     inverse
 }
 
+/// Flips the sign of every score.
+#[inline(always)]
+pub fn negate<S: AccumTile>(scores: &mut S) {
+    for m in 0..S::M_FRAGS {
+        for n in 0..S::N_FRAGS {
+            let frag = scores.frag_mut(m, n);
+            for i in 0..4 {
+                frag[i] = -frag[i];
+            }
+        }
+    }
+}
+
 /// Multiplies each row by its factor.
 #[inline(always)]
 pub fn scale_rows<S: AccumTile>(tile: &mut S, factor: &RowVec) {
@@ -230,5 +219,173 @@ pub fn scale_rows<S: AccumTile>(tile: &mut S, factor: &RowVec) {
                 frag[i] *= factor[m][i / 2];
             }
         }
+    }
+}
+
+const NO_KEY: RowVec = [[f32::NEG_INFINITY; 2]; MAX_M_FRAGS];
+const NOTHING: RowVec = [[0.0; 2]; MAX_M_FRAGS];
+
+/// Maximum and sum of each row so far; the sums are a lane's part until they are reduced.
+#[derive(Clone, Copy)]
+pub struct RowStats {
+    /// Largest score, -inf before the first key.
+    pub max: RowVec,
+    /// Sum of 2^((score - max) * exponent_scale).
+    pub sum: RowVec,
+}
+
+impl RowStats {
+    /// Of no keys.
+    pub const EMPTY: Self = Self {
+        max: NO_KEY,
+        sum: NOTHING,
+    };
+
+    /// Whether a row of this lane's is spoilt: its sum is NaN (an unmasked tile had a score that was not
+    /// finite), or its maximum is large.
+    #[inline(always)]
+    fn is_spoilt<S: AccumTile>(&self, exponent_scale: f32) -> bool {
+        let mut spoilt = false;
+        for m in 0..S::M_FRAGS {
+            for half in 0..2 {
+                let (max, sum) = (self.max[m][half], self.sum[m][half]);
+                let magnitude = f32::from_bits(max.to_bits() & 0x7fff_ffff) * exponent_scale;
+                let large = magnitude > CAREFUL_ABOVE && max != f32::NEG_INFINITY;
+                spoilt |= sum != sum || large;
+            }
+        }
+        spoilt
+    }
+
+    /// Takes in a tile: new maxima, sums rescaled and added to, scores turned into probabilities
+    /// (relative to the new maxima). Returns the factors that bring older values to the new maxima.
+    #[inline(always)]
+    pub fn absorb<S: AccumTile, E: Exponents>(
+        &mut self,
+        scores: &mut S,
+        exponent_scale: f32,
+        exponents: E,
+    ) -> RowVec {
+        let old = self.max;
+        update_max(&mut self.max, scores);
+        let mut correction = NOTHING;
+        for m in 0..S::M_FRAGS {
+            for half in 0..2 {
+                correction[m][half] =
+                    exponents.correction(old[m][half], self.max[m][half], exponent_scale);
+                self.sum[m][half] *= correction[m][half];
+            }
+        }
+        exponents.probabilities(scores, &self.max, exponent_scale);
+        add_sum(&mut self.sum, scores);
+        correction
+    }
+
+    /// As [`absorb`](Self::absorb), but what the probabilities are relative to follows the maximum only when an exponent
+    /// would be more than the exponents' slack: until then nothing needs to be rescaled. Sums and factors are left to
+    /// [`settle`](Self::settle). Decided row by row, so that no row depends on others.
+    #[inline(always)]
+    pub fn absorb_lazily<S: AccumTile, E: Exponents>(
+        &mut self,
+        scores: &mut S,
+        exponent_scale: f32,
+        exponents: E,
+    ) -> Growth {
+        let old = self.max;
+        let mut max = old;
+        update_max(&mut max, scores);
+        let mut any = false;
+        for m in 0..S::M_FRAGS {
+            for half in 0..2 {
+                // False where no key was seen (NaN), true at the first one (infinite).
+                let growth = (max[m][half] - old[m][half]) * exponent_scale;
+                let grew = growth > exponents.slack();
+                any |= grew;
+                if grew {
+                    self.max[m][half] = max[m][half];
+                }
+            }
+        }
+        exponents.probabilities(scores, &self.max, exponent_scale);
+        let mut sum = NOTHING;
+        add_sum(&mut sum, scores);
+        Growth {
+            any: sync::warp_any(any),
+            old,
+            sum,
+        }
+    }
+
+    /// Takes the sums of the first tile.
+    #[inline(always)]
+    pub fn start(&mut self, growth: Growth) {
+        self.sum = growth.sum;
+    }
+
+    /// Brings sums and output to the new references, and adds the tile's sums.
+    #[inline(always)]
+    pub fn settle<O: AccumTile, E: Exponents>(
+        &mut self,
+        out: &mut O,
+        growth: Growth,
+        exponent_scale: f32,
+        exponents: E,
+    ) {
+        if growth.any {
+            let mut factor = NOTHING;
+            for m in 0..O::M_FRAGS {
+                for half in 0..2 {
+                    let (old, new) = (growth.old[m][half], self.max[m][half]);
+                    factor[m][half] = exponents.correction(old, new, exponent_scale);
+                    self.sum[m][half] *= factor[m][half];
+                }
+            }
+            scale_rows(out, &factor);
+        }
+        for m in 0..O::M_FRAGS {
+            for half in 0..2 {
+                self.sum[m][half] += growth.sum[m][half];
+            }
+        }
+    }
+}
+
+/// What a tile changed, for [`RowStats::settle`].
+#[derive(Clone, Copy)]
+pub struct Growth {
+    /// Some row of the warp has a new reference.
+    any: bool,
+    /// The references before.
+    old: RowVec,
+    /// The tile's sums.
+    sum: RowVec,
+}
+
+/// Whether what this lane holds must be computed again, with care: sums of values that are not finite, or as
+/// [`RowStats::is_spoilt`] says.
+#[inline(always)]
+pub fn is_spoilt<O: AccumTile>(stats: &RowStats, out: &O, exponent_scale: f32) -> bool {
+    // 0 as long as every sum of values is finite, else NaN.
+    let mut zero = 0.0;
+    for m in 0..O::M_FRAGS {
+        for n in 0..O::N_FRAGS {
+            for i in 0..4 {
+                zero = math::fma(out.frag(m, n)[i], 0.0, zero);
+            }
+        }
+    }
+    zero != zero || stats.is_spoilt::<O>(exponent_scale)
+}
+
+/// ln(sum) + max of a row in natural units; -inf for a row that saw no key. The sums are reduced, and `factor` (a power of two)
+/// times what they should be.
+#[inline(always)]
+pub fn lse(stats: &RowStats, m: usize, half: usize, exponent_scale: f32, factor: f32) -> f32 {
+    let sum = stats.sum[m][half] * math::rcp(factor);
+    let log2 = math::fma(stats.max[m][half], exponent_scale, math::lg2(sum));
+    if sum == 0.0 {
+        f32::NEG_INFINITY
+    } else {
+        log2 * core::f32::consts::LN_2
     }
 }

@@ -163,3 +163,15 @@ pub unsafe fn st_shared_v4(dst: u32, value: [u32; 4]) {
         );
     }
 }
+
+/// `red.relaxed.cluster.shared::cluster.or.b32`
+///
+/// # Safety
+/// `dst` is the 4-byte aligned cluster address of shared memory of a block that has not ended.
+#[inline(always)]
+pub unsafe fn red_or_cluster(dst: u32, bits: u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("red.relaxed.cluster.shared::cluster.or.b32 [{}], {};", in(reg32) dst, in(reg32) bits, options(nostack));
+    }
+}

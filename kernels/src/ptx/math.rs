@@ -101,6 +101,17 @@ pub fn round_tf32(x: f32) -> f32 {
     out
 }
 
+/// `shl.b32`: 0 where `count` is 32 or more (unsigned), unlike Rust's.
+#[inline(always)]
+pub fn shl(value: u32, count: i32) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("shl.b32 {}, {}, {};", out(reg32) out, in(reg32) value, in(reg32) count, options(pure, nomem, nostack));
+    }
+    out
+}
+
 /// `div.u32` and the remainder. A divisor of 0 gives an unspecified result, as the instruction does; no
 /// parameter block that the host makes has one.
 #[inline(always)]

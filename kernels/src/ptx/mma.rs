@@ -104,3 +104,16 @@ pub fn ldmatrix_x4_trans(address: u32) -> [u32; 4] {
     }
     [a, b, c, d]
 }
+
+/// `stmatrix.sync.aligned.m8n8.x4.shared.b16`: the inverse of [`ldmatrix_x4`].
+#[inline(always)]
+pub fn stmatrix_x4(address: u32, rows: [u32; 4]) {
+    // SAFETY: as for `ldmatrix_x4`.
+    unsafe {
+        asm!(
+            "stmatrix.sync.aligned.m8n8.x4.shared.b16 [{}], {{{}, {}, {}, {}}};",
+            in(reg32) address, in(reg32) rows[0], in(reg32) rows[1], in(reg32) rows[2], in(reg32) rows[3],
+            options(nostack, preserves_flags)
+        );
+    }
+}

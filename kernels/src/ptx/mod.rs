@@ -7,8 +7,12 @@
 //!
 //! Shared addresses are the 32-bit offsets of the shared window, global ones 64-bit.
 
+pub mod cluster;
 pub mod copy;
 pub mod math;
+pub mod mbarrier;
 pub mod mma;
 pub mod special;
 pub mod sync;
+pub mod tma;
+pub mod wgmma;

@@ -17,6 +17,13 @@ pub fn block_idx() -> u32 {
     unsafe { nvptx::_block_idx_x() as u32 }
 }
 
+/// `%nctaid.x`
+#[inline(always)]
+pub fn grid_size() -> u32 {
+    // SAFETY: reads a special register.
+    unsafe { nvptx::_grid_dim_x() as u32 }
+}
+
 /// Shared address of the block's dynamic shared memory, which the builder declares (aligned to 1024).
 #[inline(always)]
 pub fn shared_base() -> u32 {

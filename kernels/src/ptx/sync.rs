@@ -15,6 +15,22 @@ unsafe extern "unadjusted" {
     fn shfl_sync_bfly_f32(mask: u32, value: f32, lane_mask: u32, clamp: u32) -> f32;
     #[link_name = "llvm.nvvm.shfl.sync.idx.i32"]
     fn shfl_sync_idx_i32(mask: u32, value: u32, lane: u32, clamp: u32) -> u32;
+    #[link_name = "llvm.nvvm.barrier.cta.sync.aligned.count"]
+    fn barrier_cta_sync_aligned_count(id: u32, threads: u32);
+    #[link_name = "llvm.nvvm.barrier.cta.arrive.aligned.count"]
+    fn barrier_cta_arrive_aligned_count(id: u32, threads: u32);
+    #[link_name = "llvm.nvvm.setmaxnreg.inc.sync.aligned.u32"]
+    fn setmaxnreg_inc(registers: u32);
+    #[link_name = "llvm.nvvm.setmaxnreg.dec.sync.aligned.u32"]
+    fn setmaxnreg_dec(registers: u32);
+    #[link_name = "llvm.nvvm.elect.sync"]
+    fn elect_sync(mask: u32) -> Elected;
+}
+
+#[repr(C)]
+struct Elected {
+    lane: u32,
+    elected: bool,
 }
 
 const FULL_WARP: u32 = 0xffff_ffff;
@@ -73,4 +89,39 @@ pub fn cp_async_commit() {
 pub fn cp_async_wait<const PENDING: usize>() {
     // SAFETY: waits; the memory clobber orders later reads after it.
     unsafe { asm!("cp.async.wait_group {};", const PENDING, options(nostack)) }
+}
+
+/// `barrier.cta.sync.aligned ID, THREADS`: waits until so many threads have come to the barrier.
+#[inline(always)]
+pub fn named_sync(id: u32, threads: u32) {
+    // SAFETY: the callers are on control flow that is uniform over the warp, and agree on the number of threads.
+    unsafe { barrier_cta_sync_aligned_count(id, threads) }
+}
+
+/// `barrier.cta.arrive.aligned ID, THREADS`: comes to the barrier and goes on.
+#[inline(always)]
+pub fn named_arrive(id: u32, threads: u32) {
+    // SAFETY: as for `named_sync`.
+    unsafe { barrier_cta_arrive_aligned_count(id, threads) }
+}
+
+/// `setmaxnreg.inc`: the warpgroup's threads have so many registers from now on (24 to 256, a multiple of 8), once there are as many.
+#[inline(always)]
+pub fn registers_inc<const REGISTERS: u32>() {
+    // SAFETY: the callers are on control flow that is uniform over the warpgroup.
+    unsafe { setmaxnreg_inc(REGISTERS) }
+}
+
+/// `setmaxnreg.dec`: gives registers back.
+#[inline(always)]
+pub fn registers_dec<const REGISTERS: u32>() {
+    // SAFETY: as for `registers_inc`.
+    unsafe { setmaxnreg_dec(REGISTERS) }
+}
+
+/// `elect.sync`: true in one lane of the warp, the same every time.
+#[inline(always)]
+pub fn elect() -> bool {
+    // SAFETY: as for `warp_sync`.
+    unsafe { elect_sync(FULL_WARP) }.elected
 }

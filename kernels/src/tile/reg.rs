@@ -1,5 +1,7 @@
 //! Accumulator tiles in registers.
 
+use crate::ptx::wgmma::{Descriptor, Wgmma};
+
 /// One warp's accumulators: `M_FRAGS` x `N_FRAGS` fragments of 16 rows and 8 columns.
 ///
 /// Indices must be constants after unrolling, or the tile leaves the registers.
@@ -41,3 +43,32 @@ pub const MAX_M_FRAGS: usize = 2;
 
 /// One value for each query row that a lane shares in: rows g and g + 8 of every fragment.
 pub type RowVec = [[f32; 2]; MAX_M_FRAGS];
+
+impl<T, const N: usize> Wgmma<T> for RegTile<1, N>
+where
+    [[f32; 4]; N]: Wgmma<T>,
+{
+    #[inline(always)]
+    unsafe fn mm_ss(&mut self, a: Descriptor, b: Descriptor) {
+        // SAFETY: the caller's promise. So below.
+        unsafe { self.0[0].mm_ss(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn mma_ss(&mut self, a: Descriptor, b: Descriptor) {
+        // SAFETY: as above.
+        unsafe { self.0[0].mma_ss(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn mm_rs(&mut self, a: [u32; 4], b: Descriptor) {
+        // SAFETY: as above.
+        unsafe { self.0[0].mm_rs(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn mma_rs(&mut self, a: [u32; 4], b: Descriptor) {
+        // SAFETY: as above.
+        unsafe { self.0[0].mma_rs(a, b) }
+    }
+}

@@ -4,10 +4,9 @@ use std::sync::OnceLock;
 
 use flashtile::{
     DeviceInfo, Plan, Variant,
-    device::{LaunchConfig, emulator::Options},
+    device::emulator::{Options, tensor_map},
     reference::{ErrorBound, Reference},
 };
-use flashtile_abi::AttentionParams;
 use flashtile_emulator::{Emulator, FaultKind, Launch, LaunchError, Module, Rule};
 
 use super::{
@@ -79,8 +78,6 @@ struct Prepared {
     images: Images,
     plan: Plan,
     /// The kernel's geometry, whatever kernel the plan has.
-    config: LaunchConfig,
-    m_blocks: u32,
     expected: Left,
     bound: OnceLock<(Reference, ErrorBound)>,
 }
@@ -155,19 +152,12 @@ impl Prepared {
     fn new(variant: &'static Variant, problem: Problem) -> Result<Self, String> {
         let case = &problem.case;
         let fail = |reason: String| format!("{case}: {reason}");
+        // Of several kernels that are wide enough the host picks the narrowest. The others are right too.
         let plan = case
             .problem()
             .lse(problem.lse)
-            .plan(&DeviceInfo::emulator());
+            .plan_variant(&DeviceInfo::emulator(), variant);
         let plan = plan.map_err(|error| fail(error.to_string()))?;
-        // Of several kernels that are wide enough the host picks the narrowest. The others are right too.
-        let shape = &case.shape;
-        let m_blocks = (shape.seqlen_q as u32).div_ceil(variant.tile.block_m);
-        let config = LaunchConfig {
-            grid: [m_blocks * (shape.heads_q * shape.batch) as u32, 1, 1],
-            block: [variant.threads, 1, 1],
-            shared_bytes: variant.shared_bytes,
-        };
         let tensors = Tensors::of(case);
         let images = Images::of(&problem, &tensors);
         Ok(Self {
@@ -175,8 +165,6 @@ impl Prepared {
             tensors,
             images,
             plan,
-            config,
-            m_blocks,
             expected: Left::default(),
             bound: OnceLock::new(),
         })
@@ -387,18 +375,15 @@ impl<'s> Bench<'s> {
         place
             .prepare(&self.emulator, &problem.images)
             .map_err(|error| refused(&error))?;
-        let params = problem.plan.params(&place.pointers);
-        let params = AttentionParams {
-            m_blocks: problem.m_blocks,
-            ..params.map_err(|error| refused(&error))?
-        };
-        let config = &problem.config;
+        let prepared = problem.plan.prepare_with(&place.pointers, tensor_map);
+        let prepared = prepared.map_err(|error| refused(&error))?;
+        let config = &prepared.config;
         let launch = Launch {
             grid: config.grid,
             block: config.block,
-            cluster: None,
+            cluster: Some([config.cluster, 1, 1]),
             dynamic_shared: config.shared_bytes,
-            params: params.as_bytes(),
+            params: prepared.params.as_bytes(),
         };
         let launched = self
             .emulator

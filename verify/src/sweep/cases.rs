@@ -1,6 +1,6 @@
 //! A case for each class, for any variant.
 
-use flashtile::{CausalAlignment, OutDType, ScoreModKind, Variant};
+use flashtile::{Arch, ArchChoice, CausalAlignment, OutDType, ScoreModKind, Variant};
 
 use super::class::{Class, Dims, Lie, Queries, Score, Sides, is_prime};
 use crate::{
@@ -42,11 +42,21 @@ pub fn dims(variant: &Variant, dims: Dims) -> (usize, usize) {
     }
 }
 
+/// The tier of a variant.
+fn arch_of(variant: &Variant) -> ArchChoice {
+    match variant.arch {
+        Arch::Sm80 => ArchChoice::Sm80,
+        Arch::Sm90a => ArchChoice::Sm90a,
+    }
+}
+
 /// Unmasked, of these lengths, at the variant's own head dimensions.
 fn plain(variant: &Variant, seqlen_q: usize, seqlen_k: usize) -> Case {
     let tile = &variant.tile;
     let shape = sizes(seqlen_q, seqlen_k, [1, 1], tile.head_dim_qk as usize);
-    let mut case = Case::new(tile.dtype, shape).algorithm(variant.algorithm);
+    let mut case = Case::new(tile.dtype, shape)
+        .algorithm(variant.algorithm)
+        .arch(arch_of(variant));
     case.shape.head_dim_v = tile.head_dim_v as usize;
     if variant.score_mod == ScoreModKind::Softcap {
         case.softcap = Some(3.0);

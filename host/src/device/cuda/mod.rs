@@ -2,19 +2,21 @@
 
 mod driver;
 mod raw;
+mod timing;
 
 use std::{
     collections::HashMap,
-    ffi::{CString, c_int, c_uint, c_void},
+    ffi::{CString, c_char, c_int, c_uint, c_void},
     ptr::null_mut,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use flashtile_abi::Variant;
+use flashtile_abi::{DType, TensorMap, Variant};
 
-use self::driver::{Driver, Handle, Ordinal, codes};
+use self::driver::{AlignedMap, Driver, Handle, LaunchAttribute, LaunchAttributes, Ordinal, codes};
 pub use self::raw::RawModule;
-use super::{Device, DeviceInfo, DeviceKind, LaunchConfig, Stream};
+pub use self::timing::{Event, Graph, OwnedStream};
+use super::{Device, DeviceInfo, DeviceKind, LaunchConfig, Stream, TensorMapSpec};
 use crate::error::{Error, Result};
 
 /// Bytes of the compiler's complaints that are kept.
@@ -116,26 +118,32 @@ fn find(driver: &Driver, ordinal: c_int) -> Result<Ordinal> {
     Ok(device)
 }
 
+/// Text that the driver writes into a buffer of so many bytes.
+fn text(write: impl FnOnce(*mut c_char, c_int) -> Result<()>) -> Result<String> {
+    let mut buffer = [0u8; 256];
+    write(buffer.as_mut_ptr().cast(), buffer.len() as c_int)?;
+    let end = buffer.iter().position(|&byte| byte == 0);
+    let text = &buffer[..end.unwrap_or(buffer.len())];
+    Ok(String::from_utf8_lossy(text).into_owned())
+}
+
+fn attribute(driver: &Driver, device: Ordinal, attribute: c_int) -> Result<u32> {
+    let mut value = 0;
+    // SAFETY: writes one int; attribute and device are checked by the driver.
+    unsafe { driver.device_attribute(&raw mut value, attribute, device)? };
+    Ok(u32::try_from(value).unwrap_or(0))
+}
+
 fn info(driver: &Driver, device: Ordinal) -> Result<DeviceInfo> {
-    let attribute = |attribute| -> Result<u32> {
-        let mut value = 0;
-        // SAFETY: writes one int; attribute and device are checked by the driver.
-        unsafe { driver.device_attribute(&raw mut value, attribute, device)? };
-        Ok(u32::try_from(value).unwrap_or(0))
-    };
-    let mut name = [0u8; 256];
-    // SAFETY: writes at most 256 bytes, a terminating 0 among them.
-    unsafe { driver.device_name(name.as_mut_ptr().cast(), name.len() as c_int, device)? };
-    let end = name
-        .iter()
-        .position(|&byte| byte == 0)
-        .unwrap_or(name.len());
+    let attribute = |which| attribute(driver, device, which);
+    // SAFETY: writes at most `len` bytes, a terminating 0 among them.
+    let name = text(|name, len| unsafe { driver.device_name(name, len, device) })?;
     let mut total_memory = 0;
     // SAFETY: writes one size.
     unsafe { driver.device_memory(&raw mut total_memory, device)? };
     Ok(DeviceInfo {
         kind: DeviceKind::Cuda,
-        name: String::from_utf8_lossy(&name[..end]).into_owned(),
+        name,
         compute_capability: (
             attribute(codes::ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(codes::ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
@@ -224,6 +232,34 @@ impl CudaDevice {
             },
             state: Mutex::default(),
         })
+    }
+
+    /// The device, as the driver knows it.
+    fn ordinal(&self) -> Result<Ordinal> {
+        let _pushed = self.push()?;
+        let mut device = 0;
+        // SAFETY: writes one device; a context is current.
+        unsafe { self.driver.context_device(&raw mut device)? };
+        Ok(device)
+    }
+
+    /// Bytes of the GPU's L2 cache.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn l2_bytes(&self) -> Result<usize> {
+        let bytes = attribute(self.driver, self.ordinal()?, codes::ATTRIBUTE_L2_CACHE_SIZE)?;
+        Ok(bytes as usize)
+    }
+
+    /// The GPU's place on the PCI bus, by which other tools know it whatever the numbering: `0000:17:00.0`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn pci_bus_id(&self) -> Result<String> {
+        let device = self.ordinal()?;
+        // SAFETY: writes at most `len` bytes, a terminating 0 among them.
+        text(|name, len| unsafe { self.driver.device_bus_id(name, len, device) })
     }
 
     /// The context (`CUcontext`), still this device's or its lender's.
@@ -350,6 +386,30 @@ impl CudaDevice {
         kernel_params: *mut *mut c_void,
         extra: *mut *mut c_void,
     ) -> Result<()> {
+        if config.cluster > 1 {
+            let cluster = LaunchAttribute {
+                id: codes::LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                padding: 0,
+                value: std::array::from_fn(|n| match n {
+                    0 => config.cluster,
+                    1 | 2 => 1,
+                    _ => 0,
+                }),
+            };
+            let attributes = LaunchAttributes {
+                grid: config.grid,
+                block: config.block,
+                shared_bytes: config.shared_bytes,
+                stream: stream.as_raw(),
+                attributes: &raw const cluster,
+                count: 1,
+            };
+            // SAFETY: the caller's; the attributes live as long as the call.
+            return unsafe {
+                self.driver
+                    .launch_kernel_with(&raw const attributes, function, kernel_params, extra)
+            };
+        }
         let [grid_x, grid_y, grid_z] = config.grid;
         let [block_x, block_y, block_z] = config.block;
         // SAFETY: the caller's.
@@ -454,6 +514,40 @@ impl Device for CudaDevice {
             let kernel_params = kernel_params.as_mut_ptr();
             self.enqueue(loaded.function, config, stream, kernel_params, null_mut())
         }
+    }
+
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
+        let _pushed = self.push()?;
+        let element = match spec.dtype {
+            DType::F16 => codes::TENSOR_MAP_FLOAT16,
+            DType::Bf16 => codes::TENSOR_MAP_BFLOAT16,
+            DType::F32 => codes::TENSOR_MAP_FLOAT32,
+        };
+        // CU_TENSOR_MAP_SWIZZLE_32B, _64B, _128B.
+        let swizzle = match spec.swizzle {
+            128 => 3,
+            64 => 2,
+            _ => 1,
+        };
+        let mut map = AlignedMap([0; 16]);
+        // SAFETY: a context is current; the map is aligned, the arrays have five entries, and four; the address is only written down.
+        unsafe {
+            self.driver.tensor_map_encode(
+                &raw mut map,
+                element,
+                5,
+                spec.address as *mut c_void,
+                spec.dims.as_ptr(),
+                spec.strides.as_ptr(),
+                spec.extents.as_ptr(),
+                [1; 5].as_ptr(),
+                codes::TENSOR_MAP_NONE,
+                swizzle,
+                codes::TENSOR_MAP_L2_PROMOTION_128B,
+                codes::TENSOR_MAP_NONE,
+            )?;
+        }
+        Ok(TensorMap(map.0))
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -1,11 +1,11 @@
 //! From accumulators to global memory: out and lse.
 
 use super::config::{Config, ConfigExt};
-use super::pass::RowStats;
 use super::pipeline::Block;
+use crate::attention::softmax::{self, RowStats};
 use crate::element::Element;
 use crate::ptx::math::div_rem;
-use crate::ptx::{copy, math, sync};
+use crate::ptx::{copy, sync};
 use crate::tile::reg::AccumTile;
 use crate::tile::smem::{CHUNK, SmemTile};
 use flashtile_abi::TensorView;
@@ -26,13 +26,7 @@ pub fn store_lse<C: Config>(block: &Block, stats: &RowStats, factor: f32) {
     for m in 0..C::Output::M_FRAGS {
         for half in 0..2 {
             let q_idx = block.lane_row(C::Output::M_FRAGS, m, half);
-            let sum = stats.sum[m][half] * math::rcp(factor);
-            let log2 = math::fma(stats.max[m][half], params.exponent_scale, math::lg2(sum));
-            let lse = if sum == 0.0 {
-                f32::NEG_INFINITY
-            } else {
-                log2 * core::f32::consts::LN_2
-            };
+            let lse = softmax::lse(stats, m, half, params.exponent_scale, factor);
             // One lane of the quad writes.
             if block.lane.is_multiple_of(4) && q_idx < params.seqlen_q {
                 // SAFETY: the row exists and lse is 4-byte aligned.

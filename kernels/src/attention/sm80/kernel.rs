@@ -2,10 +2,10 @@
 
 use super::config::{Config, ConfigExt};
 use super::epilogue::{store_lse, store_out};
-use super::pass::{Fused, Max, MaxSum, Pass, RowStats, Sum, WeightedSum};
+use super::pass::{Fused, Max, MaxSum, Pass, Sum, WeightedSum};
 use super::pipeline::{Block, Stream, load_query, receive_query};
 use super::query::QueryFrags;
-use super::softmax;
+use crate::attention::softmax::{self, RowStats};
 use crate::element::Element;
 use crate::ptx::sync;
 use crate::tile::reg::AccumTile;
@@ -50,7 +50,13 @@ impl<C: Config> Kernel<C> for FusedKernel {
             stream.run(&block, &q, &mut pass);
             // Scores that are not finite or very large spoil the fast exponents, and sums of values can
             // overflow. Both are rare (f16 inputs can hardly do it): the block is computed twice then.
-            if block.is_careful() || !sync::cta_any(pass.is_spoilt(params.exponent_scale)) {
+            if block.is_careful()
+                || !sync::cta_any(softmax::is_spoilt(
+                    &pass.stats,
+                    &pass.out,
+                    params.exponent_scale,
+                ))
+            {
                 break;
             }
             block.take_care();

@@ -3,7 +3,7 @@
 use super::config::{Config, ConfigExt};
 use super::kernel::{FusedKernel, Kernel, ThreePassKernel, TwoPassKernel};
 use super::query::{InRegisters, InSharedMemory};
-use super::score_mod::{self, ScoreMod};
+use crate::attention::score_mod::{self, ScoreMod};
 use crate::element::{self, Element};
 use crate::tile::reg::RegTile;
 use flashtile_abi::{Algorithm, AttentionParams, DType, ScoreModKind, TileShape};
@@ -71,5 +71,5 @@ macro_rules! instances {
     )* };
 }
 
-#[cfg(target_arch = "nvptx64")]
+#[cfg(all(target_arch = "nvptx64", flashtile_arch = "sm_80"))]
 flashtile_abi::for_each_variant!(instances);

@@ -1,15 +1,17 @@
 //! One block's place in the problem, and the stream of K and V tiles past it.
 
 use super::config::{Config, ConfigExt};
-use super::mask::{Masked, Masking, Unmasked};
 use super::pass::Pass;
 use super::query::QueryFrags;
+use crate::attention::mask::{Masked, Masking, QueryRows, Unmasked};
+use crate::attention::softmax::Care;
+use crate::element::Element;
 use crate::ptx::math::div_rem;
 use crate::ptx::{special, sync};
 use crate::tile::load::TileLoader;
 use crate::tile::smem::{FragmentView, SmemTile};
 use flashtile_abi::params::flags;
-use flashtile_abi::{AttentionParams, BlockRange};
+use flashtile_abi::{AttentionParams, BlockRange, DType, KeyInterval};
 
 /// Where a thread is.
 #[derive(Clone, Copy)]
@@ -100,9 +102,35 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// How exponents of tiles with masks are computed.
+    #[inline(always)]
+    pub fn care<E: Element>(&self) -> Care {
+        Care {
+            careful: self.is_careful(),
+            factor: E::CAREFUL_FACTOR,
+            slack: 0.0,
+            // f32's kernel at head_dim 256 has no registers for it.
+            apart: !matches!(E::DTYPE, DType::F32),
+        }
+    }
+
     #[inline(always)]
     fn has(&self, flag: u32) -> bool {
         self.params.flags & flag != 0
+    }
+}
+
+impl QueryRows for Block<'_> {
+    const MASK_BITS: bool = false;
+
+    #[inline(always)]
+    fn lane(&self) -> u32 {
+        self.lane
+    }
+
+    #[inline(always)]
+    fn keys(&self, m_frags: usize, m: usize, half: usize) -> KeyInterval {
+        self.params.band.row(self.lane_row(m_frags, m, half))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What distinguishes one instance of a kernel from another.
 
 use super::query::QueryFrags;
-use super::score_mod::ScoreMod;
+use crate::attention::score_mod::ScoreMod;
 use crate::element::Element;
 use crate::tile::load::LoadShape;
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS};

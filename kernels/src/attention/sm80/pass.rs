@@ -1,11 +1,11 @@
 //! What a kernel does with each key tile.
 
 use super::config::{Config, ConfigExt};
-use super::mask::Masking;
 use super::pipeline::{Block, KvTiles, query_view};
 use super::query::QueryFrags;
-use super::score_mod::ScoreMod;
-use super::softmax::{self, Exponents, Guarded};
+use crate::attention::mask::Masking;
+use crate::attention::score_mod::ScoreMod;
+use crate::attention::softmax::{self, Care, Exponents, Guarded, RowStats};
 use crate::element::Element;
 use crate::ptx::{math, special, sync};
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS, RowVec};
@@ -129,66 +129,6 @@ fn mma_pv<C: Config>(out: &mut C::Output, p: &C::Scores, v: SmemTile, lane: u32)
     }
 }
 
-const NO_KEY: RowVec = [[f32::NEG_INFINITY; 2]; MAX_M_FRAGS];
-const NOTHING: RowVec = [[0.0; 2]; MAX_M_FRAGS];
-
-/// Maximum and sum of each row so far; the sums are a lane's part until they are reduced.
-#[derive(Clone, Copy)]
-pub struct RowStats {
-    /// Largest score, -inf before the first key.
-    pub max: RowVec,
-    /// Sum of 2^((score - max) * exponent_scale).
-    pub sum: RowVec,
-}
-
-impl RowStats {
-    /// Of no keys.
-    pub const EMPTY: Self = Self {
-        max: NO_KEY,
-        sum: NOTHING,
-    };
-
-    /// Whether a row of this lane's is spoilt: its sum is NaN (an unmasked tile had a score that was not
-    /// finite), or its maximum is large.
-    #[inline(always)]
-    fn is_spoilt<S: AccumTile>(&self, exponent_scale: f32) -> bool {
-        let mut spoilt = false;
-        for m in 0..S::M_FRAGS {
-            for half in 0..2 {
-                let (max, sum) = (self.max[m][half], self.sum[m][half]);
-                let magnitude = f32::from_bits(max.to_bits() & 0x7fff_ffff) * exponent_scale;
-                let large = magnitude > softmax::CAREFUL_ABOVE && max != f32::NEG_INFINITY;
-                spoilt |= sum != sum || large;
-            }
-        }
-        spoilt
-    }
-
-    /// Takes in a tile: new maxima, sums rescaled and added to, scores turned into probabilities
-    /// (relative to the new maxima). Returns the factors that bring older values to the new maxima.
-    #[inline(always)]
-    fn absorb<S: AccumTile, E: Exponents>(
-        &mut self,
-        scores: &mut S,
-        exponent_scale: f32,
-        exponents: E,
-    ) -> RowVec {
-        let old = self.max;
-        softmax::update_max(&mut self.max, scores);
-        let mut correction = NOTHING;
-        for m in 0..S::M_FRAGS {
-            for half in 0..2 {
-                correction[m][half] =
-                    exponents.correction(old[m][half], self.max[m][half], exponent_scale);
-                self.sum[m][half] *= correction[m][half];
-            }
-        }
-        softmax::exponentiate(scores, &self.max, exponent_scale, exponents);
-        softmax::add_sum(&mut self.sum, scores);
-        correction
-    }
-}
-
 /// Everything in one walk (FlashAttention-2): output rescaled whenever a maximum grows.
 pub struct Fused<C: Config> {
     /// Row statistics.
@@ -206,7 +146,7 @@ impl<C: Config> Pass<C> for Fused<C> {
         let correction = self.stats.absorb(
             &mut scores,
             block.params.exponent_scale,
-            M::exponents::<C::Element>(block),
+            M::exponents(block.care::<C::Element>()),
         );
         if C::SKIP_RESCALE {
             // After the first tiles most maxima stay: no row of the warp needs the multiplication by 1.
@@ -225,21 +165,6 @@ impl<C: Config> Pass<C> for Fused<C> {
 }
 
 impl<C: Config> Fused<C> {
-    /// Whether what this lane holds must be computed again, with care.
-    #[inline(always)]
-    pub fn is_spoilt(&self, exponent_scale: f32) -> bool {
-        // 0 as long as every sum of values is finite, else NaN.
-        let mut zero = 0.0;
-        for m in 0..C::Output::M_FRAGS {
-            for n in 0..C::Output::N_FRAGS {
-                for i in 0..4 {
-                    zero = math::fma(self.out.frag(m, n)[i], 0.0, zero);
-                }
-            }
-        }
-        zero != zero || self.stats.is_spoilt::<C::Output>(exponent_scale)
-    }
-
     /// Before the first tile.
     pub const START: Self = Self {
         stats: RowStats::EMPTY,
@@ -248,10 +173,12 @@ impl<C: Config> Fused<C> {
 }
 
 /// The ladder's passes take care in every tile: their speed is not the point.
-const CAREFUL: Guarded = Guarded {
+const CAREFUL: Guarded = Guarded(Care {
     careful: true,
     factor: 1.0,
-};
+    slack: 0.0,
+    apart: false,
+});
 
 /// Maxima alone: the first pass of three.
 pub struct Max {
@@ -280,12 +207,7 @@ impl<C: Config> Pass<C> for Sum {
     #[inline(always)]
     fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
         let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
-        softmax::exponentiate(
-            &mut scores,
-            &self.stats.max,
-            block.params.exponent_scale,
-            CAREFUL,
-        );
+        CAREFUL.probabilities(&mut scores, &self.stats.max, block.params.exponent_scale);
         softmax::add_sum(&mut self.stats.sum, &scores);
     }
 }
@@ -324,7 +246,7 @@ impl<C: Config> Pass<C> for WeightedSum<C> {
     #[inline(always)]
     fn tile<M: Masking>(&mut self, block: &Block, q: &C::Query, n_block: i32, tiles: &KvTiles) {
         let mut scores = scores::<C, M>(block, q, n_block, tiles.k);
-        softmax::exponentiate(&mut scores, &self.max, block.params.exponent_scale, CAREFUL);
+        CAREFUL.probabilities(&mut scores, &self.max, block.params.exponent_scale);
         softmax::scale_rows(&mut scores, &self.inverse_sum);
         mma_pv::<C>(&mut self.out, &scores, tiles.v, block.lane);
     }

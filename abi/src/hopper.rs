@@ -1,0 +1,129 @@
+//! Tiles of the sm_90a tier, and where they lie in shared memory.
+//!
+//! A block has one warpgroup that loads (the producer) and several that compute (consumers), each with 64 query rows.
+
+use crate::tile::{DType, TileShape};
+use crate::variant::ScoreModKind;
+
+/// Shared memory that one block may have on Hopper.
+pub const SM90_SHARED_CAPACITY: u32 = 227 * 1024;
+
+/// Query rows of a warpgroup.
+pub const WARPGROUP_ROWS: u32 = 64;
+
+/// Threads of a warpgroup.
+pub const WARPGROUP: u32 = 128;
+
+/// Most pieces of work of a block, which remembers with a bit of shared memory for each whether it must do it again. Where there are
+/// more, there are more blocks.
+pub const MOST_PIECES: u32 = 1024;
+
+/// Bytes of a row of a swizzled block of columns: the most that divides a tile's row.
+pub const fn swizzle_bytes(row_bytes: u32) -> u32 {
+    if row_bytes.is_multiple_of(128) {
+        128
+    } else if row_bytes.is_multiple_of(64) {
+        64
+    } else {
+        32
+    }
+}
+
+/// Byte offsets into a block's shared memory. A tile is cut into blocks of columns, [`swizzle_bytes`] wide, one after another;
+/// all offsets of tiles are multiples of 1024.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HopperPlan {
+    /// Q tiles [block_m / 64][64, head_dim_qk].
+    pub q: u32,
+    /// K tiles [stages][block_n, head_dim_qk].
+    pub k: u32,
+    /// Bytes of one K tile.
+    pub k_stage: u32,
+    /// V tiles [stages][block_n, head_dim_v].
+    pub v: u32,
+    /// Bytes of one V tile.
+    pub v_stage: u32,
+    /// Output tiles [consumers][64, head_dim_v / v_splits]: over the Q tiles if there is no room of their own.
+    pub out: u32,
+    /// mbarriers, 8 bytes each, in the order of the sm_90a pipeline.
+    pub barriers: u32,
+    /// A bit for each of [`MOST_PIECES`].
+    pub spoilt: u32,
+    /// Bytes altogether.
+    pub bytes: u32,
+}
+
+impl TileShape {
+    /// The tile of the sm_90a tier for a dtype, a pair of padded head dimensions and what happens to scores.
+    pub const fn sm90(
+        dtype: DType,
+        head_dim_qk: u32,
+        head_dim_v: u32,
+        score_mod: ScoreModKind,
+    ) -> Self {
+        let _ = score_mod;
+        let (warpgroups, block_n, stages, v_splits) = match (head_dim_qk, head_dim_v) {
+            (64, 64) => (3, 128, 3, 1),
+            (96, 96) => (2, 128, 2, 1),
+            (128, 128) => (2, 128, 2, 1),
+            (192, 128) => (2, 128, 2, 1),
+            (192, 192) => (2, 96, 2, 1),
+            (256, 256) => (2, 80, 2, 1),
+            (64, 256) => (2, 96, 2, 1),
+            (64, 512) => (2, 64, 2, 2),
+            (512, 512) => (2, 64, 1, 2),
+            _ => panic!("no tile for these head dimensions"),
+        };
+        let tile = Self {
+            dtype,
+            block_m: WARPGROUP_ROWS * warpgroups / v_splits,
+            block_n,
+            head_dim_qk,
+            head_dim_v,
+            warps: 4 * warpgroups,
+            stages,
+            min_blocks: 1,
+            v_splits,
+        };
+        assert!(tile.hopper_plan().bytes <= SM90_SHARED_CAPACITY);
+        tile
+    }
+
+    /// Warpgroups that compute.
+    pub const fn consumers(&self) -> u32 {
+        self.warps / 4
+    }
+
+    /// Where things lie in shared memory, in the sm_90a tier.
+    pub const fn hopper_plan(&self) -> HopperPlan {
+        let es = self.dtype.bytes();
+        let q_bytes = self.block_m * self.head_dim_qk * es;
+        let k_stage = self.block_n * self.head_dim_qk * es;
+        let v_stage = self.block_n * self.head_dim_v * es;
+        let out_bytes = self.block_m * self.head_dim_v * 2;
+        // Q and out: one full and one empty barrier; K and V: one of each a stage.
+        let barrier_bytes = (2 + 4 * self.stages) * 8;
+        let small = barrier_bytes + MOST_PIECES / 8;
+        let k = q_bytes;
+        let v = k + self.stages * k_stage;
+        let v_end = v + self.stages * v_stage;
+        let own_room = v_end + out_bytes + small <= SM90_SHARED_CAPACITY;
+        let (out, end) = if own_room {
+            (v_end, v_end + out_bytes)
+        } else {
+            assert!(out_bytes <= q_bytes);
+            (0, v_end)
+        };
+        HopperPlan {
+            q: 0,
+            k,
+            k_stage,
+            v,
+            v_stage,
+            out,
+            barriers: end,
+            spoilt: end + barrier_bytes,
+            bytes: end + small,
+        }
+    }
+}

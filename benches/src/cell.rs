@@ -1,0 +1,466 @@
+//! What is measured: one problem at a time, out of a grid of them.
+
+use std::{fmt, str::FromStr};
+
+use flashtile::{
+    Algorithm, ArchChoice, CausalAlignment, DType, Problem, Shape, Window, kernels,
+    reference::visible,
+};
+
+/// Which keys a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mask {
+    /// All.
+    Full,
+    /// Those up to its diagonal, which ends with the last key.
+    Causal,
+    /// Those so near to its diagonal.
+    Window(Window),
+}
+
+impl Mask {
+    /// Name in results.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Causal => "causal",
+            Self::Window(_) => "window",
+        }
+    }
+}
+
+/// How many query heads share a key/value head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group(pub usize);
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            1 => f.write_str("mha"),
+            n => write!(f, "gqa{n}"),
+        }
+    }
+}
+
+impl FromStr for Group {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let size = match text.strip_prefix("gqa") {
+            Some(number) => number.parse().ok(),
+            None => (text == "mha").then_some(1),
+        };
+        match size {
+            Some(size @ 1..=1024) => Ok(Self(size)),
+            _ => Err("expected mha, or gqaN with N query heads to a key/value head".into()),
+        }
+    }
+}
+
+/// Elements of queries and keys, and of values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HeadDim {
+    /// Of a query and of a key.
+    pub qk: usize,
+    /// Of a value.
+    pub v: usize,
+}
+
+impl From<usize> for HeadDim {
+    /// The same for all.
+    fn from(dim: usize) -> Self {
+        Self { qk: dim, v: dim }
+    }
+}
+
+impl fmt::Display for HeadDim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.qk == self.v {
+            true => write!(f, "{}", self.qk),
+            false => write!(f, "{}/{}", self.qk, self.v),
+        }
+    }
+}
+
+impl FromStr for HeadDim {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (qk, v) = text.split_once('/').unwrap_or((text, text));
+        let number = |text: &str| text.parse().ok().filter(|&n: &usize| n > 0);
+        match (number(qk), number(v)) {
+            (Some(qk), Some(v)) => Ok(Self { qk, v }),
+            _ => Err("expected a number, or QK/V".into()),
+        }
+    }
+}
+
+/// One problem to be measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cell {
+    /// Element type of q, k, v and out.
+    pub dtype: DType,
+    /// Sizes.
+    pub shape: Shape,
+    /// Mask.
+    pub mask: Mask,
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = &self.shape;
+        write!(
+            f,
+            "{} b{} q{} k{} h{}/{} d{}/{} {}",
+            self.dtype.as_str(),
+            s.batch,
+            s.seqlen_q,
+            s.seqlen_k,
+            s.heads_q,
+            s.heads_kv,
+            s.head_dim_qk,
+            s.head_dim_v,
+            self.mask.name()
+        )?;
+        match self.mask {
+            Mask::Window(Window { left, right }) => {
+                let side = |side: Option<u32>| side.map_or(-1, i64::from);
+                write!(f, "={},{}", side(left), side(right))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Cell {
+    /// The problem: contiguous tensors [batch, seqlen, heads, head_dim], fused, out alone.
+    pub fn problem(&self, arch: ArchChoice) -> Problem {
+        let problem = Problem::contiguous(self.dtype, self.shape).arch(arch);
+        match self.mask {
+            Mask::Full => problem,
+            Mask::Causal => problem.causal(CausalAlignment::BottomRight),
+            Mask::Window(Window { left, right }) => problem.window(left, right),
+        }
+    }
+
+    /// Head dimensions.
+    pub fn head_dim(&self) -> HeadDim {
+        HeadDim {
+            qk: self.shape.head_dim_qk,
+            v: self.shape.head_dim_v,
+        }
+    }
+
+    /// Query heads to a key/value head.
+    pub fn group(&self) -> Group {
+        Group(self.shape.heads_q / self.shape.heads_kv.max(1))
+    }
+
+    /// Floating-point operations as FlashAttention counts them (`hopper/benchmark_attn.py`): 2 for each multiplication
+    /// and addition of both products, over the keys that a query sees on average. Under a causal mask that is
+    /// half the square exactly, whatever the diagonal.
+    pub fn flops(&self) -> f64 {
+        let s = &self.shape;
+        let (queries, keys) = (s.seqlen_q as f64, s.seqlen_k as f64);
+        let seen = match self.mask {
+            Mask::Full => keys,
+            Mask::Causal => ((keys - queries).max(0.0) + keys) / 2.0,
+            Mask::Window(window) => {
+                let row = |query: usize| {
+                    let diagonal = query as f64 + keys - queries;
+                    let side = |side: Option<u32>| side.map_or(f64::INFINITY, f64::from);
+                    let first = (diagonal - side(window.left)).max(0.0);
+                    let last = (diagonal + side(window.right)).min(keys - 1.0);
+                    (last - first + 1.0).max(0.0)
+                };
+                (0..s.seqlen_q).map(row).sum::<f64>() / queries.max(1.0)
+            }
+        };
+        let rows = s.batch as f64 * s.heads_q as f64 * queries;
+        2.0 * rows * seen * (s.head_dim_qk + s.head_dim_v) as f64
+    }
+
+    /// Bytes that must move at least: each input read once, the output written once. `None` past 64 bits.
+    pub fn bytes(&self) -> Option<u64> {
+        let problem = self.problem(ArchChoice::Auto);
+        let inputs = [&problem.q, &problem.k, &problem.v].map(|input| (input, self.dtype));
+        let tensors = inputs
+            .into_iter()
+            .chain([(&problem.out, problem.out_element())]);
+        tensors.into_iter().try_fold(0u64, |sum, (tensor, dtype)| {
+            let elements: u64 = tensor.elements()?.try_into().ok()?;
+            sum.checked_add(elements.checked_mul(u64::from(dtype.bytes()))?)
+        })
+    }
+
+    /// Floating-point operations to a byte that must move.
+    pub fn intensity(&self) -> f64 {
+        self.flops() / self.bytes().unwrap_or(u64::MAX).max(1) as f64
+    }
+
+    /// The keys that a query sees: with these masks, all between the first and the last.
+    pub(crate) fn seen(&self, query: usize) -> std::ops::Range<usize> {
+        let problem = self.problem(ArchChoice::Auto);
+        let sees = |key: &usize| visible(&problem, query, *key);
+        let mut keys = (0..self.shape.seqlen_k).filter(sees);
+        let Some(first) = keys.next() else {
+            return 0..0;
+        };
+        first..keys.next_back().unwrap_or(first) + 1
+    }
+}
+
+/// Element types of the fused kernels, in the order in which they are measured: bf16, the one that others publish, first.
+pub fn dtypes() -> Vec<DType> {
+    let mut dtypes = Vec::new();
+    for kernel in kernels().filter(|kernel| kernel.variant.algorithm == Algorithm::Fused) {
+        let dtype = kernel.variant.tile.dtype;
+        if !dtypes.contains(&dtype) {
+            dtypes.push(dtype);
+        }
+    }
+    dtypes.sort_by_key(|&dtype| dtype != DType::Bf16);
+    dtypes
+}
+
+/// The element type of that name.
+///
+/// # Errors
+/// The names there are.
+pub fn dtype(name: &str) -> Result<DType, String> {
+    let known = dtypes();
+    let found = known.iter().find(|dtype| dtype.as_str() == name).copied();
+    found.ok_or_else(|| {
+        let names: Vec<_> = known.iter().map(|dtype| dtype.as_str()).collect();
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
+/// Lists of which every combination is a cell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grid {
+    /// Element types.
+    pub dtypes: Vec<DType>,
+    /// Head dimensions.
+    pub head_dims: Vec<HeadDim>,
+    /// Masks.
+    pub masks: Vec<Mask>,
+    /// Sequence lengths, of queries as of keys.
+    pub seqlens: Vec<usize>,
+    /// Query heads to a key/value head.
+    pub groups: Vec<Group>,
+    /// Query heads times their head_dim.
+    pub hidden: usize,
+    /// Batch times sequence length, if the batch is 1 at least.
+    pub tokens: usize,
+}
+
+impl Grid {
+    /// What FlashAttention's own benchmark measures, and longer and shorter sequences and grouped heads.
+    pub fn gpu() -> Self {
+        Self {
+            dtypes: narrow(),
+            head_dims: [128, 64, 256].map(HeadDim::from).to_vec(),
+            masks: vec![Mask::Full, Mask::Causal],
+            seqlens: vec![512, 1024, 2048, 4096, 8192, 16_384, 32_768],
+            groups: vec![Group(1), Group(8)],
+            hidden: 2048,
+            tokens: 16_384,
+        }
+    }
+
+    /// A few cells of it.
+    pub fn gpu_quick() -> Self {
+        Self {
+            dtypes: vec![DType::Bf16],
+            head_dims: [128, 64].map(HeadDim::from).to_vec(),
+            seqlens: vec![1024, 4096, 16_384],
+            groups: vec![Group(1)],
+            ..Self::gpu()
+        }
+    }
+
+    /// What the emulator can do in a few seconds.
+    pub fn emulator() -> Self {
+        Self {
+            head_dims: [64, 128].map(HeadDim::from).to_vec(),
+            seqlens: vec![64, 128, 256],
+            hidden: 512,
+            tokens: 256,
+            ..Self::gpu()
+        }
+    }
+
+    /// What it can do at once.
+    pub fn emulator_quick() -> Self {
+        Self {
+            dtypes: vec![DType::Bf16],
+            head_dims: [64].map(HeadDim::from).to_vec(),
+            seqlens: vec![64, 128],
+            groups: vec![Group(1)],
+            hidden: 128,
+            tokens: 128,
+            ..Self::gpu()
+        }
+    }
+
+    /// Every cell, so that a run that is cut short has measured what others publish.
+    pub fn cells(&self) -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for &dtype in &self.dtypes {
+            for &group in &self.groups {
+                for &head_dim in &self.head_dims {
+                    for &mask in &self.masks {
+                        for &seqlen in &self.seqlens {
+                            let shape = self.shape(head_dim, seqlen, group);
+                            cells.push(Cell { dtype, shape, mask });
+                        }
+                    }
+                }
+            }
+        }
+        cells
+    }
+
+    fn shape(&self, head_dim: HeadDim, seqlen: usize, group: Group) -> Shape {
+        let heads = (self.hidden / head_dim.qk.max(1)).max(1);
+        // As many as share key/value heads evenly.
+        let heads_q = heads.next_multiple_of(group.0.max(1));
+        Shape {
+            batch: (self.tokens / seqlen.max(1)).max(1),
+            seqlen_q: seqlen,
+            seqlen_k: seqlen,
+            heads_q,
+            heads_kv: heads_q / group.0.max(1),
+            head_dim_qk: head_dim.qk,
+            head_dim_v: head_dim.v,
+        }
+    }
+}
+
+/// Element types for which tensor cores are made: those of at most 16 bits.
+fn narrow() -> Vec<DType> {
+    let narrow = |dtype: &DType| dtype.bytes() <= 2;
+    dtypes().into_iter().filter(narrow).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(queries: usize, keys: usize, mask: Mask) -> Cell {
+        let shape = Shape {
+            batch: 2,
+            seqlen_q: queries,
+            seqlen_k: keys,
+            heads_q: 4,
+            heads_kv: 2,
+            head_dim_qk: 24,
+            head_dim_v: 16,
+        };
+        Cell {
+            dtype: DType::F16,
+            shape,
+            mask,
+        }
+    }
+
+    fn windows() -> impl Iterator<Item = Window> {
+        let sides = [None, Some(0), Some(3), Some(100)];
+        let pairs = sides.into_iter().flat_map(move |l| sides.map(|r| (l, r)));
+        pairs.map(|(left, right)| Window { left, right })
+    }
+
+    #[test]
+    fn operations_are_those_of_the_pairs_in_sight() {
+        let masks = [Mask::Full, Mask::Causal];
+        for mask in masks.into_iter().chain(windows().map(Mask::Window)) {
+            for (queries, keys) in [(5, 5), (1, 9), (7, 20), (20, 7)] {
+                let cell = cell(queries, keys, mask);
+                let problem = cell.problem(ArchChoice::Auto);
+                let seen =
+                    |query: usize| (0..keys).filter(move |&key| visible(&problem, query, key));
+                let pairs: usize = (0..queries).map(|query| seen(query).count()).sum();
+                // 2 batches, 4 heads, a multiplication and an addition for each element of 24 and 16.
+                let exact = (2 * 4 * pairs * 2 * (24 + 16)) as f64;
+                match mask {
+                    // Half the square, where half of the diagonal would count.
+                    Mask::Causal if queries <= keys => {
+                        let diagonal = (2 * 4 * queries * 2 * (24 + 16)) as f64 / 2.0;
+                        assert_eq!(cell.flops(), exact - diagonal, "{cell}");
+                    }
+                    // More queries than keys: FlashAttention counts half of all pairs.
+                    Mask::Causal => assert!(cell.flops() >= exact, "{cell}"),
+                    _ => assert_eq!(cell.flops(), exact, "{cell}"),
+                }
+                for query in 0..queries {
+                    assert!(cell.seen(query).eq(seen(query)), "{cell}: {query}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_tensors() {
+        // q, k, v, out.
+        let elements = 2 * (5 * 4 * 24 + 9 * 2 * 24 + 9 * 2 * 16 + 5 * 4 * 16);
+        let cell = cell(5, 9, Mask::Full);
+        assert_eq!(cell.bytes(), Some(elements * 2));
+        assert_eq!(cell.intensity(), cell.flops() / (elements * 2) as f64);
+        let mut endless = cell;
+        endless.shape.seqlen_k = usize::MAX;
+        assert_eq!(endless.bytes(), None);
+        assert!(endless.intensity().is_finite());
+    }
+
+    #[test]
+    fn the_grids_hold_what_they_promise() {
+        for grid in [
+            Grid::gpu(),
+            Grid::gpu_quick(),
+            Grid::emulator(),
+            Grid::emulator_quick(),
+        ] {
+            let cells = grid.cells();
+            let lists = [
+                grid.dtypes.len(),
+                grid.head_dims.len(),
+                grid.masks.len(),
+                grid.seqlens.len(),
+                grid.groups.len(),
+            ];
+            assert_eq!(cells.len(), lists.iter().product::<usize>());
+            for (at, cell) in cells.iter().enumerate() {
+                assert!(!cells[..at].contains(cell), "{cell} comes twice");
+                let s = &cell.shape;
+                assert_eq!(s.heads_q, s.heads_kv * cell.group().0);
+                assert!(grid.groups.contains(&cell.group()));
+                assert_eq!(s.batch * s.seqlen_q, grid.tokens.max(s.seqlen_q));
+                assert!(s.heads_q * s.head_dim_qk >= grid.hidden);
+            }
+        }
+        let mha: Vec<_> = Grid::gpu().cells();
+        let all_hidden = |cell: &Cell| cell.shape.heads_q * cell.shape.head_dim_qk == 2048;
+        assert!(mha.iter().all(all_hidden));
+    }
+
+    #[test]
+    fn names() {
+        assert_eq!("mha".parse(), Ok(Group(1)));
+        assert_eq!("gqa8".parse(), Ok(Group(8)));
+        for bad in ["", "gqa", "gqa0", "mqa", "gqa-1", "gqa1025"] {
+            assert!(bad.parse::<Group>().is_err(), "{bad}");
+        }
+        assert_eq!("64".parse(), Ok(HeadDim::from(64)));
+        assert_eq!("192/128".parse(), Ok(HeadDim { qk: 192, v: 128 }));
+        assert_eq!(HeadDim { qk: 192, v: 128 }.to_string(), "192/128");
+        for bad in ["", "0", "64/", "/64", "64/0", "1/2/3", "-1"] {
+            assert!(bad.parse::<HeadDim>().is_err(), "{bad}");
+        }
+        assert_eq!(dtypes()[0], DType::Bf16);
+        for known in dtypes() {
+            assert_eq!(dtype(known.as_str()), Ok(known));
+        }
+        assert!(dtype("f64").unwrap_err().contains("bf16"));
+    }
+}

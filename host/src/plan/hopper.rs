@@ -1,0 +1,223 @@
+//! Launches of the sm_90a tier: what the copy engine can address, which rows share tiles, who computes what.
+
+use std::fmt;
+
+use flashtile_abi::{
+    Schedule, Variant,
+    hopper::{MOST_PIECES, WARPGROUP_ROWS, swizzle_bytes},
+};
+
+use crate::{
+    device::{DeviceInfo, TensorMapSpec},
+    error::{Error, Result},
+    layout::TensorLayout,
+    plan::{Pointers, validate},
+    problem::{OutDType, Problem, Shape},
+};
+
+/// Bytes that addresses and strides of tensors are multiples of.
+const ALIGNMENT: u64 = 16;
+
+/// Largest stride of a tensor, and one more.
+const STRIDE_LIMIT: u64 = 1 << 40;
+
+/// Keys and values that are in use at the same time, in bytes: a part of the L2 cache (50 MB on H100 and H200) that leaves room for
+/// the rest. (FlashAttention-3's scheduler has the same.)
+const SECTION_BYTES: u64 = 32 << 20;
+
+/// Why the copy engine cannot address a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Obstacle {
+    argument: &'static str,
+    what: What,
+    found: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Address,
+    Stride,
+}
+
+impl Obstacle {
+    fn expected(&self) -> &'static str {
+        match self.what {
+            What::Address => "an address that is a multiple of 16, as the copy engine of the sm_90a tier needs it",
+            What::Stride => {
+                "strides that are positive multiples of 16 bytes below 2^40, as the copy engine of the sm_90a tier needs them"
+            }
+        }
+    }
+
+    fn found(&self) -> String {
+        match self.what {
+            What::Address => format!("{:#x}", self.found),
+            What::Stride => format!("a stride of {} bytes", self.found),
+        }
+    }
+
+    pub(super) fn error(&self) -> Error {
+        Error::bad(self.argument, self.expected(), self.found())
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: expected {}, found {}", self.argument, self.expected(), self.found())
+    }
+}
+
+/// The tensors that the copy engine moves.
+fn tensors(problem: &Problem) -> impl Iterator<Item = (&'static str, &TensorLayout)> {
+    // f32 output is written by the threads.
+    let out = (problem.out_dtype == OutDType::Same).then_some(("out", &problem.out));
+    [("q", &problem.q), ("k", &problem.k), ("v", &problem.v)]
+        .into_iter()
+        .chain(out)
+}
+
+/// The first stride that the copy engine cannot take, if any.
+pub(super) fn obstacle(problem: &Problem) -> Option<Obstacle> {
+    let bytes = i64::from(problem.dtype.bytes());
+    tensors(problem).find_map(|(argument, layout)| {
+        let steps = (0..3).filter(|&dim| layout.shape[dim] > 1);
+        let strides = steps.map(|dim| layout.strides[dim].wrapping_mul(bytes));
+        let bad = |stride: &i64| {
+            let fits = u64::try_from(*stride)
+                .is_ok_and(|s| s != 0 && s < STRIDE_LIMIT && s.is_multiple_of(ALIGNMENT));
+            !fits
+        };
+        let found = strides.into_iter().find(bad)?;
+        Some(Obstacle {
+            argument,
+            what: What::Stride,
+            found,
+        })
+    })
+}
+
+/// The first address that the copy engine cannot take, if any.
+pub(super) fn address_obstacle(problem: &Problem, pointers: &Pointers) -> Option<Obstacle> {
+    let all = [pointers.q, pointers.k, pointers.v, pointers.out];
+    tensors(problem).zip(all).find_map(|((argument, _), address)| {
+        let found = (!address.is_multiple_of(ALIGNMENT)).then_some(address as i64)?;
+        Some(Obstacle {
+            argument,
+            what: What::Address,
+            found,
+        })
+    })
+}
+
+/// How the blocks share the work.
+pub(super) fn schedule(
+    problem: &Problem,
+    shape: &Shape,
+    variant: &Variant,
+    device: &DeviceInfo,
+) -> Result<Schedule> {
+    let tile = &variant.tile;
+    let block_m = u64::from(tile.block_m);
+    let q_per_kv = shape.heads_q / shape.heads_kv;
+    let seqlen_q = shape.seqlen_q as u64;
+
+    // Heads that share keys can share tiles, where the rows of a single one leave much of a tile empty.
+    let most = q_per_kv.trailing_zeros().min(WARPGROUP_ROWS.trailing_zeros());
+    let most = (0..=most).rev().find(|pack| seqlen_q << pack <= i32::MAX as u64);
+    let filled = |pack: u32| {
+        let rows = seqlen_q << pack;
+        rows as f64 / (rows.div_ceil(block_m).max(1) * block_m) as f64
+    };
+    let pack = most.filter(|&pack| filled(0) < 0.9 * filled(pack)).unwrap_or(0);
+
+    let m_blocks = (seqlen_q << pack).div_ceil(block_m);
+    let groups_per_kv = (q_per_kv >> pack) as u64;
+    let groups = (shape.batch * shape.heads_q) as u64 >> pack;
+    validate::grid_blocks(shape, m_blocks)?;
+
+    let kv_bytes = shape.seqlen_k as u64
+        * (shape.head_dim_qk + shape.head_dim_v) as u64
+        * u64::from(problem.dtype.bytes());
+    let kv_heads = (SECTION_BYTES / kv_bytes.max(1)).max(1);
+    let section = (kv_heads * groups_per_kv).min(groups).max(1);
+
+    // Two blocks share keys and values if they see the same ones and neither is idle.
+    let same_keys = problem.causal.is_none() && problem.window == Default::default();
+    let pays = tile.head_dim_qk >= 128 && shape.seqlen_k as u64 > u64::from(tile.block_n);
+    let pairs = m_blocks.is_multiple_of(2) && device.multiprocessors >= 2;
+    let cluster = if same_keys && pays && pairs { 2 } else { 1 };
+    let pieces = (m_blocks / cluster * groups) as u32;
+    Ok(Schedule {
+        pieces,
+        rounds: pieces.div_ceil(clusters(pieces, cluster as u32, device).max(1)),
+        groups: groups as u32,
+        section: section as u32,
+        pack,
+        rows: (seqlen_q << pack) as i32,
+        cluster: cluster as u32,
+        padding: 0,
+    })
+}
+
+/// Clusters of the grid: as many as run at the same time, if there is work for them; more if that were too much for each.
+fn clusters(pieces: u32, cluster: u32, device: &DeviceInfo) -> u32 {
+    let resident = (device.multiprocessors / cluster).max(1);
+    resident.max(pieces.div_ceil(MOST_PIECES)).min(pieces)
+}
+
+/// Blocks of the grid.
+pub(super) fn blocks(schedule: &Schedule, device: &DeviceInfo) -> u32 {
+    clusters(schedule.pieces, schedule.cluster, device) * schedule.cluster
+}
+
+/// What the copy engine is told of q, k, v and out. Where out is f32, its map is that of q, which is not used.
+pub(super) fn tensor_maps(
+    problem: &Problem,
+    variant: &Variant,
+    schedule: &Schedule,
+    pointers: &Pointers,
+) -> [TensorMapSpec; 4] {
+    let tile = &variant.tile;
+    let element = tile.dtype.bytes();
+    let (packed, kv_rows) = (1 << schedule.pack, tile.block_n / schedule.cluster);
+    let map = |layout: &TensorLayout, address: u64, pack: u32, rows: u32, padded: u32| {
+        let swizzle = swizzle_bytes(padded * element);
+        let [batch, seqlen, heads, dim] = layout.shape.map(|n| n.max(1) as u64);
+        let stride = |dim: usize, times: u64| match layout.shape[dim] {
+            // A dimension that never steps may have any stride.
+            0 | 1 => ALIGNMENT,
+            _ => layout.strides[dim] as u64 * u64::from(element) * times,
+        };
+        TensorMapSpec {
+            dtype: tile.dtype,
+            // Without elements nothing is read, but the engine wants an address.
+            address: if layout.is_empty() { pointers.q } else { address },
+            dims: [dim, u64::from(pack), seqlen, heads / u64::from(pack), batch],
+            strides: [
+                stride(2, 1),
+                stride(1, 1),
+                stride(2, u64::from(pack)),
+                stride(0, 1),
+            ],
+            extents: [swizzle / element, pack, rows / pack, 1, 1],
+            swizzle,
+        }
+    };
+    let q = map(&problem.q, pointers.q, packed, WARPGROUP_ROWS, tile.head_dim_qk);
+    let out = match problem.out_dtype {
+        OutDType::Same => map(
+            &problem.out,
+            pointers.out,
+            packed,
+            WARPGROUP_ROWS,
+            tile.head_dim_v / tile.v_splits,
+        ),
+        OutDType::F32 => q,
+    };
+    [
+        q,
+        map(&problem.k, pointers.k, 1, kv_rows, tile.head_dim_qk),
+        map(&problem.v, pointers.v, 1, kv_rows, tile.head_dim_v),
+        out,
+    ]
+}

@@ -1,0 +1,398 @@
+//! A consumer warpgroup: 64 query rows, from the first product to the last.
+//!
+//! The products of neighbouring tiles overlap with the softmax: while a warpgroup turns the scores of one tile into probabilities, the
+//! tensor cores multiply the probabilities of the tile before with its values (FlashAttention-3, arXiv:2407.08608, section 3.2), and
+//! the other warpgroups' products fill what is left (section 3.1).
+
+use super::config::{Config, ConfigExt, HopperElement, Probabilities};
+use super::epilogue;
+use super::pipeline::{Cursor, Ring};
+use super::scheduler::{Scheduler, Work};
+use crate::attention::mask::{Masked, Masking, QueryRows, Unmasked};
+use crate::attention::score_mod::ScoreMod;
+use crate::attention::softmax::{self, Care, Growth, RowStats};
+use crate::element::Element;
+use crate::ptx::wgmma::{self, Descriptor, Wgmma};
+use crate::ptx::{special, sync};
+use crate::tile::reg::AccumTile;
+use flashtile_abi::hopper::{WARPGROUP, WARPGROUP_ROWS};
+use flashtile_abi::params::flags;
+use flashtile_abi::{BlockRange, HopperParams, KeyInterval};
+
+type Operand<C> = <<C as Config>::Element as HopperElement>::Operand;
+
+/// How far (in powers of two) a row's maximum may grow before its sums are rescaled. 0: whenever it grows. Probabilities are then
+/// up to 2^8, which 16-bit types hold as well as 1. (FlashAttention-4's kernels for Blackwell do so.)
+const RESCALE_ABOVE: f32 = 8.0;
+
+/// Barriers of the block by number; 0 is everybody's.
+mod barrier {
+    /// First of the consumers' turns with the tensor cores.
+    pub const TURN: u32 = 1;
+}
+
+/// Where a thread is.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// The launch's parameters.
+    pub params: &'a HopperParams,
+    /// Consumer warpgroup, uniform over it.
+    pub consumer: u32,
+    /// Thread of the block.
+    pub thread: u32,
+}
+
+impl Place<'_> {
+    /// The same place, from which the compiler can't derive anything ahead of time: it is cheaper to compute anew than to keep in
+    /// registers from tile to tile.
+    #[inline(always)]
+    pub fn anew(self) -> Self {
+        Self {
+            thread: special::opaque(self.thread),
+            ..self
+        }
+    }
+
+    /// Lane of the warp.
+    #[inline(always)]
+    pub fn lane(&self) -> u32 {
+        self.thread % 32
+    }
+
+    /// Warp of the warpgroup.
+    #[inline(always)]
+    pub fn warp(&self) -> u32 {
+        self.thread / 32 % 4
+    }
+
+    /// Rows of 64 that the warpgroup has: warpgroups that part v's columns have the same.
+    #[inline(always)]
+    pub fn rows64<C: Config>(&self) -> u32 {
+        self.consumer / C::TILE.v_splits
+    }
+
+    /// The warpgroup's part of v's columns.
+    #[inline(always)]
+    pub fn v_part<C: Config>(&self) -> u32 {
+        self.consumer % C::TILE.v_splits
+    }
+
+    /// The rows that the lane shares in, of a piece of work that begins with that row.
+    #[inline(always)]
+    pub fn rows<C: Config>(&self, row_begin: i32) -> Rows<'_> {
+        let row = self.rows64::<C>() * WARPGROUP_ROWS + self.warp() * 16 + self.lane() / 4;
+        Rows {
+            params: self.params,
+            lane: self.lane(),
+            first: row_begin + row as i32,
+        }
+    }
+}
+
+/// The rows of one piece of work that a lane shares in.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    params: &'a HopperParams,
+    lane: u32,
+    /// The lane's first packed row (g); the other is 8 rows on.
+    first: i32,
+}
+
+impl Rows<'_> {
+    /// Whether there is a row.
+    #[inline(always)]
+    pub fn exists(&self, half: usize) -> bool {
+        self.first + 8 * (half as i32) < self.params.schedule.rows
+    }
+
+    /// Query head of a packed row.
+    #[inline(always)]
+    pub fn head(&self, work: &Work, half: usize) -> u32 {
+        let pack = self.params.schedule.pack;
+        let row = (self.first + 8 * half as i32) as u32;
+        (work.group << pack) + (row & ((1 << pack) - 1))
+    }
+
+    /// Query of a packed row.
+    #[inline(always)]
+    pub fn query(&self, half: usize) -> i32 {
+        (self.first + 8 * half as i32) >> self.params.schedule.pack
+    }
+}
+
+impl QueryRows for Rows<'_> {
+    const MASK_BITS: bool = true;
+
+    #[inline(always)]
+    fn lane(&self) -> u32 {
+        self.lane
+    }
+
+    #[inline(always)]
+    fn keys(&self, _: usize, _: usize, half: usize) -> KeyInterval {
+        self.params.attention.band.row(self.query(half))
+    }
+}
+
+/// What goes from tile to tile.
+struct State<C: Config> {
+    stats: RowStats,
+    probabilities: C::Probabilities,
+    out: C::Output,
+}
+
+/// A consumer's view of the rings.
+struct Consumer<'a> {
+    place: Place<'a>,
+    /// The warpgroup's queries.
+    q_tile: Descriptor,
+    /// The tile of keys in the first slot.
+    k_tiles: Descriptor,
+    /// The warpgroup's columns of the tile of values in the first slot.
+    v_tiles: Descriptor,
+    k: Ring,
+    v: Ring,
+    /// The next tile of keys. The next tile of values is that of the keys before: scores run one tile ahead.
+    at: Cursor,
+}
+
+/// Runs a consumer's role to its end.
+#[inline(always)]
+pub fn consume<C: Config>(place: Place, mut scheduler: Scheduler) {
+    let (smem, plan) = (special::shared_base(), C::PLAN);
+    let q = Ring::q::<C>(smem);
+    let mut q_at = Cursor::START;
+    let part = C::V.blocks() / C::TILE.v_splits * C::V.block_bytes();
+    let mut consumer = Consumer {
+        place,
+        q_tile: C::Q.along(smem + plan.q + place.rows64::<C>() * C::Q_BYTES),
+        k_tiles: C::K.along(smem + plan.k),
+        v_tiles: C::V.across(smem + plan.v + place.v_part::<C>() * part),
+        k: Ring::k::<C>(smem),
+        v: Ring::v::<C>(smem),
+        at: Cursor::START,
+    };
+    if C::PING_PONG && place.consumer == C::CONSUMERS - 1 {
+        consumer.pass_turn::<C>();
+    }
+    while let Some(round) = scheduler.next::<C>() {
+        let work = scheduler.work::<C>(round);
+        let mut stats = RowStats::EMPTY;
+        let mut out = C::Output::ZERO;
+        let has_keys = work.range.begin < work.range.end;
+        if has_keys {
+            q.wait(q_at);
+            (stats, out) = consumer.run::<C>(&work, q, q_at);
+        }
+        let queries = has_keys.then_some((q, q_at));
+        epilogue::finish::<C>(place.anew(), &scheduler, round, stats, out, queries);
+        if has_keys {
+            q_at.advance(1);
+        }
+    }
+    epilogue::drain();
+    if C::PING_PONG && place.consumer == 0 {
+        // Nobody is left to take the last turn.
+        consumer.take_turn::<C>();
+    }
+}
+
+/// Barriers in [`consume`]'s code: turns of the first tile and of the loop's two bodies, the first turn passed and the last one taken.
+pub const fn barriers<C: Config>() -> u32 {
+    if C::PING_PONG { 2 * 3 + 2 } else { 0 }
+}
+
+impl Consumer<'_> {
+    #[inline(always)]
+    fn take_turn<C: Config>(&self) {
+        if C::PING_PONG {
+            sync::named_sync(barrier::TURN + self.place.consumer, 2 * WARPGROUP);
+        }
+    }
+
+    #[inline(always)]
+    fn pass_turn<C: Config>(&self) {
+        if C::PING_PONG {
+            let next = self.place.consumer + 1;
+            let next = if next == C::CONSUMERS { 0 } else { next };
+            sync::named_arrive(barrier::TURN + next, 2 * WARPGROUP);
+        }
+    }
+
+    /// All tiles of a piece of work. Returns the rows' statistics and their sums of probability * value.
+    #[inline(always)]
+    fn run<C: Config>(&mut self, work: &Work, q: Ring, q_at: Cursor) -> (RowStats, C::Output) {
+        let BlockRange {
+            begin,
+            full_begin,
+            full_end,
+            end,
+        } = work.range;
+        let care = Care {
+            careful: work.careful,
+            factor: C::Element::CAREFUL_FACTOR,
+            slack: RESCALE_ABOVE,
+            apart: true,
+        };
+        // ptxas keeps what loops count with in uniform registers, descriptors among it, if it knows the loops' bounds for uniform.
+        let [begin, full_begin, full_end, end] = [begin, full_begin, full_end, end].map(uniform);
+        let row_begin = uniform(work.row_begin);
+        let mut n_block = end - 1;
+        let mut state = self.first::<C>(row_begin, care, n_block);
+        n_block -= 1;
+        // Masked tiles lie on either side of the unmasked ones; both sides share one loop body.
+        loop {
+            while full_begin <= n_block && n_block < full_end {
+                self.step::<C, Unmasked>(row_begin, care, n_block, &mut state);
+                n_block -= 1;
+            }
+            if n_block < begin {
+                break;
+            }
+            self.step::<C, Masked>(row_begin, care, n_block, &mut state);
+            n_block -= 1;
+        }
+        if !C::OUT_OVER_Q && self.place.anew().lane() == 0 {
+            q.release_own(q_at);
+        }
+        self.last::<C>(&mut state);
+        (state.stats, state.out)
+    }
+
+    /// The first tile: scores and probabilities. It is taken for one with masks, which is right for any.
+    #[inline(always)]
+    fn first<C: Config>(&mut self, row_begin: i32, care: Care, n_block: i32) -> State<C> {
+        self.k.wait(self.at);
+        self.take_turn::<C>();
+        wgmma::fence();
+        let mut scores = self.mm_qk::<C>();
+        wgmma::commit_group();
+        self.pass_turn::<C>();
+        wgmma::wait_group::<0>();
+        self.release(self.k, self.at);
+        self.at.advance(C::TILE.stages);
+
+        let mut stats = RowStats::EMPTY;
+        let growth = self.absorb::<C, Masked>(&mut stats, &mut scores, row_begin, care, n_block);
+        stats.start(growth);
+        State {
+            stats,
+            probabilities: C::Probabilities::pack::<C::Element, _>(&scores),
+            out: C::Output::ZERO,
+        }
+    }
+
+    /// A tile: its scores and probabilities, while the products of the tile before are made.
+    #[inline(always)]
+    fn step<C: Config, M: Masking>(
+        &mut self,
+        row_begin: i32,
+        care: Care,
+        n_block: i32,
+        state: &mut State<C>,
+    ) {
+        self.k.wait(self.at);
+        self.take_turn::<C>();
+        wgmma::fence();
+        let mut scores = self.mm_qk::<C>();
+        wgmma::commit_group();
+        let v_at = self.at.previous(C::TILE.stages);
+        self.v.wait(v_at);
+        wgmma::fence();
+        self.mma_pv::<C>(v_at, &state.probabilities, &mut state.out);
+        wgmma::commit_group();
+        self.pass_turn::<C>();
+        wgmma::wait_group::<1>();
+        self.release(self.k, self.at);
+
+        let growth = self.absorb::<C, M>(&mut state.stats, &mut scores, row_begin, care, n_block);
+        wgmma::wait_group::<0>();
+        self.release(self.v, v_at);
+        self.at.advance(C::TILE.stages);
+        let scale = self.place.params.attention.exponent_scale;
+        state
+            .stats
+            .settle(&mut state.out, growth, scale, M::exponents(care));
+        state.probabilities = C::Probabilities::pack::<C::Element, _>(&scores);
+    }
+
+    /// The products of the last tile.
+    #[inline(always)]
+    fn last<C: Config>(&mut self, state: &mut State<C>) {
+        let v_at = self.at.previous(C::TILE.stages);
+        self.v.wait(v_at);
+        wgmma::fence();
+        self.mma_pv::<C>(v_at, &state.probabilities, &mut state.out);
+        wgmma::commit_group();
+        wgmma::wait_group::<0>();
+        self.release(self.v, v_at);
+    }
+
+    /// Q * K^T, in flight.
+    #[inline(always)]
+    fn mm_qk<C: Config>(&self) -> C::Scores {
+        let (q, k) = (
+            self.q_tile.anew(),
+            self.k_tiles.advance(self.at.stage, C::PLAN.k_stage),
+        );
+        let mut scores = C::Scores::ZERO;
+        // SAFETY: both tiles are full, and released after a wait.
+        unsafe {
+            Wgmma::<Operand<C>>::mm_ss(&mut scores, q, k);
+            for step in 1..C::Q.row_bytes / 32 {
+                let q = q.advance(1, C::Q.along_step(step));
+                Wgmma::<Operand<C>>::mma_ss(&mut scores, q, k.advance(1, C::K.along_step(step)));
+            }
+        }
+        scores
+    }
+
+    /// O += P * V, in flight.
+    #[inline(always)]
+    fn mma_pv<C: Config>(&self, at: Cursor, p: &C::Probabilities, out: &mut C::Output) {
+        let v = self.v_tiles.advance(at.stage, C::PLAN.v_stage);
+        for step in 0..C::Probabilities::STEPS {
+            // SAFETY: as for `mm_qk`.
+            unsafe {
+                Wgmma::<Operand<C>>::mma_rs(
+                    out,
+                    p.step(step),
+                    v.advance(1, C::V.across_step(step as u32)),
+                )
+            };
+        }
+    }
+
+    /// Lets the producer overwrite a slot.
+    #[inline(always)]
+    fn release(&self, ring: Ring, at: Cursor) {
+        ring.release(at, self.place.lane(), self.place.params.schedule.cluster);
+    }
+
+    /// Turns a tile's scores into probabilities.
+    #[inline(always)]
+    fn absorb<C: Config, M: Masking>(
+        &self,
+        stats: &mut RowStats,
+        scores: &mut C::Scores,
+        row_begin: i32,
+        care: Care,
+        n_block: i32,
+    ) -> Growth {
+        let attention = &self.place.params.attention;
+        if M::MASKS && attention.flags & flags::NEGATE_Q != 0 {
+            softmax::negate(scores);
+        }
+        C::ScoreMod::apply(scores, attention);
+        let place = self.place.anew();
+        let rows = place.rows::<C>(row_begin);
+        M::apply(scores, &rows, n_block * C::TILE.block_n as i32);
+        stats.absorb_lazily(scores, attention.exponent_scale, M::exponents(care))
+    }
+}
+
+/// The same value, known to be that of the whole warp.
+#[inline(always)]
+fn uniform(value: i32) -> i32 {
+    sync::broadcast(value as u32) as i32
+}
