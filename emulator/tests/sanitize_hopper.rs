@@ -98,6 +98,7 @@ const EMPTY: &str =
     "EMPTY: mbarrier.try_wait.parity.shared::cta.b64 %p5, [%r13+16], %r14;\n@!%p5 bra EMPTY;";
 const FIRST_LOAD: &str = "[%r15], [%d1,";
 const FIRST_PRODUCT: &str = "%d10, %d11, %p3";
+const LAST_PRODUCT: &str = "//K3";
 
 #[test]
 fn loads_and_their_waits() {
@@ -255,7 +256,7 @@ fn products_and_registers() {
             &[Rule::RegisterInFlight],
             &[("//ISSUED", touch)],
             touch,
-            Some(FIRST_PRODUCT),
+            Some(LAST_PRODUCT),
         );
     }
     // The wait covers too few, or nothing is committed: the epilogue reads what is in flight.
@@ -267,14 +268,14 @@ fn products_and_registers() {
         &[Rule::RegisterInFlight],
         &[wait],
         "cvt.rn.bf16x2.f32 %r30, %f1, %f0",
-        Some(FIRST_PRODUCT),
+        Some(LAST_PRODUCT),
     );
     let commit = ("wgmma.commit_group.sync.aligned;", "");
     breaks(
         &[Rule::RegisterInFlight],
         &[commit],
         "cvt.rn.bf16x2.f32 %r30, %f1, %f0",
-        Some(FIRST_PRODUCT),
+        Some(LAST_PRODUCT),
     );
     // A warp ends with a product in flight.
     let last = "wgmma.fence.sync.aligned;\nwgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f40, %f41, %f42, %f43}, %d10, %d11, 0, 1, 1, 0, 0; //LAST\n\

@@ -19,7 +19,7 @@ pub fn pipeline() -> String {
     let mut products = String::new();
     for k in 0..4 {
         products += &format!(
-            "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {{{d}}}, %d10, %d11, {}, 1, 1, 0, 0;\n\
+            "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {{{d}}}, %d10, %d11, {}, 1, 1, 0, 0; //K{k}\n\
              add.s64 %d10, %d10, 2;\nadd.s64 %d11, %d11, 2;\n",
             if k == 0 { "%p3" } else { "1" }
         );
