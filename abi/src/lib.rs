@@ -12,8 +12,8 @@ pub mod params;
 pub mod tile;
 pub mod variant;
 
-pub use mask::{Band, BlockRange, KeyInterval};
 pub use hopper::HopperPlan;
+pub use mask::{Band, BlockRange, KeyInterval};
 pub use params::{AttentionParams, HopperParams, LseView, Schedule, TensorMap, TensorView};
 pub use tile::{DType, SharedPlan, TileShape};
 pub use variant::{Algorithm, Arch, ScoreModKind, Variant, variants};

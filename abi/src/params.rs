@@ -162,7 +162,8 @@ mod tests {
         let words = size_of::<Band>() + 9 * 4;
         assert_eq!(size_of::<AttentionParams>(), views + words);
         assert_eq!(align_of::<AttentionParams>(), 8);
-        let parts = 4 * size_of::<TensorMap>() + size_of::<AttentionParams>() + size_of::<Schedule>();
+        let parts =
+            4 * size_of::<TensorMap>() + size_of::<AttentionParams>() + size_of::<Schedule>();
         assert_eq!(size_of::<HopperParams>(), parts);
     }
 }

@@ -21,13 +21,18 @@ fn main() {
         };
         for entry in module.entries() {
             match module.decode(&entry.name) {
-                Ok(()) => println!(
-                    "{path}: {}: {} bytes of parameters, {} bytes of static shared memory, {:.1} ms",
-                    entry.name,
-                    entry.params_size,
-                    entry.static_shared,
-                    start.elapsed().as_secs_f64() * 1e3
-                ),
+                Ok(()) => {
+                    println!(
+                        "{path}: {}: {} bytes of parameters, {} bytes of static shared memory, blocks of {:?} threads at most, clusters \
+                         of {:?} blocks, {:.1} ms",
+                        entry.name,
+                        entry.params_size,
+                        entry.static_shared,
+                        entry.max_threads.unwrap_or([1024, 1, 1]),
+                        entry.cluster.unwrap_or([1; 3]),
+                        start.elapsed().as_secs_f64() * 1e3
+                    );
+                }
                 Err(error) => {
                     println!("{path}: {}: {error}", entry.name);
                     failed = true;

@@ -582,6 +582,12 @@ impl Order {
         release: false,
         beyond_block: false,
     };
+    /// Relaxed, of the device's scope.
+    pub(crate) const ATOMIC: Order = Order {
+        strong: true,
+        beyond_block: true,
+        ..Order::WEAK
+    };
 }
 
 /// No instruction.

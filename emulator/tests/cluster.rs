@@ -355,4 +355,17 @@ fn geometry() {
         launch(".explicitcluster", [4, 1, 1], Some([2, 1, 1])),
         Ok(4)
     );
+    // What each thread knows of every other takes memory.
+    let run = Run::new(Options {
+        sanitize: true,
+        ..Options::default()
+    });
+    let text = kernel("", "");
+    let error = run.launch_clusters(&text, [16, 1, 1], Some([16, 1, 1]), 512, 0);
+    assert!(
+        error
+            .unwrap_err()
+            .to_string()
+            .contains("8192 threads is too large to be checked")
+    );
 }

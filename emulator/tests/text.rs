@@ -37,6 +37,55 @@ fn unknown_instructions_name_their_line() {
 }
 
 #[test]
+fn forms_for_hopper() {
+    let body = "fence.proxy.async;\nfence.proxy.async.global;\nfence.proxy.async.shared::cluster;\n\
+        fence.proxy.tensormap::generic.release.gpu;\nfence.proxy.tensormap::generic.acquire.cluster [%d0], 128;\n\
+        fence.mbarrier_init.release.cluster;\nprefetch.tensormap [%d0];\nprefetch.param.tensormap [%d0];\n\
+        cp.async.bulk.prefetch.L2.global [%d0], 16;\ncp.async.bulk.prefetch.L2.global.L2::cache_hint [%d0], %r1, %d1;\n\
+        cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%d0, {%r1, 2, -3}];\ngriddepcontrol.wait;\n\
+        griddepcontrol.launch_dependents;\nelect.sync %r2|%p1, -1;\nmov.u32 %r3, %cluster_nctaid.y;\n\
+        mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p1, [%r1], 0, 1000;\n\
+        mbarrier.arrive.expect_tx.relaxed.cluster.shared::cluster.b64 _, [%r1], 16;\n\
+        barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;\nwgmma.wait_group.sync.aligned 7;\n\
+        cp.async.bulk.tensor.5d.shared::cta.global.mbarrier::complete_tx::bytes.L2::cache_hint [%r1], [%d0+128, {1, 2, 3, 4, 5}], [%r1], %d1;\n\
+        cp.async.bulk.tensor.1d.global.shared::cta.bulk_group.L2::cache_hint [%d0, {%r1}], [%r1], %d1;\n\
+        cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint [%r1], [%d0], 16, [%r1], %h1, %d1;\n\
+        cp.reduce.async.bulk.tensor.2d.global.shared::cta.min.tile.bulk_group [%d0, {%r1, %r1}], [%r1];\n\
+        cp.async.bulk.wait_group.read 3;";
+    Module::parse(&kernel("", body))
+        .unwrap()
+        .decode("k")
+        .unwrap();
+    for (body, message) in [
+        (
+            "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%d0, {%r1}], [%r1];",
+            "1 coordinates, 2 are needed",
+        ),
+        (
+            "cp.async.bulk.tensor.1d.global.shared::cta.bulk_group [%d0, {%r1}], [%r1], %d1;",
+            "do not match",
+        ),
+        (
+            "cp.reduce.async.bulk.global.shared::cta.bulk_group.min.f32 [%d0], [%r1], 16;",
+            "no bulk update `.min.f32`",
+        ),
+        (
+            "cp.async.bulk.tensor.2d.global.shared::cta.im2col.bulk_group [%d0, {%r1, %r1}], [%r1];",
+            "does not take",
+        ),
+        (
+            "mapa.shared::cluster.u32 %r1, %d0, 1;",
+            "64 bits, 32 are needed",
+        ),
+        ("setmaxnreg.inc.sync.aligned.u32 40;", "ptxas ignores it"),
+    ] {
+        let module = Module::parse(&kernel("", body)).unwrap();
+        let error = module.decode("k").unwrap_err();
+        assert!(error.message.contains(message), "{error}");
+    }
+}
+
+#[test]
 fn an_unknown_instruction_hurts_only_its_entry() {
     let text = format!("{}.entry other() {{ weird.op; }}", kernel("", ""));
     let module = Module::parse(&text).unwrap();

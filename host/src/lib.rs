@@ -59,10 +59,13 @@ mod run;
 pub use device::cuda::CudaDevice;
 #[cfg(feature = "emulator")]
 pub use device::emulator::EmulatorDevice;
-pub use device::{Device, DeviceBuffer, DeviceInfo, DeviceKind, LaunchConfig, Stream, TensorMapSpec};
+pub use device::{
+    Device, DeviceBuffer, DeviceInfo, DeviceKind, LaunchConfig, Stream, TensorMapSpec,
+};
 pub use error::{Error, ErrorClass, Result};
 pub use flashtile_abi::{
-    Algorithm, Arch, AttentionParams, DType, HopperParams, Schedule, ScoreModKind, TensorMap, Variant,
+    Algorithm, Arch, AttentionParams, DType, HopperParams, Schedule, ScoreModKind, TensorMap,
+    Variant,
 };
 pub use kernels::{Kernel, kernel, kernels, ptx};
 pub use layout::TensorLayout;

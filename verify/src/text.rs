@@ -17,7 +17,8 @@ use crate::{
 };
 
 const TENSORS: [&str; 4] = ["q", "k", "v", "out"];
-const ARCHES: [(&str, ArchChoice); 2] = [("sm_80", ArchChoice::Sm80), ("sm_90a", ArchChoice::Sm90a)];
+const ARCHES: [(&str, ArchChoice); 2] =
+    [("sm_80", ArchChoice::Sm80), ("sm_90a", ArchChoice::Sm90a)];
 const DTYPES: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
 
 impl fmt::Display for Case {

@@ -13,6 +13,7 @@ mod copy;
 mod matrix;
 mod mbarrier;
 mod memory;
+mod registers;
 mod stall;
 mod sync;
 mod tile;

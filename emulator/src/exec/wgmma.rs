@@ -13,7 +13,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::cluster::Runner;
-use super::warp::{Flow, Registers, State, Warp};
+use super::registers::Registers;
+use super::warp::{Flow, State, Warp};
 use super::{Cluster, SHARED_BASE, Trouble, trouble};
 use crate::device::AsyncTiming;
 use crate::error::{FaultKind, Space};

@@ -6,6 +6,7 @@
 use super::shadow::{Access, PAGE, Strength};
 use super::{Conflict, Key, Rule, Sanitizer, key};
 use crate::exec::{Machine, Place, Who};
+use crate::program::Order;
 
 /// Ranges in the cluster's shared memory, and in global memory: allocation, offset, bytes.
 #[derive(Debug, Default)]
@@ -95,6 +96,8 @@ impl Sanitizer {
         [bytes, rank]: [u32; 2],
     ) {
         let me = Access::in_flight(who.thread(), who.pc, Strength::Proxy);
+        // It counts at the mbarrier, as an atomic update.
+        self.access(machine, who, mbarrier, 8, true, Order::ATOMIC);
         self.check_init_fence(machine, who, mbarrier);
         self.note_ends(machine, who, &from, false, me);
         self.note_ends(machine, who, &to, true, me);

@@ -1,10 +1,10 @@
 //! The checks that hardware does not make: races, uninitialised bytes, copies in flight.
 //!
-//! One [`Sanitizer`] watches a launch, whose clusters run one after the other; where it says block of accesses that others
-//! make, it means the cluster, which mostly is one. It keeps a shadow of every byte of memory
-//! that was touched (`shadow`: who wrote it, who read it since), of every register (`registers`: which bytes nobody has
-//! written), and what each thread knows of the others (`clock`). The machine tells it of each access and of each
-//! synchronisation, from `exec/watch.rs`.
+//! One [`Sanitizer`] watches a launch, whose clusters run one after the other. (Mostly a cluster is one block; where only
+//! the order of blocks that ran before matters, "block" means the cluster.) It keeps a shadow of every byte of memory that
+//! was touched (`shadow`: who wrote it, who read it since), of every register (`registers`: which bytes nobody has
+//! written), what each thread knows of the others (`clock`), and what is in flight (`flight`: `cp.async`; `bulk`;
+//! `products`: wgmma). The machine tells it of each access and of each synchronisation, from `exec/watch/`.
 //!
 //! A finding does not end the launch; only what the machine itself cannot carry out does.
 

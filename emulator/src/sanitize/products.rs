@@ -21,8 +21,8 @@ struct Flying {
 /// Last accesses to a warp's registers.
 pub(super) struct WarpProducts {
     flying: Vec<Flying>,
-    /// Rows that a product holds.
-    held: Vec<bool>,
+    /// Of each row: the last product that holds it as part of D, and as part of A: its instruction, and 1; 0: none does.
+    held: Vec<[u32; 2]>,
     /// Of each row: the instruction that accessed it since the last `wgmma.fence`, and 1; 0: none has.
     touched: Vec<u32>,
     /// Whether there was a `wgmma.fence`.
@@ -45,7 +45,7 @@ impl WarpProducts {
     pub(super) fn new(rows: u32) -> Self {
         WarpProducts {
             flying: Vec::new(),
-            held: vec![false; rows as usize + 1],
+            held: vec![[0; 2]; rows as usize + 1],
             touched: vec![0; rows as usize + 1],
             fenced: false,
         }
@@ -53,9 +53,18 @@ impl WarpProducts {
 
     pub(super) fn reset(&mut self) {
         self.flying.clear();
-        self.held.fill(false);
+        self.held.fill([0; 2]);
         self.touched.fill(0);
         self.fenced = false;
+    }
+
+    /// A product holds its registers.
+    fn hold(&mut self, op: &Wgmma, pc: u32) {
+        for (part, slots) in fragments(op).into_iter().enumerate() {
+            for &slot in slots {
+                self.held[slot as usize][part] = pc + 1;
+            }
+        }
     }
 }
 
@@ -89,7 +98,7 @@ impl Sanitizer {
             };
             for row in src.slot..src.slot + rows {
                 warp.touched[row as usize] = who.pc + 1;
-                if warp.held[row as usize] {
+                if warp.held[row as usize] != [0; 2] {
                     held = Some(row);
                 }
             }
@@ -101,24 +110,22 @@ impl Sanitizer {
 
     #[cold]
     fn touches_held(&mut self, machine: &Machine<'_>, who: Who, row: u32) {
-        let mut flying = self.products[who.warp as usize].flying.iter();
-        let holds = |part: usize, f: &&Flying| {
-            product_at(machine, f.pc).is_some_and(|op| fragments(op)[part].contains(&row))
-        };
-        let of_d = flying
-            .clone()
-            .find(|f| holds(0, f))
-            .map(|f| (f.pc, "accumulator"));
-        let of_a = flying
-            .find(|f| holds(1, f))
-            .map(|f| (f.pc, "fragment of A"));
-        let Some((pc, part)) = of_d.or(of_a) else {
-            return;
+        let held = self.products[who.warp as usize].held[row as usize];
+        let (pc, part) = match held {
+            [0, of_a] => (of_a, "fragment of A"),
+            [of_d, _] => (of_d, "accumulator"),
         };
         let message = || {
             format!("accesses a register of the {part} of a matrix product that was not waited for")
         };
-        self.add_with(machine, Rule::RegisterInFlight, who, pc, "started", message);
+        self.add_with(
+            machine,
+            Rule::RegisterInFlight,
+            who,
+            pc - 1,
+            "started",
+            message,
+        );
     }
 
     /// A warp comes to a product: its registers.
@@ -130,23 +137,27 @@ impl Sanitizer {
         number: u64,
     ) {
         let warp = &self.products[who.warp as usize];
-        let mut found: Option<(Rule, u32, &str)> = None;
-        for other in &warp.flying {
-            let Some(of_other) = product_at(machine, other.pc) else {
-                continue;
-            };
-            let [d, a] = fragments(op);
-            let [other_d, other_a] = fragments(of_other);
-            let meet = |x: &[u32], y: &[u32]| x.iter().any(|slot| y.contains(slot));
-            // Products of one shape on one accumulator follow each other.
-            let same =
-                d == other_d && op.n == of_other.n && op.kind.formats == of_other.kind.formats;
-            if !same && meet(d, other_d) || meet(d, other_a) || meet(a, other_d) {
-                let what = "a register of this product is one of another that was not waited for";
-                found = Some((Rule::RegisterInFlight, other.pc, what));
-                break;
-            }
-        }
+        let [d, a] = fragments(op);
+        let held = |slot: u32, part: usize| warp.held[slot as usize][part].checked_sub(1);
+        // Products of one shape on one accumulator follow each other.
+        let same = |pc: u32| {
+            product_at(machine, pc).is_some_and(|other| {
+                other.d == op.d && other.n == op.n && other.kind.formats == op.kind.formats
+            })
+        };
+        let mut last = None;
+        let of_d = d.iter().find_map(|&slot| {
+            let by_d = held(slot, 0).filter(|&pc| {
+                // Mostly it is the same one for all of the accumulator.
+                let known = last == Some(pc);
+                last = Some(pc);
+                !known && !same(pc)
+            });
+            by_d.or(held(slot, 1))
+        });
+        let of_a = a.iter().find_map(|&slot| held(slot, 0));
+        let what = "a register of this product is one of another that was not waited for";
+        let mut found = of_d.or(of_a).map(|pc| (Rule::RegisterInFlight, pc, what));
         let all = fragments(op).concat();
         let stale = all
             .iter()
@@ -162,9 +173,7 @@ impl Sanitizer {
             self.add(machine, Rule::WgmmaFence, who, message);
         }
         let warp = &mut self.products[who.warp as usize];
-        for slot in all {
-            warp.held[slot as usize] = true;
-        }
+        warp.hold(op, who.pc);
         warp.flying.push(Flying { number, pc: who.pc });
     }
 
@@ -250,12 +259,10 @@ impl Sanitizer {
         };
         let own = &mut self.products[warp as usize];
         own.flying.retain(|f| f.number >= need);
-        own.held.fill(false);
-        for flying in &own.flying {
-            if let Some(op) = product_at(machine, flying.pc) {
-                for &slot in fragments(op).into_iter().flatten() {
-                    own.held[slot as usize] = true;
-                }
+        own.held.fill([0; 2]);
+        for pc in own.flying.iter().map(|f| f.pc).collect::<Vec<_>>() {
+            if let Some(op) = product_at(machine, pc) {
+                own.hold(op, pc);
             }
         }
         let who = proxies.of_warpgroup(warp);

@@ -8,7 +8,8 @@ use std::{
 use flashtile_abi::{DType, TensorMap, Variant};
 pub use flashtile_emulator::{BlockOrder, Finding, Options, Report, Rule, Schedule, Site, Stats};
 use flashtile_emulator::{
-    ElementType, Emulator, Launch, LaunchError, MemoryError, Module, Swizzle, TensorMap as EmulatedMap,
+    ElementType, Emulator, Launch, LaunchError, MemoryError, Module, Swizzle,
+    TensorMap as EmulatedMap,
 };
 pub use flashtile_emulator::{Numerics, TensorCores};
 
@@ -144,7 +145,13 @@ pub fn tensor_map(spec: &TensorMapSpec) -> Result<TensorMap> {
         DType::Bf16 => ElementType::Bf16,
         DType::F32 => ElementType::F32,
     };
-    let map = EmulatedMap::new(element, spec.address, &spec.dims, &spec.strides, &spec.extents);
+    let map = EmulatedMap::new(
+        element,
+        spec.address,
+        &spec.dims,
+        &spec.strides,
+        &spec.extents,
+    );
     let map = EmulatedMap {
         swizzle: match spec.swizzle {
             128 => Swizzle::B128,
@@ -157,9 +164,7 @@ pub fn tensor_map(spec: &TensorMapSpec) -> Result<TensorMap> {
         call: "tensor_map",
         reason: error.to_string(),
     })?;
-    let word = |n: usize| {
-        u64::from_le_bytes(std::array::from_fn(|i| bytes[8 * n + i]))
-    };
+    let word = |n: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[8 * n + i]));
     Ok(TensorMap(std::array::from_fn(word)))
 }
 

@@ -42,7 +42,9 @@ enum What {
 impl Obstacle {
     fn expected(&self) -> &'static str {
         match self.what {
-            What::Address => "an address that is a multiple of 16, as the copy engine of the sm_90a tier needs it",
+            What::Address => {
+                "an address that is a multiple of 16, as the copy engine of the sm_90a tier needs it"
+            }
             What::Stride => {
                 "strides that are positive multiples of 16 bytes below 2^40, as the copy engine of the sm_90a tier needs them"
             }
@@ -63,7 +65,13 @@ impl Obstacle {
 
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: expected {}, found {}", self.argument, self.expected(), self.found())
+        write!(
+            f,
+            "{}: expected {}, found {}",
+            self.argument,
+            self.expected(),
+            self.found()
+        )
     }
 }
 
@@ -99,14 +107,16 @@ pub(super) fn obstacle(problem: &Problem) -> Option<Obstacle> {
 /// The first address that the copy engine cannot take, if any.
 pub(super) fn address_obstacle(problem: &Problem, pointers: &Pointers) -> Option<Obstacle> {
     let all = [pointers.q, pointers.k, pointers.v, pointers.out];
-    tensors(problem).zip(all).find_map(|((argument, _), address)| {
-        let found = (!address.is_multiple_of(ALIGNMENT)).then_some(address as i64)?;
-        Some(Obstacle {
-            argument,
-            what: What::Address,
-            found,
+    tensors(problem)
+        .zip(all)
+        .find_map(|((argument, _), address)| {
+            let found = (!address.is_multiple_of(ALIGNMENT)).then_some(address as i64)?;
+            Some(Obstacle {
+                argument,
+                what: What::Address,
+                found,
+            })
         })
-    })
 }
 
 /// How the blocks share the work.
@@ -122,13 +132,19 @@ pub(super) fn schedule(
     let seqlen_q = shape.seqlen_q as u64;
 
     // Heads that share keys can share tiles, where the rows of a single one leave much of a tile empty.
-    let most = q_per_kv.trailing_zeros().min(WARPGROUP_ROWS.trailing_zeros());
-    let most = (0..=most).rev().find(|pack| seqlen_q << pack <= i32::MAX as u64);
+    let most = q_per_kv
+        .trailing_zeros()
+        .min(WARPGROUP_ROWS.trailing_zeros());
+    let most = (0..=most)
+        .rev()
+        .find(|pack| seqlen_q << pack <= i32::MAX as u64);
     let filled = |pack: u32| {
         let rows = seqlen_q << pack;
         rows as f64 / (rows.div_ceil(block_m).max(1) * block_m) as f64
     };
-    let pack = most.filter(|&pack| filled(0) < 0.9 * filled(pack)).unwrap_or(0);
+    let pack = most
+        .filter(|&pack| filled(0) < 0.9 * filled(pack))
+        .unwrap_or(0);
 
     let m_blocks = (seqlen_q << pack).div_ceil(block_m);
     let groups_per_kv = (q_per_kv >> pack) as u64;
@@ -191,7 +207,11 @@ pub(super) fn tensor_maps(
         TensorMapSpec {
             dtype: tile.dtype,
             // Without elements nothing is read, but the engine wants an address.
-            address: if layout.is_empty() { pointers.q } else { address },
+            address: if layout.is_empty() {
+                pointers.q
+            } else {
+                address
+            },
             dims: [dim, u64::from(pack), seqlen, heads / u64::from(pack), batch],
             strides: [
                 stride(2, 1),
@@ -203,7 +223,13 @@ pub(super) fn tensor_maps(
             swizzle,
         }
     };
-    let q = map(&problem.q, pointers.q, packed, WARPGROUP_ROWS, tile.head_dim_qk);
+    let q = map(
+        &problem.q,
+        pointers.q,
+        packed,
+        WARPGROUP_ROWS,
+        tile.head_dim_qk,
+    );
     let out = match problem.out_dtype {
         OutDType::Same => map(
             &problem.out,

@@ -26,10 +26,7 @@ impl Warp {
             self.check_operand(watch, machine, operand, 1 << lane, "the operand");
         }
         let makes = matches!(op.op, MbarrierOp::Init | MbarrierOp::Inval);
-        let order = Order {
-            strong: !makes,
-            ..Order::WEAK
-        };
+        let order = if makes { Order::WEAK } else { Order::ATOMIC };
         watch.access(machine, who, place, 8, true, order);
         watch.set_written(machine, self.index, place, 8, ones(8));
         match op.op {

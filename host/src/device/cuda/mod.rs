@@ -406,8 +406,12 @@ impl CudaDevice {
             };
             // SAFETY: the caller's; the attributes live as long as the call.
             return unsafe {
-                self.driver
-                    .launch_kernel_with(&raw const attributes, function, kernel_params, extra)
+                self.driver.launch_kernel_with(
+                    &raw const attributes,
+                    function,
+                    kernel_params,
+                    extra,
+                )
             };
         }
         let [grid_x, grid_y, grid_z] = config.grid;
