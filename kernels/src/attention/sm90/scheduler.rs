@@ -7,7 +7,7 @@
 
 use super::config::{Config, ConfigExt};
 use crate::ptx::math::div_rem;
-use crate::ptx::{cluster, copy, special, sync};
+use crate::ptx::{cluster, copy, special, sync, tma};
 use flashtile_abi::hopper::MOST_PIECES;
 use flashtile_abi::params::flags;
 use flashtile_abi::{BlockRange, HopperParams};
@@ -87,6 +87,8 @@ impl<'a> Scheduler<'a> {
             if self.again || !any_spoilt::<C>() {
                 return None;
             }
+            // What this thread has stored, it may store once more.
+            tma::wait_group();
             self.again = true;
             self.round = 0;
         }
