@@ -72,7 +72,7 @@ pub struct Care {
 
 /// Turns scores into 2^exponent, the exponent being a function of the score for each row, by the row's maximum.
 #[inline(always)]
-fn exponentiate<S: AccumTile, F: Fn(f32) -> f32>(
+pub fn exponentiate<S: AccumTile, F: Fn(f32) -> f32>(
     scores: &mut S,
     row_max: &RowVec,
     of_row: impl Fn(f32) -> F,
@@ -100,7 +100,7 @@ fn fast(scale: f32, max: f32) -> impl Fn(f32) -> f32 {
 /// A maximum that arithmetic can use: 0 for a row without keys (then -inf - 0 = -inf, where -inf - -inf is
 /// NaN), f32's largest number for an overflowing one.
 #[inline(always)]
-fn finite_max(row_max: f32) -> f32 {
+pub fn finite_max(row_max: f32) -> f32 {
     if row_max == f32::NEG_INFINITY {
         0.0
     } else {
@@ -222,8 +222,10 @@ pub fn scale_rows<S: AccumTile>(tile: &mut S, factor: &RowVec) {
     }
 }
 
-const NO_KEY: RowVec = [[f32::NEG_INFINITY; 2]; MAX_M_FRAGS];
-const NOTHING: RowVec = [[0.0; 2]; MAX_M_FRAGS];
+/// Maxima before the first key.
+pub const NO_KEY: RowVec = [[f32::NEG_INFINITY; 2]; MAX_M_FRAGS];
+/// No sums.
+pub const NOTHING: RowVec = [[0.0; 2]; MAX_M_FRAGS];
 
 /// Maximum and sum of each row so far; the sums are a lane's part until they are reduced.
 #[derive(Clone, Copy)]
@@ -322,31 +324,31 @@ impl RowStats {
         self.sum = growth.sum;
     }
 
-    /// Brings sums and output to the new references, and adds the tile's sums.
+    /// Brings the sums to the new references, and adds the tile's. Returns what output must be multiplied by, if some row of the warp
+    /// has a new reference.
     #[inline(always)]
-    pub fn settle<O: AccumTile, E: Exponents>(
+    pub fn settle<S: AccumTile, E: Exponents>(
         &mut self,
-        out: &mut O,
         growth: Growth,
         exponent_scale: f32,
         exponents: E,
-    ) {
+    ) -> Option<RowVec> {
+        let mut factor = [[1.0; 2]; MAX_M_FRAGS];
         if growth.any {
-            let mut factor = NOTHING;
-            for m in 0..O::M_FRAGS {
+            for m in 0..S::M_FRAGS {
                 for half in 0..2 {
                     let (old, new) = (growth.old[m][half], self.max[m][half]);
                     factor[m][half] = exponents.correction(old, new, exponent_scale);
                     self.sum[m][half] *= factor[m][half];
                 }
             }
-            scale_rows(out, &factor);
         }
-        for m in 0..O::M_FRAGS {
+        for m in 0..S::M_FRAGS {
             for half in 0..2 {
                 self.sum[m][half] += growth.sum[m][half];
             }
         }
+        growth.any.then_some(factor)
     }
 }
 
@@ -354,11 +356,11 @@ impl RowStats {
 #[derive(Clone, Copy)]
 pub struct Growth {
     /// Some row of the warp has a new reference.
-    any: bool,
+    pub any: bool,
     /// The references before.
-    old: RowVec,
+    pub old: RowVec,
     /// The tile's sums.
-    sum: RowVec,
+    pub sum: RowVec,
 }
 
 /// Whether what this lane holds must be computed again, with care: sums of values that are not finite, or as
