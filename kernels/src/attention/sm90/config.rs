@@ -9,7 +9,7 @@ use crate::ptx::wgmma::Descriptor;
 use crate::tile::operand::OperandTile;
 use crate::tile::reg::AccumTile;
 use flashtile_abi::hopper::{HopperPlan, TRANSPOSERS, WARPGROUP, WARPGROUP_ROWS};
-use flashtile_abi::{DType, HopperParams, TileShape};
+use flashtile_abi::{DType, HopperParams, ScoreModKind, TileShape};
 
 /// One instance: types and shapes, all known at compile time.
 pub trait Config: Sized {
@@ -191,6 +191,20 @@ pub trait ConfigExt: Config {
         TRANSPOSERS
     } else {
         4 * Self::CONSUMERS
+    };
+    /// [`Care::polynomials`]. Where the special-function units have less to do than the tensor cores: none. A cap takes two of their
+    /// results a score besides the exponential, 8-bit products half the time, a head_dim of 64 a quarter of that of 256. From the counts of
+    /// instructions (docs/kernels-sm90.md).
+    const POLYNOMIALS: usize = {
+        let scores_of_row = Self::TILE.block_n as usize / 4;
+        match Self::ScoreMod::KIND {
+            ScoreModKind::None => match Self::TILE.head_dim_qk {
+                64 => 1,
+                128 if Self::TRANSPOSES => scores_of_row / 16,
+                _ => 0,
+            },
+            _ => scores_of_row * 3 / 4,
+        }
     };
     /// The types agree with the tile shape; forced by every instance.
     const CONSISTENT: () = {

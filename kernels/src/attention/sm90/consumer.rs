@@ -244,6 +244,7 @@ impl Consumer<'_> {
                 careful: work.careful,
                 factor: C::Arithmetic::CAREFUL_FACTOR,
                 slack: C::Arithmetic::SLACK,
+                polynomials: C::POLYNOMIALS,
                 apart: true,
             },
             scales: C::Arithmetic::scales(self.place.params, &rows, work),
@@ -444,7 +445,7 @@ impl Consumer<'_> {
         }
         if !matches!(C::ScoreMod::KIND, ScoreModKind::None) {
             C::Arithmetic::descale(params, scores, task.scales, n_begin);
-            C::ScoreMod::apply(scores, &params.attention);
+            C::ScoreMod::apply(scores, &params.attention, false);
         }
         let place = self.place.anew();
         let rows = place.rows::<C>(task.row_begin);

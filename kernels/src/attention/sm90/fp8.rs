@@ -219,11 +219,12 @@ where
             };
             let shift = OFFSET - max;
             if M::MASKS && care.careful {
-                each(scores, half, |score| {
-                    math::min(score * factor - max, 0.0) + OFFSET
-                });
+                let exponent = |score: f32| math::min(score * factor - max, 0.0) + OFFSET;
+                softmax::exponentiate_row(scores, 0, half, 0, exponent);
             } else {
-                each(scores, half, |score| math::fma(score, factor, shift));
+                let polynomials = if M::MASKS { 0 } else { care.polynomials };
+                let exponent = |score: f32| math::fma(score, factor, shift);
+                softmax::exponentiate_row(scores, 0, half, polynomials, exponent);
             }
         }
         let mut sum = NOTHING;
@@ -374,17 +375,6 @@ where
                 math::pack_bf16x2(lo, hi)
             }
         })
-    }
-}
-
-/// 2^f of each score of rows g (`half` 0) or g + 8 (`half` 1).
-#[inline(always)]
-fn each<S: AccumTile>(scores: &mut S, half: usize, f: impl Fn(f32) -> f32) {
-    for n in 0..S::N_FRAGS {
-        for i in 0..2 {
-            let score = &mut scores.frag_mut(0, n)[2 * half + i];
-            *score = math::ex2(f(*score));
-        }
     }
 }
 
