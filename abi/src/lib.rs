@@ -15,6 +15,8 @@ pub mod variant;
 
 pub use hopper::HopperPlan;
 pub use mask::{Band, BlockRange, KeyInterval};
-pub use params::{AttentionParams, HopperParams, LseView, ScaleView, Schedule, TensorMap, TensorView};
+pub use params::{
+    AttentionParams, HopperParams, LseView, ScaleView, Schedule, TensorMap, TensorView,
+};
 pub use tile::{DType, SharedPlan, TileShape};
 pub use variant::{Algorithm, Arch, ScoreModKind, Variant, variants};

@@ -60,6 +60,7 @@ fn attention_is_a_launch() {
             q: &q,
             k: &k,
             v: &v,
+            ..Inputs::default()
         };
         for device in devices() {
             let expected = run(&**device, case, &tensors)?;
@@ -133,6 +134,7 @@ fn strides_beyond_four_gigabytes() {
             q: &values[0],
             k: &values[1],
             v: &values[2],
+            ..Inputs::default()
         };
         let found = reference::compare(&contiguous, &inputs, &outputs).unwrap();
         assert!(found.ok, "dimension {dim}: {found:?}");
