@@ -5,8 +5,8 @@ use crate::element::{self, Element};
 use crate::ptx::wgmma::{self, Wgmma};
 use crate::tile::operand::OperandTile;
 use crate::tile::reg::AccumTile;
-use flashtile_abi::{HopperParams, TileShape};
 use flashtile_abi::hopper::{HopperPlan, WARPGROUP, WARPGROUP_ROWS};
+use flashtile_abi::{HopperParams, TileShape};
 
 /// A 16-bit element type on Hopper.
 pub trait HopperElement: Element<FragA = [u32; 4]> {
