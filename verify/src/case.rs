@@ -1,8 +1,8 @@
 //! One attention problem with its layouts and its data, as a value.
 
 use flashtile::{
-    Algorithm, ArchChoice, CausalAlignment, DType, DeviceInfo, OutDType, Pointers, Problem, Shape,
-    TensorLayout, Variant, Window,
+    Algorithm, ArchChoice, CausalAlignment, DType, DeviceInfo, OutDType, Plan, Pointers, Problem,
+    Shape, TensorLayout, Variant, Window,
 };
 
 use crate::data::Distribution;
@@ -175,6 +175,31 @@ impl Case {
         Self { data, seed, ..self }
     }
 
+    /// The same with tensors that the copy engine of the sm_90a tier can address: their rows begin at multiples of 16 bytes, behind gaps
+    /// if need be, and their strides are positive.
+    #[must_use]
+    pub fn addressable(mut self) -> Self {
+        for (at, [.., dim]) in self.shapes().into_iter().enumerate() {
+            let aligned = 16 / self.element(at).bytes() as usize;
+            let placement = &mut self.placements[at];
+            *placement = Placement {
+                heads_first: placement.heads_first,
+                pad: (dim + placement.pad).next_multiple_of(aligned) - dim,
+                offset: placement.offset.next_multiple_of(aligned),
+                ..Placement::default()
+            };
+        }
+        self
+    }
+
+    /// Element type of q, k, v or out, by number.
+    pub fn element(&self, tensor: usize) -> DType {
+        match tensor {
+            3 => self.out_element(),
+            _ => self.dtype,
+        }
+    }
+
     /// Shapes of q, k, v and out.
     pub fn shapes(&self) -> [[usize; 4]; 4] {
         let s = &self.shape;
@@ -217,22 +242,28 @@ impl Case {
         problem
     }
 
+    /// What the library plans for the emulator, before it knows addresses.
+    ///
+    /// # Errors
+    /// What the library says of the problem.
+    pub fn plan(&self) -> flashtile::Result<Plan> {
+        self.problem().plan(&DeviceInfo::emulator())
+    }
+
     /// The kernel that computes it on the emulator.
     ///
     /// # Errors
     /// What the library says of the problem.
     pub fn planned(&self) -> flashtile::Result<&'static Variant> {
-        let problem = self.problem();
-        let plan = problem.plan(&DeviceInfo::emulator())?;
+        let (problem, plan) = (self.problem(), self.plan()?);
         // Buffers begin at multiples of 256; only what follows counts.
         let layouts = [problem.q, problem.k, problem.v, problem.out];
-        let elements = [self.dtype, self.dtype, self.dtype, problem.out_element()];
         let [q, k, v, out] = std::array::from_fn(|i| {
             let first = match layouts[i].is_empty() {
                 true => 0,
                 false => self.placements[i].offset + layouts[i].index([0; 4]),
             };
-            256 + first as u64 * u64::from(elements[i].bytes())
+            256 + first as u64 * u64::from(self.element(i).bytes())
         });
         plan.variant_for(&Pointers {
             q,

@@ -136,9 +136,12 @@ fn no_keys_no_output(case: &Case, problem: &Problem, results: &Results) -> Resul
         for (b, h) in (0..s.batch).flat_map(|b| (0..s.heads_q).map(move |h| (b, h))) {
             let lse = results.lse[(b * s.heads_q + h) * s.seqlen_q + i];
             let out = &results.out[row(shape, b, i, h)];
-            if lse != f32::NEG_INFINITY || out.iter().any(|&x| x != 0.0) {
+            let wrong = out.iter().position(|&x| x != 0.0);
+            if lse != f32::NEG_INFINITY || wrong.is_some() {
+                let x = wrong.unwrap_or_default();
                 return Err(format!(
-                    "{case}\n  query [{b}, {i}, {h}] sees no key, but has lse {lse}, out {out:?}"
+                    "{case}\n  query [{b}, {i}, {h}] sees no key, but has lse {lse}, out[{b}, {i}, {h}, {x}] = {}",
+                    out[x]
                 ));
             }
         }

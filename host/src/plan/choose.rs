@@ -5,6 +5,7 @@ use flashtile_abi::{Arch, ScoreModKind, Variant, variants};
 use crate::{
     device::{DeviceInfo, DeviceKind},
     error::{Error, Result},
+    plan::Obstacle,
     problem::Problem,
 };
 
@@ -61,6 +62,41 @@ pub(crate) fn choose(
                 device.shared_bytes_per_block, device.name
             ))
         })
+}
+
+/// The error of the sm_80 tier with the reason for which it had to be that one, if the sm_90a tier has a kernel for the problem.
+pub(crate) fn name_both(
+    error: Error,
+    problem: &Problem,
+    capped: bool,
+    device: &DeviceInfo,
+    obstacle: Option<Obstacle>,
+) -> Error {
+    let Error::NoVariant {
+        algorithm,
+        arch,
+        dtype,
+        missing,
+    } = error
+    else {
+        return error;
+    };
+    let hopper = Arch::Sm90a;
+    let reason = match supports(device, hopper) {
+        // The emulator runs every tier.
+        _ if choose(problem, capped, &DeviceInfo::emulator(), hopper).is_err() => None,
+        Err(Error::NoDevice { reason }) => Some(reason),
+        _ => obstacle.map(|obstacle| obstacle.to_string()),
+    };
+    Error::NoVariant {
+        algorithm,
+        arch,
+        dtype,
+        missing: match reason {
+            Some(reason) => format!("{missing}; {} has one, but {reason}", hopper.as_str()),
+            None => missing,
+        },
+    }
 }
 
 /// Refuses a kernel that does not compute the problem, or does not run on the device.

@@ -8,7 +8,7 @@ use flashtile_abi::{
 };
 
 use crate::{
-    device::{DeviceInfo, TensorMapSpec},
+    device::{DeviceInfo, DeviceKind, TensorMapSpec},
     error::{Error, Result},
     layout::TensorLayout,
     plan::{Pointers, validate},
@@ -24,6 +24,9 @@ const STRIDE_LIMIT: u64 = 1 << 40;
 /// Keys and values that are in use at the same time, in bytes: a part of the L2 cache (50 MB on H100 and H200) that leaves room for
 /// the rest. (FlashAttention-3's scheduler has the same.)
 const SECTION_BYTES: u64 = 32 << 20;
+
+/// The same on the emulator, which has no cache: so small that small problems have several sections.
+const EMULATED_SECTION_BYTES: u64 = 128 << 10;
 
 /// Why the copy engine cannot address a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +64,12 @@ impl Obstacle {
     pub(super) fn error(&self) -> Error {
         Error::bad(self.argument, self.expected(), self.found())
     }
+
+    /// The same, where no other tier has a kernel for the problem.
+    pub(super) fn error_of_the_only_tier(&self) -> Error {
+        let expected = format!("{} (no other has these head dimensions)", self.expected());
+        Error::bad(self.argument, expected, self.found())
+    }
 }
 
 impl fmt::Display for Obstacle {
@@ -75,19 +84,27 @@ impl fmt::Display for Obstacle {
     }
 }
 
-/// The tensors that the copy engine moves, with their element types.
-fn tensors(problem: &Problem) -> impl Iterator<Item = (&'static str, &TensorLayout, DType)> {
+/// The tensors that the copy engine moves, with their element types, each at one of the addresses.
+fn tensors<T>(
+    problem: &Problem,
+    [q, k, v, out]: [T; 4],
+) -> impl Iterator<Item = (&'static str, &TensorLayout, DType, T)> {
     // f32 output is written by the threads.
-    let out = Some(problem.out_element()).filter(|&element| element != DType::F32);
-    let out = out.map(|element| ("out", &problem.out, element));
-    let inputs = [("q", &problem.q), ("k", &problem.k), ("v", &problem.v)];
-    let inputs = inputs.map(|(argument, layout)| (argument, layout, problem.dtype));
-    inputs.into_iter().chain(out)
+    let element = problem.out_element();
+    let out = (element != DType::F32).then_some(("out", &problem.out, element, out));
+    let dtype = problem.dtype;
+    let all = [
+        ("q", &problem.q, dtype, q),
+        ("k", &problem.k, dtype, k),
+        ("v", &problem.v, dtype, v),
+    ];
+    let all = all.into_iter().chain(out);
+    all.filter(|(_, layout, ..)| !layout.is_empty())
 }
 
 /// The first stride that the copy engine cannot take, if any.
 pub(super) fn obstacle(problem: &Problem) -> Option<Obstacle> {
-    tensors(problem).find_map(|(argument, layout, element)| {
+    tensors(problem, [(); 4]).find_map(|(argument, layout, element, ())| {
         let bytes = i64::from(element.bytes());
         let steps = (0..3).filter(|&dim| layout.shape[dim] > 1);
         let strides = steps.map(|dim| layout.strides[dim].wrapping_mul(bytes));
@@ -108,16 +125,21 @@ pub(super) fn obstacle(problem: &Problem) -> Option<Obstacle> {
 /// The first address that the copy engine cannot take, if any.
 pub(super) fn address_obstacle(problem: &Problem, pointers: &Pointers) -> Option<Obstacle> {
     let all = [pointers.q, pointers.k, pointers.v, pointers.out];
-    tensors(problem)
-        .zip(all)
-        .find_map(|((argument, ..), address)| {
-            let found = (!address.is_multiple_of(ALIGNMENT)).then_some(address as i64)?;
-            Some(Obstacle {
-                argument,
-                what: What::Address,
-                found,
-            })
+    tensors(problem, all).find_map(|(argument, _, _, address)| {
+        let found = (!address.is_multiple_of(ALIGNMENT)).then_some(address as i64)?;
+        Some(Obstacle {
+            argument,
+            what: What::Address,
+            found,
         })
+    })
+}
+
+fn section_bytes(device: &DeviceInfo) -> u64 {
+    match device.kind {
+        DeviceKind::Cuda => SECTION_BYTES,
+        DeviceKind::Emulator => EMULATED_SECTION_BYTES,
+    }
 }
 
 /// How the blocks share the work.
@@ -136,9 +158,16 @@ pub(super) fn schedule(
     let most = q_per_kv
         .trailing_zeros()
         .min(WARPGROUP_ROWS.trailing_zeros());
+    // Of a packed tensor the copy engine steps over 2^pack heads at once.
+    let step = tensors(problem, [(); 4])
+        .filter(|(argument, layout, ..)| ["q", "out"].contains(argument) && layout.shape[2] > 1)
+        .map(|(_, layout, element, ())| {
+            layout.strides[2].unsigned_abs() * u64::from(element.bytes())
+        })
+        .fold(0, u64::max);
     let most = (0..=most)
         .rev()
-        .find(|pack| seqlen_q << pack <= i32::MAX as u64);
+        .find(|pack| seqlen_q << pack <= i32::MAX as u64 && step << pack < STRIDE_LIMIT);
     let filled = |pack: u32| {
         let rows = seqlen_q << pack;
         rows as f64 / (rows.div_ceil(block_m).max(1) * block_m) as f64
@@ -149,21 +178,22 @@ pub(super) fn schedule(
 
     let m_blocks = (seqlen_q << pack).div_ceil(block_m);
     let groups_per_kv = (q_per_kv >> pack) as u64;
-    let groups = (shape.batch * shape.heads_q) as u64 >> pack;
+    // Where there are no queries, there may be any number of heads.
+    let groups = (shape.batch as u64).saturating_mul(shape.heads_q as u64) >> pack;
     validate::grid_blocks(shape, m_blocks)?;
 
     let kv_bytes = shape.seqlen_k as u64
         * (shape.head_dim_qk + shape.head_dim_v) as u64
         * u64::from(problem.dtype.bytes());
-    let kv_heads = (SECTION_BYTES / kv_bytes.max(1)).max(1);
-    let section = (kv_heads * groups_per_kv).min(groups).max(1);
+    let kv_heads = (section_bytes(device) / kv_bytes.max(1)).max(1);
+    let section = kv_heads.saturating_mul(groups_per_kv).min(groups).max(1);
 
     // Two blocks share keys and values if they see the same ones and neither is idle.
     let same_keys = problem.causal.is_none() && problem.window == Default::default();
     let pays = tile.head_dim_qk >= 128 && shape.seqlen_k as u64 > u64::from(tile.block_n);
     let pairs = m_blocks.is_multiple_of(2) && device.multiprocessors >= 2;
     let cluster = if same_keys && pays && pairs { 2 } else { 1 };
-    let pieces = (m_blocks / cluster * groups) as u32;
+    let pieces = (m_blocks / cluster).saturating_mul(groups) as u32;
     Ok(Schedule {
         pieces,
         rounds: pieces.div_ceil(clusters(pieces, cluster as u32, device).max(1)),
@@ -204,6 +234,7 @@ pub(super) fn tensor_maps(
         let stride = |dim: usize, times: u64| match layout.shape[dim] {
             // A dimension that never steps may have any stride.
             0 | 1 => ALIGNMENT,
+            _ if layout.is_empty() => ALIGNMENT,
             _ => layout.strides[dim] as u64 * u64::from(element) * times,
         };
         TensorMapSpec {

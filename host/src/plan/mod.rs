@@ -37,6 +37,7 @@ pub struct Plan {
     chosen: Chosen,
     /// What is launched if an address is none that the chosen kernel takes.
     other: Option<Chosen>,
+    /// Why the sm_90a tier was not chosen.
     obstacle: Option<Obstacle>,
 }
 
@@ -119,26 +120,34 @@ impl Problem {
         let shape = validate::check_shapes(self)?;
         let softmax = validate::softmax(self)?;
         let choose = |arch| choose::choose(self, softmax.capped, device, arch);
-        let of_arch = |arch| Chosen::new(self, &shape, &softmax, choose(arch)?, device);
+        let launched = |variant| Chosen::new(self, &shape, &softmax, variant, device);
+        let of_arch = |arch| launched(choose(arch)?);
         let obstacle = hopper::obstacle(self);
-        let plan = |chosen, other| Plan {
+        let plan = |chosen, other, obstacle| Plan {
             problem: *self,
             chosen,
             other,
             obstacle,
         };
-        match (self.arch, obstacle) {
-            (ArchChoice::Sm80, _) => Ok(plan(of_arch(Arch::Sm80)?, None)),
-            (ArchChoice::Sm90a, Some(obstacle)) => {
+        match self.arch {
+            ArchChoice::Sm80 => Ok(plan(of_arch(Arch::Sm80)?, None, None)),
+            ArchChoice::Sm90a => {
                 // A kernel that does not exist is the better reason.
-                choose(Arch::Sm90a)?;
-                Err(obstacle.error())
+                let variant = choose(Arch::Sm90a)?;
+                match obstacle {
+                    Some(obstacle) => Err(obstacle.error()),
+                    None => Ok(plan(launched(variant)?, None, None)),
+                }
             }
-            (ArchChoice::Sm90a, None) => Ok(plan(of_arch(Arch::Sm90a)?, None)),
-            (ArchChoice::Auto, None) if choose(Arch::Sm90a).is_ok() => {
-                Ok(plan(of_arch(Arch::Sm90a)?, of_arch(Arch::Sm80).ok()))
-            }
-            (ArchChoice::Auto, _) => Ok(plan(of_arch(Arch::Sm80)?, None)),
+            ArchChoice::Auto => match (choose(Arch::Sm90a), obstacle) {
+                (Ok(variant), None) => Ok(plan(launched(variant)?, of_arch(Arch::Sm80).ok(), None)),
+                (hopper, obstacle) => {
+                    let both =
+                        |error| choose::name_both(error, self, softmax.capped, device, obstacle);
+                    let chosen = of_arch(Arch::Sm80).map_err(both)?;
+                    Ok(plan(chosen, None, obstacle.filter(|_| hopper.is_ok())))
+                }
+            },
         }
     }
 
@@ -263,7 +272,8 @@ impl Plan {
         self.chosen.variant
     }
 
-    /// Why no kernel of the sm_90a tier computes the problem, if that is because of how a tensor lies in memory.
+    /// Why the kernel is not of the sm_90a tier, although device and problem have one, and nobody asked for another: how a tensor lies
+    /// in memory.
     pub fn obstacle(&self) -> Option<&Obstacle> {
         self.obstacle.as_ref()
     }
@@ -289,22 +299,23 @@ impl Plan {
         &self.chosen.params
     }
 
-    /// The kernel's parameters for these addresses, but for the scales and what the copy engine is told.
+    /// The parameters of the kernel that is launched for these addresses ([`Plan::variant_for`]), but for the scales and what the copy
+    /// engine is told.
     ///
     /// # Errors
     /// [`Error::BadInput`] for an address that is 0 although the tensor has elements, is not a
-    /// multiple of the element's size, or from which the tensor would leave the address space.
+    /// multiple of the element's size, or from which the tensor would leave the address space; for one that no kernel takes which the
+    /// problem may have.
     pub fn params(&self, pointers: &Pointers) -> Result<AttentionParams> {
         scales::views(&self.problem, pointers)?;
-        self.params_of(&self.chosen, pointers)
+        self.params_of(self.chosen_for(pointers)?, pointers)
     }
 
     /// Everything that a launch passes to the device, for these addresses. Where the chosen kernel is of the sm_90a tier, and an
     /// address is none that the copy engine takes, it is the sm_80 kernel's launch, unless the problem asks for the tier.
     ///
     /// # Errors
-    /// As [`Plan::params`]; an address that is no multiple of 16 if the problem asks for the sm_90a tier; what the device says of the
-    /// tensors.
+    /// As [`Plan::params`]; what the device says of the tensors.
     pub fn prepare(&self, device: &dyn Device, pointers: &Pointers) -> Result<Prepared> {
         self.prepare_with(pointers, |spec| device.tensor_map(spec))
     }
@@ -362,7 +373,10 @@ impl Plan {
         };
         match obstacle {
             None => Ok(&self.chosen),
-            Some(obstacle) => self.other.as_ref().ok_or_else(|| obstacle.error()),
+            Some(obstacle) => self.other.as_ref().ok_or_else(|| match self.problem.arch {
+                ArchChoice::Auto => obstacle.error_of_the_only_tier(),
+                ArchChoice::Sm80 | ArchChoice::Sm90a => obstacle.error(),
+            }),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Checks of a problem, each with its own message.
 
-use flashtile_abi::{Band, DType, tile::MAX_HEAD_DIM};
+use flashtile_abi::{Band, DType, variants};
 
 use crate::{
     error::{Error, Result},
@@ -11,6 +11,24 @@ use crate::{
 
 /// Longest grid in x.
 const MAX_GRID: u64 = (1 << 31) - 1;
+
+/// Largest head_dim that any kernel has. What a tier has is a question of its own (`choose`).
+const MAX_HEAD_DIM: u32 = {
+    let (all, mut widest, mut at) = (variants(), 0, 0);
+    while at < all.len() {
+        let tile = &all[at].tile;
+        let wider = if tile.head_dim_qk > tile.head_dim_v {
+            tile.head_dim_qk
+        } else {
+            tile.head_dim_v
+        };
+        if wider > widest {
+            widest = wider;
+        }
+        at += 1;
+    }
+    widest
+};
 
 /// Checks everything but the numbers of the softmax, and returns the sizes.
 pub(crate) fn check_shapes(problem: &Problem) -> Result<Shape> {

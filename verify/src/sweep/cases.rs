@@ -2,7 +2,7 @@
 
 use flashtile::{Arch, ArchChoice, CausalAlignment, OutDType, ScoreModKind, Variant};
 
-use super::class::{Class, Dims, Lie, Queries, Score, Sides, is_prime};
+use super::class::{Class, Dims, Lie, Queries, Score, Sides, Work, is_prime};
 use crate::{
     case::{Case, sizes},
     data::Distribution,
@@ -23,10 +23,12 @@ pub fn dims(variant: &Variant, dims: Dims) -> (usize, usize) {
     let chosen = |qk: usize, v: usize| {
         let mut case = plain(variant, 1, 1);
         (case.shape.head_dim_qk, case.shape.head_dim_v) = (qk, v);
-        case.planned().is_ok_and(|found| found.name == variant.name)
+        let planned = case.addressable().planned();
+        planned.is_ok_and(|found| found.name == variant.name)
     };
-    let least_qk = |v| (1..=widest.0).find(|&qk| chosen(qk, v)).unwrap_or(widest.0);
-    let least_v = |qk| (1..=widest.1).find(|&v| chosen(qk, v)).unwrap_or(widest.1);
+    // From the least to the widest, all are the variant's.
+    let least_qk = |v| least(widest.0, |qk| chosen(qk, v));
+    let least_v = |qk| least(widest.1, |v| chosen(qk, v));
     match dims {
         Dims::Widest => widest,
         Dims::NarrowQueries => {
@@ -38,8 +40,26 @@ pub fn dims(variant: &Variant, dims: Dims) -> (usize, usize) {
             (least_qk(v), v)
         }
         // Tiles' dimensions are multiples of 32.
-        Dims::Ragged => (widest.0 - 3, widest.1 - 5),
+        Dims::Ragged => match variant.arch {
+            Arch::Sm80 => (widest.0 - 3, widest.1 - 5),
+            Arch::Sm90a => (widest.0 - 8, widest.1 - 24),
+        },
+        Dims::Padded => (widest.0 - 3, widest.1 - 5),
     }
+}
+
+/// The least number from 1 on that is right, if all from it to the largest are.
+fn least(largest: usize, is_right: impl Fn(usize) -> bool) -> usize {
+    let (mut wrong, mut right) = (0, largest);
+    while right - wrong > 1 {
+        let middle = wrong.midpoint(right);
+        *(if is_right(middle) {
+            &mut right
+        } else {
+            &mut wrong
+        }) = middle;
+    }
+    right
 }
 
 /// The tier of a variant.
@@ -118,6 +138,11 @@ fn example(variant: &Variant, class: Class, at: usize) -> Case {
         Class::ManyTiles => plain(2, 8 * block_n + 7),
         Class::Dims(_) | Class::OutF32 => ordinary(),
         Class::Memory(tensor, lie) => in_memory(plain(21, block_n + 9), tensor, lie),
+        Class::Fallback(tensor, lie) => {
+            in_memory(plain(21, block_n + 9), tensor, lie).arch(ArchChoice::Auto)
+        }
+        Class::FallbackRows => ordinary().arch(ArchChoice::Auto),
+        Class::Work(work) => shared_out(variant, work),
         Class::Score(score) => {
             let case = ordinary();
             match score {
@@ -135,12 +160,18 @@ fn example(variant: &Variant, class: Class, at: usize) -> Case {
     let chosen = match class {
         Class::Dims(dims) => dims,
         // Gaps that keep rows aligned need rows that are.
-        Class::Memory(..) => Dims::Widest,
+        Class::Memory(..) | Class::Fallback(..) => Dims::Widest,
+        // As many sections as were chosen for them.
+        Class::Work(Work::Sections) => Dims::Widest,
+        Class::FallbackRows => Dims::Ragged,
         // Both ways to copy rows, where the class does not care.
         _ if at % 3 == 1 => Dims::Ragged,
         _ => Dims::Widest,
     };
     (case.shape.head_dim_qk, case.shape.head_dim_v) = dims(variant, chosen);
+    if variant.arch == Arch::Sm90a || class == Class::Dims(Dims::Padded) {
+        case = case.addressable();
+    }
     if case.data == Distribution::Normal && at % 5 == 4 {
         // Scores far apart tell a wrong maximum from a right one.
         case.data = Distribution::Peaked;
@@ -149,15 +180,41 @@ fn example(variant: &Variant, class: Class, at: usize) -> Case {
     case
 }
 
+/// Pieces of work of a kernel of the sm_90a tier.
+fn shared_out(variant: &Variant, work: Work) -> Case {
+    let (block_m, block_n) = (variant.tile.block_m as usize, variant.tile.block_n as usize);
+    let with_heads = |q, k, heads: [usize; 2]| {
+        let mut case = plain(variant, q, k);
+        [case.shape.heads_q, case.shape.heads_kv] = heads;
+        case
+    };
+    match work {
+        Work::Packed { causal } => {
+            // Four heads, whose rows are a tile and a part of one.
+            let case = with_heads(block_m / 4 + 5, block_n + 11, [8, 2]);
+            match causal {
+                true => case.causal(CausalAlignment::BottomRight),
+                false => case,
+            }
+        }
+        Work::Pairs => with_heads(3 * block_m + 7, 2 * block_n + 3, [3, 3]),
+        // The emulator has 4 multiprocessors.
+        Work::Rounds => with_heads(5, block_n + 3, [11, 11]),
+        Work::Empty => with_heads(2 * block_m + block_n + 9, block_n + 5, [3, 3])
+            .causal(CausalAlignment::BottomRight),
+        Work::Sections => {
+            let keys = (1..2 * block_n).rev();
+            let mut cases = keys.map(|keys| with_heads(3, keys, [5, 5]));
+            let found = cases.find(|case| case.plan().is_ok_and(|plan| work.holds(case, &plan)));
+            found.unwrap_or(plain(variant, 3, 1))
+        }
+    }
+}
+
 /// The case with one tensor lying as asked.
 fn in_memory(mut case: Case, tensor: usize, lie: Lie) -> Case {
     (case.shape.batch, case.shape.heads_q, case.shape.heads_kv) = (2, 4, 2);
-    let dtype = if tensor == 3 {
-        case.out_element()
-    } else {
-        case.dtype
-    };
-    let aligned = 16 / dtype.bytes() as usize;
+    let aligned = 16 / case.element(tensor).bytes() as usize;
     let placement = &mut case.placements[tensor];
     match lie {
         Lie::Unaligned => placement.offset = 1,

@@ -186,13 +186,17 @@ pub fn consume<C: Config>(place: Place, mut scheduler: Scheduler) {
         let mut stats = RowStats::EMPTY;
         let mut out = C::Output::ZERO;
         let has_keys = work.range.begin < work.range.end;
-        if has_keys {
+        // Where the output passes through the queries' room, pieces without keys have it too.
+        let has_room = has_keys || C::OUT_OVER_Q;
+        if has_room {
             q.wait(q_at);
+        }
+        if has_keys {
             (stats, out) = consumer.run::<C>(&work, q, q_at);
         }
-        let queries = has_keys.then_some((q, q_at));
+        let queries = has_room.then_some((q, q_at));
         epilogue::finish::<C>(place.anew(), &scheduler, round, stats, out, queries);
-        if has_keys {
+        if has_room {
             q_at.advance(1);
         }
     }

@@ -26,7 +26,7 @@ pub const fn barriers<C: Config>() -> u32 {
 
 /// Normalises the output and writes it, and lse. Says if the piece must be done again.
 ///
-/// `queries`: the slot of the queries, if there were any tiles; where the output passes through their room, it is released here.
+/// `queries`: the slot of the queries, if the piece has it; where the output passes through their room, it is released here.
 #[inline(always)]
 pub fn finish<C: Config>(
     place: Place,
