@@ -4,10 +4,10 @@
 //! zero, to a multiple of u = 2^(e - 13), where e is the largest exponent of these terms; the cut terms are added exactly; the
 //! result is cut to 13 fraction bits. From that follows for one such step, whatever its terms:
 //!
-//! - 2^e is at most the largest term, if for a subnormal factor the smallest normal number is taken: U = 2^-13 of that bounds u.
-//! - A cut term loses less than U, and no more than itself.
-//! - A product of two e4m3 numbers is a multiple of 2^-6 of its own power of two, and below 4 times that: one of at least
-//!   256 U is a multiple of u, and loses nothing.
+//! - e is at most the exponent of the largest product or of the sum so far, where a subnormal factor has the exponent of the
+//!   smallest normal number. That bounds u.
+//! - A term loses no more than itself. Products of e4m3 numbers are multiples of 2^-6 of their power of two, which is less than u
+//!   for small ones only: such a product loses at most the difference, the others nothing.
 //! - The result loses at most 2^-13 of itself.
 
 /// Terms that are added at once.
@@ -19,8 +19,8 @@ const STEPS: usize = 8;
 /// What a step's terms are cut to, relative to the largest.
 const UNIT: f64 = 1.0 / 8192.0;
 
-/// From so many units on a product of two e4m3 numbers is not cut.
-const WHOLE: f64 = 256.0;
+/// What an e4m3 number is a multiple of, relative to its power of two.
+const GRAIN: f64 = 1.0 / 8.0;
 
 /// Smallest normal number of e4m3.
 const LEAST_NORMAL: f64 = 0.015_625;
@@ -36,22 +36,24 @@ pub(super) fn rounding_of_probability(weight: f64) -> f64 {
     (weight / 16.0).max(HALF_LEAST_PROBABILITY).min(weight)
 }
 
-/// An upper bound of the power of two that a factor of e4m3 stands for.
+/// The power of two of a positive number.
+fn floor(x: f64) -> f64 {
+    const EXPONENT: u64 = 0x7ff << 52;
+    f64::from_bits(x.to_bits() & EXPONENT)
+}
+
+/// The power of two of a factor.
 fn power(x: f64) -> f64 {
     if x == 0.0 {
         0.0
     } else {
-        x.abs().max(LEAST_NORMAL)
+        floor(x.abs().max(LEAST_NORMAL))
     }
 }
 
-/// What a product loses that is between these two in magnitude.
-fn cut(least: f64, most: f64, unit: f64) -> f64 {
-    if least >= WHOLE * unit {
-        0.0
-    } else {
-        most.min(unit)
-    }
+/// What a term of this magnitude loses that is a multiple of `grain`, or of more.
+fn cut(magnitude: f64, grain: f64, unit: f64) -> f64 {
+    (unit - grain).max(0.0).min(magnitude)
 }
 
 /// What the sum of products of two rows loses, one step after the other from the first element on.
@@ -63,10 +65,11 @@ pub(super) fn lost_of_dot(a: &[f32], b: &[f32]) -> f64 {
             .clone()
             .fold(0.0, |max: f64, (a, b)| max.max(power(a) * power(b)));
         let before = sum.abs() + lost;
-        let unit = UNIT * largest.max(before);
+        let unit = UNIT * floor(largest.max(before));
         lost += before.min(unit);
         for (a, b) in pairs {
-            lost += cut((a * b).abs(), (a * b).abs(), unit);
+            let grain = power(a) * GRAIN * power(b) * GRAIN;
+            lost += cut((a * b).abs(), grain, unit);
             sum += a * b;
         }
         lost += UNIT * (sum.abs() + lost);
@@ -81,7 +84,7 @@ struct Column {
     sum: f64,
     /// How far roundings of the weights move that, and what is lost.
     off: f64,
-    /// Bound of the power of two of the largest term.
+    /// What the power of two of the largest term is at most.
     largest: f64,
 }
 
@@ -146,11 +149,13 @@ impl WeightedSum<'_> {
         let mut lost = vec![0.0; self.dim];
         for &(j, weight) in keys {
             let rounding = rounding_of_probability(weight);
+            let (least, most) = (weight - rounding, weight + rounding);
+            // Its power of two is more than half of it.
+            let grain = least / 2.0 * GRAIN * GRAIN * self.scales[j];
             let columns = step.iter().zip(&sums).zip(self.value(j));
             for (lost, ((column, [begin, _]), v)) in lost.iter_mut().zip(columns) {
-                let v = v.abs() * self.scales[j];
                 let unit = UNIT * column.largest.max(*begin);
-                *lost += cut((weight - rounding) * v, (weight + rounding) * v, unit);
+                *lost += cut(most * v.abs() * self.scales[j], grain * power(v), unit);
             }
         }
         for (x, [begin, end]) in sums.into_iter().enumerate() {
@@ -167,3 +172,6 @@ impl WeightedSum<'_> {
         row.iter().map(|&v| f64::from(v))
     }
 }
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests;

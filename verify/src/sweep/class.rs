@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use flashtile::{CausalAlignment, DType, OutDType, ScoreModKind, Variant, Window};
+use flashtile::{
+    CausalAlignment, DType, OutDType, ScaleLayout, Scales, ScoreModKind, Variant, Window,
+};
 
 use crate::{case::Case, data::Distribution, memory::unseen_keys};
 
@@ -128,6 +130,15 @@ impl Lie {
     ];
 }
 
+/// The kinds of scales of a tensor.
+const SCALES: [ScaleLayout; 5] = [
+    ScaleLayout::One,
+    ScaleLayout::PerTensor,
+    ScaleLayout::PerHead,
+    ScaleLayout::PerBlock { rows: 128 },
+    ScaleLayout::PerBlock { rows: 256 },
+];
+
 /// What becomes of a score before the softmax.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Score {
@@ -178,8 +189,12 @@ pub enum Class {
     Dims(Dims),
     /// How a tensor (0 to 3: q, k, v, out) lies in memory.
     Memory(usize, Lie),
-    /// f32 output of 16-bit inputs.
+    /// f32 output of inputs of fewer bits.
     OutF32,
+    /// f16 output of 8-bit inputs.
+    OutF16,
+    /// Scales of a tensor (0 to 2: q, k, v) of several heads and batches, and the others' of another kind.
+    Scales(usize, ScaleLayout),
     /// Scale and cap.
     Score(Score),
 }
@@ -239,7 +254,11 @@ impl Class {
             Self::Primes,
             Self::ManyTiles,
             Self::OutF32,
+            Self::OutF16,
         ]);
+        for tensor in 0..3 {
+            all.extend(SCALES.map(|layout| Self::Scales(tensor, layout)));
+        }
         all
     }
 
@@ -252,6 +271,7 @@ impl Class {
                 variant.score_mod != ScoreModKind::Softcap
             }
             Self::OutF32 => variant.tile.dtype != DType::F32,
+            Self::OutF16 | Self::Scales(..) => variant.tile.dtype == DType::E4m3,
             _ => true,
         }
     }
@@ -314,6 +334,20 @@ impl Class {
                 }
             }
             Self::OutF32 => case.out_dtype == OutDType::F32 && case.dtype != DType::F32,
+            Self::OutF16 => case.out_dtype == OutDType::F16 && case.dtype == DType::E4m3,
+            Self::Scales(tensor, layout) => {
+                let Scales { q, k, v } = case.scales;
+                let [_, seqlen, heads, _] = case.shapes()[tensor];
+                let rows = match layout {
+                    ScaleLayout::PerBlock { rows } => rows as usize,
+                    _ => 0,
+                };
+                [q, k, v][tensor] == layout
+                    && (q != k || k != v)
+                    && s.batch > 1
+                    && heads > 1
+                    && seqlen > rows
+            }
             Self::Score(Score::NegativeScale) => case.scale.is_some_and(|scale| scale < 0.0),
             Self::Score(Score::ZeroScale) => case.scale == Some(0.0),
             Self::Score(Score::Capped) => case.softcap.is_some(),
