@@ -6,6 +6,7 @@
 //! compile time is `const`.
 #![cfg_attr(not(test), no_std)]
 
+pub mod exp2;
 pub mod hopper;
 pub mod mask;
 pub mod params;
