@@ -119,7 +119,9 @@ fn example(variant: &Variant, class: Class, at: usize) -> Case {
         Class::Primes => plain(prime_after(block_m), prime_after(2 * block_n)),
         Class::ManyTiles => plain(2, 8 * block_n + 7),
         Class::Dims(_) | Class::OutF32 | Class::OutF16 => ordinary(),
-        Class::Scales(tensor, layout) => scaled(plain(270, 270), tensor, layout),
+        // The tensor is longer than the longest block of rows.
+        Class::Scales(0, layout) => scaled(plain(270, block_n + 5), 0, layout),
+        Class::Scales(tensor, layout) => scaled(plain(19, 270), tensor, layout),
         Class::Memory(tensor, lie) => in_memory(plain(21, block_n + 9), tensor, lie),
         Class::Score(score) => {
             let case = ordinary();
@@ -163,7 +165,7 @@ fn example(variant: &Variant, class: Class, at: usize) -> Case {
     case
 }
 
-/// The case with one tensor's scales as asked. Longer than a block of rows.
+/// The case with one tensor's scales as asked.
 fn scaled(mut case: Case, tensor: usize, layout: ScaleLayout) -> Case {
     (case.shape.batch, case.shape.heads_q, case.shape.heads_kv) = (2, 4, 2);
     let other = match layout {
