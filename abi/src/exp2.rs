@@ -56,7 +56,15 @@ mod tests {
         for n in -126..=9 {
             assert_eq!(exp2(n as f32), 2f32.powi(n));
         }
-        for x in [-127.0, -130.0, -131.5, -1e6, -1e30, f32::MIN, f32::NEG_INFINITY] {
+        for x in [
+            -127.0,
+            -130.0,
+            -131.5,
+            -1e6,
+            -1e30,
+            f32::MIN,
+            f32::NEG_INFINITY,
+        ] {
             let found = exp2(x);
             assert!((0.0..=f32::MIN_POSITIVE).contains(&found), "{x}: {found:e}");
         }

@@ -328,6 +328,7 @@ fn negative_zero_is_zero() {
             q: positive(&tensors.q),
             k: positive(&tensors.k),
             v: positive(&tensors.v),
+            ..Tensors::default()
         };
         for device in devices() {
             let mut a = run(&**device, &case, &tensors)?;

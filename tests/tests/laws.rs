@@ -93,7 +93,7 @@ fn a_shift_of_a_rows_scores_moves_its_lse_alone() {
         let shifted = Tensors {
             q: append(&tensors.q, dim, &|at| shift(at / s.heads_q % s.seqlen_q)),
             k: append(&tensors.k, dim, &|_| 1.0),
-            v: tensors.v.clone(),
+            ..tensors.clone()
         };
         let (a, mut b) = (run(device, &case, &tensors)?, run(device, &wide, &shifted)?);
         judge(&wide, &shifted, &b)?;
@@ -131,7 +131,7 @@ fn zero_columns_change_nothing() {
         let wider = Tensors {
             q: append(&tensors.q),
             k: append(&tensors.k),
-            v: tensors.v.clone(),
+            ..tensors.clone()
         };
         let wide = widened(case, 9);
         let (a, b) = (run(device, case, &tensors)?, run(device, &wide, &wider)?);
@@ -156,6 +156,7 @@ fn halves_merged_by_lse_are_the_whole() {
                 q: tensors.q.clone(),
                 k: rebuild(&tensors.k, k, part_k, pick),
                 v: rebuild(&tensors.v, v, part_v, pick),
+                ..tensors.clone()
             };
             (case, tensors)
         };
@@ -221,6 +222,7 @@ fn grouped_queries_are_repeated_keys_and_values() {
             q: tensors.q.clone(),
             k: rebuild(&tensors.k, k, all_k, pick),
             v: rebuild(&tensors.v, v, all_v, pick),
+            ..tensors.clone()
         };
         let (a, b) = (run(device, case, &tensors)?, run(device, &repeated, &all)?);
         same(&format!("{case}\n  repeated heads"), &a, &b)
@@ -254,6 +256,7 @@ fn causal_rows_are_full_attention_over_their_prefix() {
                     q: rebuild(&tensors.q, old[0], new[0], |b, _, h| [b, i, h]),
                     k: rebuild(&tensors.k, old[1], new[1], first),
                     v: rebuild(&tensors.v, old[2], new[2], first),
+                    ..tensors.clone()
                 };
                 let alone = run(device, &prefix, &cut)?;
                 let out = rebuild(&results.out, old[3], new[3], |b, _, h| [b, i, h]);
@@ -285,6 +288,7 @@ fn batches_do_not_know_of_each_other() {
                 q: rebuild(&tensors.q, old[0], new[0], pick),
                 k: rebuild(&tensors.k, old[1], new[1], pick),
                 v: rebuild(&tensors.v, old[2], new[2], pick),
+                ..tensors.clone()
             };
             let rows = together.lse.len() / 3;
             let expected = Results {

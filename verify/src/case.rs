@@ -2,7 +2,7 @@
 
 use flashtile::{
     Algorithm, ArchChoice, CausalAlignment, DType, DeviceInfo, OutDType, Plan, Pointers, Problem,
-    Shape, TensorLayout, Variant, Window,
+    ScaleLayout, Scales, Shape, TensorLayout, Variant, Window,
 };
 
 use crate::data::Distribution;
@@ -58,6 +58,8 @@ pub struct Case {
     pub dtype: DType,
     /// Element type of out.
     pub out_dtype: OutDType,
+    /// How many scales q, k and v have. For 8-bit elements only.
+    pub scales: Scales,
     /// Sizes.
     pub shape: Shape,
     /// Causal mask.
@@ -100,6 +102,7 @@ impl Case {
             arch: ArchChoice::Auto,
             dtype,
             out_dtype: OutDType::Same,
+            scales: Scales::default(),
             shape,
             causal: None,
             window: Window::default(),
@@ -169,6 +172,15 @@ impl Case {
         }
     }
 
+    /// The same with so many scales of each of q, k and v.
+    #[must_use]
+    pub fn scales(self, layout: ScaleLayout) -> Self {
+        Self {
+            scales: Scales::all(layout),
+            ..self
+        }
+    }
+
     /// The same with other elements.
     #[must_use]
     pub fn data(self, data: Distribution, seed: u64) -> Self {
@@ -232,6 +244,7 @@ impl Case {
         let [q, k, v, out] = std::array::from_fn(|i| layout(&self.placements[i], shapes[i]));
         let mut problem = Problem::new(self.dtype, q, k, v, out)
             .out_dtype(self.out_dtype)
+            .scales(self.scales)
             .lse(true)
             .algorithm(self.algorithm)
             .arch(self.arch)

@@ -4,10 +4,10 @@
 //! zero, to a multiple of u = 2^(e - 13), where e is the largest exponent of these terms; the cut terms are added exactly; the
 //! result is cut to 13 fraction bits. From that follows for one such step, whatever its terms:
 //!
-//! - 2^e is at most the largest term, if for a subnormal factor the smallest normal number is taken: U = 2^-13 of that bounds u.
-//! - A cut term loses less than U, and no more than itself.
-//! - A product of two e4m3 numbers is a multiple of 2^-6 of its own power of two, and below 4 times that: one of at least
-//!   256 U is a multiple of u, and loses nothing.
+//! - e is at most the exponent of the largest product or of the sum so far, where a subnormal factor has the exponent of the
+//!   smallest normal number. That bounds u.
+//! - A term loses no more than itself. Products of e4m3 numbers are multiples of 2^-6 of their power of two, which is less than u
+//!   for small ones only: such a product loses at most the difference, the others nothing.
 //! - The result loses at most 2^-13 of itself.
 
 /// Terms that are added at once.
@@ -19,8 +19,15 @@ const STEPS: usize = 8;
 /// What a step's terms are cut to, relative to the largest.
 const UNIT: f64 = 1.0 / 8192.0;
 
-/// From so many units on a product of two e4m3 numbers is not cut.
-const WHOLE: f64 = 256.0;
+/// What 8 steps lose of a sum, relative to its largest size and term: 34 units each (of 33 terms and the result), and as much of what is
+/// lost before.
+const LOST_BEFORE: f64 = {
+    let lost = STEPS as f64 * 34.0 * UNIT;
+    lost / (1.0 - lost)
+};
+
+/// What an e4m3 number is a multiple of, relative to its power of two.
+const GRAIN: f64 = 1.0 / 8.0;
 
 /// Smallest normal number of e4m3.
 const LEAST_NORMAL: f64 = 0.015_625;
@@ -36,39 +43,54 @@ pub(super) fn rounding_of_probability(weight: f64) -> f64 {
     (weight / 16.0).max(HALF_LEAST_PROBABILITY).min(weight)
 }
 
-/// An upper bound of the power of two that a factor of e4m3 stands for.
+/// The power of two of a positive number.
+fn floor(x: f64) -> f64 {
+    const EXPONENT: u64 = 0x7ff << 52;
+    f64::from_bits(x.to_bits() & EXPONENT)
+}
+
+/// The power of two of a factor.
 fn power(x: f64) -> f64 {
-    if x == 0.0 {
-        0.0
-    } else {
-        x.abs().max(LEAST_NORMAL)
-    }
+    let power = floor(x.abs().max(LEAST_NORMAL));
+    if x == 0.0 { 0.0 } else { power }
 }
 
-/// What a product loses that is between these two in magnitude.
-fn cut(least: f64, most: f64, unit: f64) -> f64 {
-    if least >= WHOLE * unit {
-        0.0
-    } else {
-        most.min(unit)
-    }
+/// What a term of this magnitude loses that is a multiple of `grain`, or of more.
+fn cut(magnitude: f64, grain: f64, unit: f64) -> f64 {
+    (unit - grain).max(0.0).min(magnitude)
 }
 
-/// What the sum of products of two rows loses, one step after the other from the first element on.
+/// Brings numbers together in eight lanes, so that it vectorises. 0 is neutral.
+fn reduce(numbers: &[f64; STEP], f: impl Fn(f64, f64) -> f64) -> f64 {
+    let mut lanes = [0.0; 8];
+    for numbers in numbers.as_chunks::<8>().0 {
+        for (lane, &x) in lanes.iter_mut().zip(numbers) {
+            *lane = f(*lane, x);
+        }
+    }
+    lanes.into_iter().fold(0.0, f)
+}
+
+/// What the sum of products of two rows loses, one step after the other from the first element on. (So the kernels sum scores.)
 pub(super) fn lost_of_dot(a: &[f32], b: &[f32]) -> f64 {
     let (mut sum, mut lost) = (0.0f64, 0.0);
     for (a, b) in a.chunks(STEP).zip(b.chunks(STEP)) {
-        let pairs = a.iter().zip(b).map(|(&a, &b)| (f64::from(a), f64::from(b)));
-        let largest = pairs
-            .clone()
-            .fold(0.0, |max: f64, (a, b)| max.max(power(a) * power(b)));
-        let before = sum.abs() + lost;
-        let unit = UNIT * largest.max(before);
-        lost += before.min(unit);
-        for (a, b) in pairs {
-            lost += cut((a * b).abs(), (a * b).abs(), unit);
-            sum += a * b;
+        let (mut products, mut powers) = ([0.0; STEP], [0.0; STEP]);
+        let terms = products.iter_mut().zip(&mut powers);
+        for ((product, of_two), (&a, &b)) in terms.zip(a.iter().zip(b)) {
+            let (a, b) = (f64::from(a), f64::from(b));
+            *product = a * b;
+            *of_two = power(a) * power(b);
         }
+        let largest = reduce(&powers, |x, y| if x > y { x } else { y });
+        let before = sum.abs() + lost;
+        let unit = UNIT * floor(largest.max(before));
+        let mut cuts = [0.0; STEP];
+        for (lost, (product, power)) in cuts.iter_mut().zip(products.iter().zip(powers)) {
+            *lost = cut(product.abs(), power * GRAIN * GRAIN, unit);
+        }
+        sum += reduce(&products, |x, y| x + y);
+        lost += before.min(unit) + reduce(&cuts, |x, y| x + y);
         lost += UNIT * (sum.abs() + lost);
     }
     lost
@@ -79,9 +101,9 @@ pub(super) fn lost_of_dot(a: &[f32], b: &[f32]) -> f64 {
 struct Column {
     /// The sum of its terms.
     sum: f64,
-    /// How far roundings of the weights move that, and what is lost.
+    /// How far roundings of the weights move that.
     off: f64,
-    /// Bound of the power of two of the largest term.
+    /// What the power of two of the largest term is at most.
     largest: f64,
 }
 
@@ -98,26 +120,46 @@ pub(super) struct WeightedSum<'a> {
 }
 
 impl WeightedSum<'_> {
-    /// What sums over the keys lose, column by column. A step's keys are 32 in a row, the first a multiple of 32; no sum is
-    /// of more than 8 steps in a row before it is added to others in f32, and any of them may be its first.
+    /// What sums over the keys lose, column by column. A step's keys are 32 in a row, the first a multiple of 32; a sum is of at most
+    /// 8 steps in a row, in any order, before it is added to others in f32.
     pub fn lost(&self) -> Vec<f64> {
+        let keys = || self.weights.chunk_by(|a, b| a.0 / STEP == b.0 / STEP);
+        let steps: Vec<Vec<Column>> = keys().map(|keys| self.step(keys)).collect();
+        // Of the steps from each on.
+        let runs =
+            (0..steps.len()).map(|first| self.largest_sums(steps[first..].iter().take(STEPS)));
+        let runs: Vec<Vec<f64>> = runs.collect();
         let mut total = vec![0.0; self.dim];
-        let mut steps: Vec<Vec<Column>> = Vec::new();
-        for keys in self.weights.chunk_by(|a, b| a.0 / STEP == b.0 / STEP) {
-            let earlier = &steps[steps.len().saturating_sub(STEPS - 1)..];
-            let step = self.step(keys, earlier, &mut total);
-            steps.push(step);
+        for (at, keys) in keys().enumerate() {
+            let mut sizes = vec![0.0f64; self.dim];
+            for run in &runs[at.saturating_sub(STEPS - 1)..=at] {
+                for (size, of_run) in sizes.iter_mut().zip(run) {
+                    *size = size.max(*of_run);
+                }
+            }
+            let units = steps[at].iter().zip(&sizes);
+            let units: Vec<f64> = units
+                .map(|(column, size)| UNIT * column.largest.max(*size))
+                .collect();
+            for &(j, weight) in keys {
+                let (least, most) = {
+                    let rounding = rounding_of_probability(weight);
+                    (weight - rounding, weight + rounding)
+                };
+                // Its power of two is more than half of it.
+                let grain = least / 2.0 * GRAIN * GRAIN * self.scales[j];
+                for ((total, v), unit) in total.iter_mut().zip(self.value(j)).zip(&units) {
+                    *total += cut(most * v.abs() * self.scales[j], grain * power(v), *unit);
+                }
+            }
+            for ((total, size), unit) in total.iter_mut().zip(sizes).zip(units) {
+                *total += size.min(unit) + UNIT * size;
+            }
         }
         total
     }
 
-    /// One step, after some of those before. Adds what it loses to the total.
-    fn step(
-        &self,
-        keys: &[(usize, f64)],
-        earlier: &[Vec<Column>],
-        total: &mut [f64],
-    ) -> Vec<Column> {
+    fn step(&self, keys: &[(usize, f64)]) -> Vec<Column> {
         let mut step = vec![Column::default(); self.dim];
         for &(j, weight) in keys {
             let rounding = rounding_of_probability(weight);
@@ -129,37 +171,26 @@ impl WeightedSum<'_> {
                 column.largest = column.largest.max(most * power(v) * self.scales[j]);
             }
         }
-        // The largest sums that there may be when the step begins, and when it ends.
-        let sums: Vec<[f64; 2]> = (0..self.dim)
-            .map(|x| {
-                let (mut sum, mut off) = (0.0f64, 0.0);
-                let mut most = [0.0, step[x].sum.abs() + step[x].off];
-                for earlier in earlier.iter().rev() {
-                    sum += earlier[x].sum;
-                    off += earlier[x].off;
-                    most[0] = f64::max(most[0], sum.abs() + off);
-                    most[1] = most[1].max((sum + step[x].sum).abs() + off + step[x].off);
-                }
-                most
-            })
-            .collect();
-        let mut lost = vec![0.0; self.dim];
-        for &(j, weight) in keys {
-            let rounding = rounding_of_probability(weight);
-            let columns = step.iter().zip(&sums).zip(self.value(j));
-            for (lost, ((column, [begin, _]), v)) in lost.iter_mut().zip(columns) {
-                let v = v.abs() * self.scales[j];
-                let unit = UNIT * column.largest.max(*begin);
-                *lost += cut((weight - rounding) * v, (weight + rounding) * v, unit);
+        step
+    }
+
+    /// The largest sums that there may be of any of these steps, column by column.
+    fn largest_sums<'s>(&self, steps: impl Iterator<Item = &'s Vec<Column>>) -> Vec<f64> {
+        let mut sums = vec![[0.0; 2]; self.dim];
+        let mut terms = vec![0.0f64; self.dim];
+        for step in steps {
+            for ((column, [above, below]), term) in step.iter().zip(&mut sums).zip(&mut terms) {
+                *above += column.sum.max(0.0) + column.off;
+                *below += (-column.sum).max(0.0) + column.off;
+                *term = term.max(column.largest);
             }
         }
-        for (x, [begin, end]) in sums.into_iter().enumerate() {
-            lost[x] += begin.min(UNIT * step[x].largest.max(begin));
-            lost[x] += UNIT * (end + lost[x]);
-            step[x].off += lost[x];
-            total[x] += lost[x];
-        }
-        step
+        let sums = sums.into_iter().zip(terms);
+        sums.map(|([above, below], term)| {
+            let sum = f64::max(above, below);
+            sum + sum.max(term) * LOST_BEFORE
+        })
+        .collect()
     }
 
     fn value(&self, j: usize) -> impl Iterator<Item = f64> {
@@ -167,3 +198,6 @@ impl WeightedSum<'_> {
         row.iter().map(|&v| f64::from(v))
     }
 }
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests;

@@ -76,7 +76,8 @@ const FAIR_SAMPLE: usize = 1024;
 /// - for e4m3 inputs, what the score loses that loses most;
 /// - a cap's tanh is good to `8 * 2^-23`, absolute, and multiplied by the cap;
 /// - `ex2.approx` and `lg2.approx` are good to `2^-22`, relative and absolute; conversion between
-///   the bases rounds the score and the LSE once more: `4 * 2^-23` of the largest |LSE|.
+///   the bases rounds the score and the LSE once more: `4 * 2^-23` of the largest |LSE|, and of 8 ln 2 for e4m3 inputs, whose
+///   probabilities are 2^8 times as large.
 ///
 /// Elements where either computation is not finite are left out.
 ///
@@ -152,9 +153,9 @@ pub fn error_bound(
         DType::E4m3 => 2.0 * unit,
         DType::F16 | DType::Bf16 => 0.0,
     };
-    let score_lost = match problem.dtype {
-        DType::E4m3 => score_sums.max_abs,
-        DType::F16 | DType::Bf16 | DType::F32 => 0.0,
+    let (score_lost, offset) = match problem.dtype {
+        DType::E4m3 => (score_sums.max_abs, 8.0 * std::f64::consts::LN_2),
+        DType::F16 | DType::Bf16 | DType::F32 => (0.0, 0.0),
     };
     let products = heads.largest_product_of_norms() * f64::from(problem.softmax_scale()).abs();
     let largest_lse = reference.lse.iter().filter(|x| x.is_finite());
@@ -162,7 +163,7 @@ pub fn error_bound(
     let lse_added = products * (steps * unit + per_product)
         + score_lost
         + 8.0 * unit * f64::from(problem.softcap.unwrap_or(0.0))
-        + 4.0 * unit * (1.0 + largest_lse);
+        + 4.0 * unit * (1.0 + largest_lse + offset);
     Ok(ErrorBound {
         max_abs: yardstick(out.max_abs, roundings.max_abs, sums.max_abs) + 2.0 * rounding.max_abs,
         rms: yardstick(out.rms, roundings.rms, sums.rms) + 2.0 * rounding.rms,

@@ -186,6 +186,7 @@ impl Described {
             q: tensor(0, &self.problem.q),
             k: tensor(1, &self.problem.k),
             v: tensor(2, &self.problem.v),
+            ..Tensors::default()
         }
     }
 

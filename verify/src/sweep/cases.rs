@@ -1,6 +1,8 @@
 //! A case for each class, for any variant.
 
-use flashtile::{Arch, ArchChoice, CausalAlignment, OutDType, ScoreModKind, Variant};
+use flashtile::{
+    Arch, ArchChoice, CausalAlignment, DType, OutDType, ScaleLayout, Scales, ScoreModKind, Variant,
+};
 
 use super::class::{Class, Dims, Lie, Queries, Score, Sides, Work, is_prime};
 use crate::{
@@ -136,7 +138,10 @@ fn example(variant: &Variant, class: Class, at: usize) -> Case {
         Class::PoisonBehind => plain(5, 3 * block_n + 1).causal(CausalAlignment::TopLeft),
         Class::Primes => plain(prime_after(block_m), prime_after(2 * block_n)),
         Class::ManyTiles => plain(2, 8 * block_n + 7),
-        Class::Dims(_) | Class::OutF32 => ordinary(),
+        Class::Dims(_) | Class::OutF32 | Class::OutF16 => ordinary(),
+        // The tensor is longer than the longest block of rows.
+        Class::Scales(0, layout) => scaled(plain(270, block_n + 5), 0, layout),
+        Class::Scales(tensor, layout) => scaled(plain(19, 270), tensor, layout),
         Class::Memory(tensor, lie) => in_memory(plain(21, block_n + 9), tensor, lie),
         Class::Fallback(tensor, lie) => {
             in_memory(plain(21, block_n + 9), tensor, lie).arch(ArchChoice::Auto)
@@ -154,8 +159,19 @@ fn example(variant: &Variant, class: Class, at: usize) -> Case {
         }
     };
     case.poison = matches!(class, Class::PoisonBefore | Class::PoisonBehind);
-    if class == Class::OutF32 {
-        case.out_dtype = OutDType::F32;
+    match class {
+        Class::OutF32 => case.out_dtype = OutDType::F32,
+        Class::OutF16 => case.out_dtype = OutDType::F16,
+        _ => {}
+    }
+    if case.dtype == DType::E4m3 && !matches!(class, Class::Scales(..)) {
+        let kinds = [
+            ScaleLayout::One,
+            ScaleLayout::PerTensor,
+            ScaleLayout::PerHead,
+            ScaleLayout::PerBlock { rows: 128 },
+        ];
+        case.scales = Scales::all(kinds[at % 4]);
     }
     let chosen = match class {
         Class::Dims(dims) => dims,
@@ -209,6 +225,19 @@ fn shared_out(variant: &Variant, work: Work) -> Case {
             found.unwrap_or(plain(variant, 3, 1))
         }
     }
+}
+
+/// The case with one tensor's scales as asked.
+fn scaled(mut case: Case, tensor: usize, layout: ScaleLayout) -> Case {
+    (case.shape.batch, case.shape.heads_q, case.shape.heads_kv) = (2, 4, 2);
+    let other = match layout {
+        ScaleLayout::PerHead => ScaleLayout::PerTensor,
+        _ => ScaleLayout::PerHead,
+    };
+    case.scales = Scales::all(other);
+    let Scales { q, k, v } = &mut case.scales;
+    *[q, k, v][tensor] = layout;
+    case
 }
 
 /// The case with one tensor lying as asked.

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use flashtile::{
-    Algorithm, Arch, ArchChoice, CausalAlignment, DType, OutDType, Plan, ScoreModKind, Variant,
-    Window,
+    Algorithm, Arch, ArchChoice, CausalAlignment, DType, OutDType, Plan, ScaleLayout, Scales,
+    ScoreModKind, Variant, Window,
 };
 
 use crate::{
@@ -222,6 +222,15 @@ impl Work {
     }
 }
 
+/// The kinds of scales of a tensor.
+const SCALES: [ScaleLayout; 5] = [
+    ScaleLayout::One,
+    ScaleLayout::PerTensor,
+    ScaleLayout::PerHead,
+    ScaleLayout::PerBlock { rows: 128 },
+    ScaleLayout::PerBlock { rows: 256 },
+];
+
 /// What becomes of a score before the softmax.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Score {
@@ -272,8 +281,12 @@ pub enum Class {
     Dims(Dims),
     /// How a tensor (0 to 3: q, k, v, out) lies in memory.
     Memory(usize, Lie),
-    /// f32 output of 16-bit inputs.
+    /// f32 output of inputs of fewer bits.
     OutF32,
+    /// f16 output of 8-bit inputs.
+    OutF16,
+    /// Scales of a tensor (0 to 2: q, k, v) of several heads and batches, and the others' of another kind.
+    Scales(usize, ScaleLayout),
     /// Scale and cap.
     Score(Score),
     /// How the blocks of the sm_90a tier share the work.
@@ -347,7 +360,11 @@ impl Class {
             Self::ManyTiles,
             Self::OutF32,
             Self::FallbackRows,
+            Self::OutF16,
         ]);
+        for tensor in 0..3 {
+            all.extend(SCALES.map(|layout| Self::Scales(tensor, layout)));
+        }
         all
     }
 
@@ -371,6 +388,7 @@ impl Class {
                     && variant.algorithm == Algorithm::Fused
                     && variant.tile.dtype != DType::F32
             }
+            Self::OutF16 | Self::Scales(..) => variant.tile.dtype == DType::E4m3,
             _ => true,
         }
     }
@@ -424,6 +442,20 @@ impl Class {
             }
             Self::Work(work) => case.plan().is_ok_and(|plan| work.holds(case, &plan)),
             Self::OutF32 => case.out_dtype == OutDType::F32 && case.dtype != DType::F32,
+            Self::OutF16 => case.out_dtype == OutDType::F16 && case.dtype == DType::E4m3,
+            Self::Scales(tensor, layout) => {
+                let Scales { q, k, v } = case.scales;
+                let [_, seqlen, heads, _] = case.shapes()[tensor];
+                let rows = match layout {
+                    ScaleLayout::PerBlock { rows } => rows as usize,
+                    _ => 0,
+                };
+                [q, k, v][tensor] == layout
+                    && (q != k || k != v)
+                    && s.batch > 1
+                    && heads > 1
+                    && seqlen > rows
+            }
             Self::Score(Score::NegativeScale) => case.scale.is_some_and(|scale| scale < 0.0),
             Self::Score(Score::ZeroScale) => case.scale == Some(0.0),
             Self::Score(Score::Capped) => case.softcap.is_some(),
