@@ -8,7 +8,7 @@
 //!   smallest normal number. That bounds u.
 //! - A term loses no more than itself. Products of e4m3 numbers are multiples of 2^-6 of their power of two, which is less than u
 //!   for small ones only: such a product loses at most the difference, the others nothing.
-//! - The result loses at most 2^-13 of itself.
+//! - The result loses less than 2^-13 of its power of two. What it is a multiple of, it is no longer cut by.
 
 /// Terms that are added at once.
 const STEP: usize = 32;
@@ -55,7 +55,7 @@ fn power(x: f64) -> f64 {
     if x == 0.0 { 0.0 } else { power }
 }
 
-/// What a term of this magnitude loses that is a multiple of `grain`, or of more.
+/// What a number of this magnitude loses that is a multiple of `grain`, or of more.
 fn cut(magnitude: f64, grain: f64, unit: f64) -> f64 {
     (unit - grain).max(0.0).min(magnitude)
 }
@@ -74,6 +74,8 @@ fn reduce(numbers: &[f64; STEP], f: impl Fn(f64, f64) -> f64) -> f64 {
 /// What the sum of products of two rows loses, one step after the other from the first element on. (So the kernels sum scores.)
 pub(super) fn lost_of_dot(a: &[f32], b: &[f32]) -> f64 {
     let (mut sum, mut lost) = (0.0f64, 0.0);
+    // What all terms so far are multiples of, and so is their sum, cut or not.
+    let mut grain = f64::INFINITY;
     for (a, b) in a.chunks(STEP).zip(b.chunks(STEP)) {
         let (mut products, mut powers) = ([0.0; STEP], [0.0; STEP]);
         let terms = products.iter_mut().zip(&mut powers);
@@ -85,13 +87,20 @@ pub(super) fn lost_of_dot(a: &[f32], b: &[f32]) -> f64 {
         let largest = reduce(&powers, |x, y| if x > y { x } else { y });
         let before = sum.abs() + lost;
         let unit = UNIT * floor(largest.max(before));
-        let mut cuts = [0.0; STEP];
-        for (lost, (product, power)) in cuts.iter_mut().zip(products.iter().zip(powers)) {
+        lost += cut(before, grain, unit);
+
+        let (mut cuts, mut inverse) = ([0.0; STEP], [0.0; STEP]);
+        let terms = products.iter().zip(powers);
+        for ((lost, inverse), (product, power)) in cuts.iter_mut().zip(&mut inverse).zip(terms) {
             *lost = cut(product.abs(), power * GRAIN * GRAIN, unit);
+            *inverse = if power == 0.0 { 0.0 } else { 1.0 / power };
         }
         sum += reduce(&products, |x, y| x + y);
-        lost += before.min(unit) + reduce(&cuts, |x, y| x + y);
-        lost += UNIT * (sum.abs() + lost);
+        lost += reduce(&cuts, |x, y| x + y);
+        let least = 1.0 / reduce(&inverse, |x, y| if x > y { x } else { y });
+        grain = grain.min(least * GRAIN * GRAIN);
+        let after = sum.abs() + lost;
+        lost += cut(after, grain, UNIT * floor(after));
     }
     lost
 }

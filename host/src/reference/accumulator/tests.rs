@@ -55,8 +55,13 @@ fn sums_without_small_terms_lose_nothing() {
     let (a, b) = ([1.5; 64], [0.75; 64]);
     assert_eq!(hardware(&a, &b), exact(&a, &b));
     assert_eq!(lost_of_dot(&[0.0; 64], &b), 0.0);
-    // Of one step, only the result may lose: 2^-13 of 36.
-    assert_eq!(lost_of_dot(&a[..32], &b[..32]), 36.0 / 8192.0);
+    assert_eq!(lost_of_dot(&a, &b), 0.0);
+    // Sums of the largest products there are.
+    let large = [448.0, -448.0, 448.0, 448.0].repeat(64);
+    assert_eq!(hardware(&large, &large), exact(&large, &large));
+    assert_eq!(lost_of_dot(&large, &large), 0.0);
+    // 1.875^2 has 8 bits, so 3 of it and more than 14 together.
+    assert!(lost_of_dot(&[1.875; 256], &[1.875; 256]) > 0.0);
 }
 
 #[test]
