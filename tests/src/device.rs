@@ -15,7 +15,7 @@ use std::{
 };
 
 use flashtile::{
-    CudaDevice, Device, DeviceKind, EmulatorDevice,
+    CudaDevice, Device, DeviceKind, EmulatorDevice, ErrorClass,
     device::emulator::{Numerics, Options, Schedule, TensorCores},
 };
 use flashtile_verify::Case;
@@ -50,6 +50,16 @@ thread_local! {
 /// has its own: an emulator's allocations wait for its launches to end.
 pub fn devices() -> Devices {
     DEVICES.with(|lent| lent.0)
+}
+
+/// The devices that have the case's tier of kernels, with their numbers.
+pub fn devices_for(case: &Case) -> impl Iterator<Item = (usize, &'static dyn Device)> + use<> {
+    let problem = case.problem();
+    let devices = devices().iter().map(|device| &**device).enumerate();
+    devices.filter(move |(_, device)| {
+        let plan = problem.plan(device.info());
+        !plan.is_err_and(|error| error.class() == ErrorClass::NoDevice)
+    })
 }
 
 fn open() -> Vec<Box<dyn Device>> {
