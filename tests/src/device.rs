@@ -15,7 +15,7 @@ use std::{
 };
 
 use flashtile::{
-    CudaDevice, Device, DeviceKind, EmulatorDevice, ErrorClass,
+    Arch, ArchChoice, CudaDevice, Device, DeviceKind, EmulatorDevice,
     device::emulator::{Numerics, Options, Schedule, TensorCores},
 };
 use flashtile_verify::Case;
@@ -52,13 +52,13 @@ pub fn devices() -> Devices {
     DEVICES.with(|lent| lent.0)
 }
 
-/// The devices that have the case's tier of kernels, with their numbers.
+/// The devices that run the tier of kernels that the case asks for, with their numbers.
 pub fn devices_for(case: &Case) -> impl Iterator<Item = (usize, &'static dyn Device)> + use<> {
-    let problem = case.problem();
+    let arch = case.arch;
     let devices = devices().iter().map(|device| &**device).enumerate();
-    devices.filter(move |(_, device)| {
-        let plan = problem.plan(device.info());
-        !plan.is_err_and(|error| error.class() == ErrorClass::NoDevice)
+    devices.filter(move |(_, device)| match arch {
+        ArchChoice::Sm90a => device.info().supports(Arch::Sm90a).is_ok(),
+        ArchChoice::Auto | ArchChoice::Sm80 => true,
     })
 }
 

@@ -77,7 +77,7 @@ fn everywhere(test: impl Fn(Kind) -> Result<(), String>) {
 /// Runs and judges a case on tensors of its own.
 fn check_on(case: &Case, tensors: &Tensors) -> Result<Vec<Results>, String> {
     let mut all = Vec::new();
-    for (_, device) in devices_for(&case) {
+    for (_, device) in devices_for(case) {
         let results = run(device, case, tensors)?;
         judge(case, tensors, &results)?;
         all.push(results);
@@ -393,7 +393,7 @@ fn unreached(
     keep: impl Fn(&Results) -> Results,
 ) -> Result<(), String> {
     let tensors = Tensors::of(case);
-    for (_, device) in devices_for(&case) {
+    for (_, device) in devices_for(case) {
         let expected = keep(&run(device, case, &tensors)?);
         for x in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut poisoned = tensors.clone();
