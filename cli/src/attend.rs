@@ -62,6 +62,7 @@ pub fn run(args: &AttendArgs) -> Result<Outcome> {
         q: &q,
         k: &k,
         v: &v,
+        ..Inputs::default()
     };
 
     let spinner = progress::spinner("attention", args.json);
@@ -215,6 +216,7 @@ fn encode(problem: &Problem, outputs: &Outputs) -> Result<Vec<u8>> {
         flashtile::DType::F16 => Dtype::F16,
         flashtile::DType::Bf16 => Dtype::BF16,
         flashtile::DType::F32 => Dtype::F32,
+        flashtile::DType::E4m3 => Dtype::F8_E4M3,
     };
     let lse = outputs.lse.as_deref().unwrap_or_default();
     let lse: Vec<u8> = lse.iter().flat_map(|x| x.to_le_bytes()).collect();

@@ -193,6 +193,7 @@ fn inputs_that_are_too_short() {
                 q: &q[..short(0, &q)],
                 k: &k[..short(1, &k)],
                 v: &v[..short(2, &v)],
+                ..Inputs::default()
             };
             let error = attention(&**device, &problem, &inputs).unwrap_err();
             let expected = ["q", "k", "v"][cut];
@@ -227,7 +228,7 @@ fn addresses_that_hold_no_tensor() {
             v: 0x2000_0000,
             out: 0x3000_0000,
             lse: Some(0x4000_0000),
-            workspace: 0,
+            ..Pointers::default()
         };
         assert!(plan.params(&good).is_ok());
         // Null, between two elements, at the end of the address space.

@@ -188,6 +188,7 @@ fn finite_scores_give_finite_results() {
         let largest = match kind.dtype {
             DType::F16 => 65504.0,
             DType::Bf16 | DType::F32 => 1e15,
+            DType::E4m3 => 448.0,
         };
         let case = kind.case(sizes(20, kind.keys(100), [1, 1], 32));
         for case in [case, case.scale(1.0), case.softcap(20.0)] {
@@ -247,6 +248,7 @@ fn sums_of_values_stay_finite() {
             // bfloat16's largest number, and one that two tf32 numbers hold.
             DType::Bf16 => f32::from_bits(0x7f7f_0000),
             DType::F32 => f32::from_bits(0x7f7f_ff00),
+            DType::E4m3 => 448.0,
         };
         let case = kind.case(sizes(20, kind.keys(200), [1, 1], 32));
         for case in [case, case.causal(CausalAlignment::BottomRight)] {

@@ -65,6 +65,7 @@ fn attention_is_a_launch() {
             q: &q,
             k: &k,
             v: &v,
+            ..Inputs::default()
         };
         for (_, device) in devices_for(case) {
             let expected = run(device, case, &tensors)?;
@@ -141,6 +142,7 @@ fn strides_beyond_four_gigabytes() {
             q: &values[0],
             k: &values[1],
             v: &values[2],
+            ..Inputs::default()
         };
         let found = reference::compare(&contiguous, &inputs, &outputs).unwrap();
         assert!(found.ok, "dimension {dim}, {arch:?}: {found:?}");

@@ -128,6 +128,7 @@ impl Random {
                 let largest = match dtype {
                     DType::F16 => 2f32.powi(-14),
                     DType::Bf16 | DType::F32 => f32::MIN_POSITIVE,
+                    DType::E4m3 => 2f32.powi(-6),
                 };
                 sign * (self.uniform() * f64::from(largest)) as f32
             }

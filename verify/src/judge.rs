@@ -47,6 +47,7 @@ impl Bytes {
             q: &self.q,
             k: &self.k,
             v: &self.v,
+            ..Inputs::default()
         }
     }
 }

@@ -187,6 +187,7 @@ pub fn run_on_cpu(case: &Case, tensors: &Tensors) -> Result<Results> {
         q: images[0].tensor(),
         k: images[1].tensor(),
         v: images[2].tensor(),
+        ..Inputs::default()
     };
     let problem = case.problem();
     let outputs = flashtile::cpu::attention(&problem, &inputs)?;
@@ -254,6 +255,7 @@ fn launch(
         out,
         lse: problem.lse.then_some(lse.address()),
         workspace: workspace.address(),
+        ..Pointers::default()
     };
     // SAFETY: each buffer is allocated on this device and sized for its tensor by its layout, nothing
     // else knows of them, and they are read when the device is idle.

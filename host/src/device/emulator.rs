@@ -151,6 +151,8 @@ pub fn tensor_map(spec: &TensorMapSpec) -> Result<TensorMap> {
         DType::F16 => ElementType::F16,
         DType::Bf16 => ElementType::Bf16,
         DType::F32 => ElementType::F32,
+        // The engine moves bytes; it has no type of its own for these.
+        DType::E4m3 => ElementType::U8,
     };
     let map = EmulatedMap::new(
         element,

@@ -526,6 +526,8 @@ impl Device for CudaDevice {
             DType::F16 => codes::TENSOR_MAP_FLOAT16,
             DType::Bf16 => codes::TENSOR_MAP_BFLOAT16,
             DType::F32 => codes::TENSOR_MAP_FLOAT32,
+            // The engine moves bytes; it has no type of its own for these.
+            DType::E4m3 => codes::TENSOR_MAP_UINT8,
         };
         // CU_TENSOR_MAP_SWIZZLE_32B, _64B, _128B.
         let swizzle = match spec.swizzle {

@@ -30,6 +30,7 @@ fn inputs(tensors: &[Vec<u8>; 3]) -> Inputs<'_> {
         q: &tensors[0],
         k: &tensors[1],
         v: &tensors[2],
+        ..Inputs::default()
     }
 }
 
@@ -66,6 +67,7 @@ fn two_keys_by_hand() {
         q: &q,
         k: &k,
         v: &v,
+        ..Inputs::default()
     };
     // Weights 1/4 and 3/4.
     let found = attention_f64(&problem, &inputs).unwrap();
@@ -100,6 +102,7 @@ fn a_single_output_is_judged_by_the_roundings_it_can_suffer() {
             q: &q,
             k: &k,
             v: &v,
+            ..Inputs::default()
         };
         let reference = attention_f64(&problem, &inputs).unwrap();
         let low = attention_low_precision(&problem, &inputs).unwrap();
@@ -139,6 +142,7 @@ fn rows_without_keys() {
             q: &tensors[0],
             k: &[],
             v: &[],
+            ..Inputs::default()
         },
     )
     .unwrap();
@@ -272,6 +276,7 @@ fn a_log_sum_exp_past_the_range_of_f32_is_infinite() {
         q: &q,
         k: &k,
         v: &v,
+        ..Inputs::default()
     };
     let outputs = cpu::attention(&problem, &inputs).unwrap();
     let lse = outputs.lse.clone().unwrap();
