@@ -1,8 +1,8 @@
 //! One attention problem with its layouts and its data, as a value.
 
 use flashtile::{
-    Algorithm, ArchChoice, CausalAlignment, DType, DeviceInfo, OutDType, Plan, Pointers, Problem,
-    ScaleLayout, Scales, Shape, TensorLayout, Variant, Window,
+    Algorithm, Arch, ArchChoice, CausalAlignment, DType, DeviceInfo, OutDType, Plan, Pointers,
+    Problem, ScaleLayout, Scales, ScoreModKind, Shape, TensorLayout, Variant, Window,
 };
 
 use crate::data::Distribution;
@@ -115,6 +115,23 @@ impl Case {
         }
     }
 
+    /// As [`Case::new`], with a kernel's algorithm, tier, element type and head dimensions; capped if the kernel always caps.
+    pub fn of_variant(variant: &Variant, seqlen_q: usize, seqlen_k: usize) -> Self {
+        let tile = &variant.tile;
+        let shape = sizes(seqlen_q, seqlen_k, [1, 1], tile.head_dim_qk as usize);
+        let mut case = Self::new(tile.dtype, shape)
+            .algorithm(variant.algorithm)
+            .arch(match variant.arch {
+                Arch::Sm80 => ArchChoice::Sm80,
+                Arch::Sm90a => ArchChoice::Sm90a,
+            });
+        case.shape.head_dim_v = tile.head_dim_v as usize;
+        if variant.score_mod == ScoreModKind::Softcap {
+            case.softcap = Some(3.0);
+        }
+        case
+    }
+
     /// The same with another algorithm.
     #[must_use]
     pub fn algorithm(self, algorithm: Algorithm) -> Self {
@@ -185,6 +202,13 @@ impl Case {
     #[must_use]
     pub fn data(self, data: Distribution, seed: u64) -> Self {
         Self { data, seed, ..self }
+    }
+
+    /// The same with so many heads of queries, over so many of keys and values.
+    #[must_use]
+    pub fn heads(mut self, queries: usize, keys: usize) -> Self {
+        (self.shape.heads_q, self.shape.heads_kv) = (queries, keys);
+        self
     }
 
     /// The same with tensors that the copy engine of the sm_90a tier can address: their rows begin at multiples of 16 bytes, behind gaps

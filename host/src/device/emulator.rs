@@ -64,6 +64,13 @@ impl EmulatorDevice {
         }
     }
 
+    /// The same, with so many multiprocessors for kernels that share out their work among them. It runs no faster.
+    #[must_use]
+    pub fn multiprocessors(mut self, count: u32) -> Self {
+        self.info.multiprocessors = count.max(1);
+        self
+    }
+
     /// The emulator itself.
     pub fn emulator(&self) -> &Emulator {
         &self.emulator

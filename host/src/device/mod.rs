@@ -10,7 +10,7 @@ mod tensor_map;
 
 use std::ffi::c_void;
 
-use flashtile_abi::{TensorMap, Variant};
+use flashtile_abi::{Arch, TensorMap, Variant};
 
 pub use buffer::DeviceBuffer;
 pub use tensor_map::TensorMapSpec;
@@ -58,6 +58,14 @@ impl DeviceInfo {
             shared_bytes_per_block: 227 * 1024,
             total_memory: u64::MAX,
         }
+    }
+
+    /// Whether the device runs kernels of a tier.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`](crate::Error::NoDevice) says what it lacks.
+    pub fn supports(&self, arch: Arch) -> Result<()> {
+        crate::plan::supports(self, arch)
     }
 }
 

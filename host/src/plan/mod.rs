@@ -21,6 +21,7 @@ use crate::{
 };
 
 pub(crate) use band::band;
+pub(crate) use choose::supports;
 pub use hopper::Obstacle;
 
 /// Checks a problem without regard to devices and kernels, and returns its sizes.

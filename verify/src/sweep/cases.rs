@@ -1,14 +1,9 @@
 //! A case for each class, for any variant.
 
-use flashtile::{
-    Arch, ArchChoice, CausalAlignment, DType, OutDType, ScaleLayout, Scales, ScoreModKind, Variant,
-};
+use flashtile::{Arch, ArchChoice, CausalAlignment, DType, OutDType, ScaleLayout, Scales, Variant};
 
 use super::class::{Class, Dims, Lie, Queries, Score, Sides, Work, is_prime};
-use crate::{
-    case::{Case, sizes},
-    data::Distribution,
-};
+use crate::{case::Case, data::Distribution};
 
 /// A variant's case of a class; `None` if the class does not apply to it.
 pub fn case(variant: &'static Variant, class: Class) -> Option<Case> {
@@ -23,7 +18,7 @@ pub fn dims(variant: &Variant, dims: Dims) -> (usize, usize) {
     let tile = &variant.tile;
     let widest = (tile.head_dim_qk as usize, tile.head_dim_v as usize);
     let chosen = |qk: usize, v: usize| {
-        let mut case = plain(variant, 1, 1);
+        let mut case = Case::of_variant(variant, 1, 1);
         (case.shape.head_dim_qk, case.shape.head_dim_v) = (qk, v);
         let planned = case.addressable().planned();
         planned.is_ok_and(|found| found.name == variant.name)
@@ -64,32 +59,10 @@ fn least(largest: usize, is_right: impl Fn(usize) -> bool) -> usize {
     right
 }
 
-/// The tier of a variant.
-fn arch_of(variant: &Variant) -> ArchChoice {
-    match variant.arch {
-        Arch::Sm80 => ArchChoice::Sm80,
-        Arch::Sm90a => ArchChoice::Sm90a,
-    }
-}
-
-/// Unmasked, of these lengths, at the variant's own head dimensions.
-fn plain(variant: &Variant, seqlen_q: usize, seqlen_k: usize) -> Case {
-    let tile = &variant.tile;
-    let shape = sizes(seqlen_q, seqlen_k, [1, 1], tile.head_dim_qk as usize);
-    let mut case = Case::new(tile.dtype, shape)
-        .algorithm(variant.algorithm)
-        .arch(arch_of(variant));
-    case.shape.head_dim_v = tile.head_dim_v as usize;
-    if variant.score_mod == ScoreModKind::Softcap {
-        case.softcap = Some(3.0);
-    }
-    case
-}
-
 /// A case of a class that applies; `at` varies what the class leaves open.
 fn example(variant: &Variant, class: Class, at: usize) -> Case {
     let (block_m, block_n) = (variant.tile.block_m as usize, variant.tile.block_n as usize);
-    let plain = |q, k| plain(variant, q, k);
+    let plain = |q, k| Case::of_variant(variant, q, k);
     // A block of queries and a part of one; two tiles of keys and a part of one.
     let ordinary = || plain(block_m + 5, 2 * block_n + 3);
     let mut case = match class {
@@ -199,11 +172,8 @@ fn example(variant: &Variant, class: Class, at: usize) -> Case {
 /// Pieces of work of a kernel of the sm_90a tier.
 fn shared_out(variant: &Variant, work: Work) -> Case {
     let (block_m, block_n) = (variant.tile.block_m as usize, variant.tile.block_n as usize);
-    let with_heads = |q, k, heads: [usize; 2]| {
-        let mut case = plain(variant, q, k);
-        [case.shape.heads_q, case.shape.heads_kv] = heads;
-        case
-    };
+    let with_heads =
+        |q, k, [queries, keys]: [usize; 2]| Case::of_variant(variant, q, k).heads(queries, keys);
     match work {
         Work::Packed { causal } => {
             // Four heads, whose rows are a tile and a part of one.
@@ -222,7 +192,7 @@ fn shared_out(variant: &Variant, work: Work) -> Case {
             let keys = (1..2 * block_n).rev();
             let mut cases = keys.map(|keys| with_heads(3, keys, [5, 5]));
             let found = cases.find(|case| case.plan().is_ok_and(|plan| work.holds(case, &plan)));
-            found.unwrap_or(plain(variant, 3, 1))
+            found.unwrap_or(Case::of_variant(variant, 3, 1))
         }
     }
 }
