@@ -101,6 +101,13 @@ impl Findings {
         if self.able() == 0 {
             missing.push("a GPU of compute capability 8.0 or later, with its driver".into());
         }
+        for (number, gpu) in self.gpus.iter().flatten().enumerate() {
+            if let (Some(lacks), (9, 0)) = (gpu.driver_lacks, gpu.compute_capability) {
+                missing.push(format!(
+                    "a newer driver for the sm_90a kernels on cuda:{number}: this one lacks {lacks}"
+                ));
+            }
+        }
         if let Ok(ArchiveFindings { fresh: false, .. }) = self.archive {
             missing.push("an archive of the kernels' sources as they are now: cargo run -p flashtile-builder".into());
         }
@@ -126,6 +133,7 @@ impl Findings {
                     "compute_capability": format!("{}.{}", gpu.compute_capability.0, gpu.compute_capability.1),
                     "multiprocessors": gpu.multiprocessors,
                     "memory_bytes": gpu.total_memory,
+                    "driver_lacks": gpu.driver_lacks,
                 })
             })
             .collect();
