@@ -1,0 +1,4 @@
+use super::super::Test;
+pub fn tests() -> Vec<Test> {
+    Vec::new()
+}
