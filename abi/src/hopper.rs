@@ -11,6 +11,12 @@ pub const SM90_SHARED_CAPACITY: u32 = 227 * 1024;
 /// Query rows of a warpgroup.
 pub const WARPGROUP_ROWS: u32 = 64;
 
+/// Rows of k or v that have one scale at least: the keys of every tile of 8-bit elements divide them.
+pub const SCALE_ROWS: u32 = 128;
+
+/// Warps of the producer that transpose values of 8 bits.
+pub const TRANSPOSERS: u32 = 3;
+
 /// Threads of a warpgroup.
 pub const WARPGROUP: u32 = 128;
 
@@ -43,6 +49,8 @@ pub struct HopperPlan {
     pub v: u32,
     /// Bytes of one V tile.
     pub v_stage: u32,
+    /// Transposed V tiles [stages][head_dim_v, block_n], of 8-bit elements.
+    pub vt: u32,
     /// Output tiles [consumers][64, head_dim_v / v_splits]: over the Q tiles if there is no room of their own.
     pub out: u32,
     /// mbarriers, 8 bytes each, in the order of the sm_90a pipeline.
@@ -62,16 +70,19 @@ impl TileShape {
         score_mod: ScoreModKind,
     ) -> Self {
         let _ = score_mod;
-        let (warpgroups, block_n, stages, v_splits) = match (head_dim_qk, head_dim_v) {
-            (64, 64) => (2, 160, 3, 1),
-            (96, 96) => (2, 128, 2, 1),
-            (128, 128) => (2, 128, 2, 1),
-            (192, 128) => (2, 128, 2, 1),
-            (192, 192) => (2, 112, 2, 1),
-            (256, 256) => (2, 80, 2, 1),
-            (64, 256) => (2, 96, 2, 1),
-            (64, 512) => (2, 64, 2, 2),
-            (512, 512) => (2, 64, 1, 2),
+        let (warpgroups, block_n, stages, v_splits) = match (dtype, head_dim_qk, head_dim_v) {
+            (DType::E4m3, 64, 64) => (2, 128, 3, 1),
+            (DType::E4m3, 128, 128) => (2, 128, 3, 1),
+            (DType::E4m3, 256, 256) => (2, 64, 2, 1),
+            (_, 64, 64) => (2, 160, 3, 1),
+            (_, 96, 96) => (2, 128, 2, 1),
+            (_, 128, 128) => (2, 128, 2, 1),
+            (_, 192, 128) => (2, 128, 2, 1),
+            (_, 192, 192) => (2, 112, 2, 1),
+            (_, 256, 256) => (2, 80, 2, 1),
+            (_, 64, 256) => (2, 96, 2, 1),
+            (_, 64, 512) => (2, 64, 2, 2),
+            (_, 512, 512) => (2, 64, 1, 2),
             _ => panic!("no tile for these head dimensions"),
         };
         let tile = Self {
@@ -86,6 +97,7 @@ impl TileShape {
             v_splits,
         };
         assert!(tile.hopper_plan().bytes <= SM90_SHARED_CAPACITY);
+        assert!(dtype.bytes() != 1 || SCALE_ROWS.is_multiple_of(block_n));
         tile
     }
 
@@ -101,12 +113,14 @@ impl TileShape {
         let k_stage = self.block_n * self.head_dim_qk * es;
         let v_stage = self.block_n * self.head_dim_v * es;
         let out_bytes = self.block_m * self.head_dim_v * 2;
-        // Q and out: one full and one empty barrier; K and V: one of each a stage.
-        let barrier_bytes = (2 + 4 * self.stages) * 8;
+        let transposed = if es == 1 { self.stages } else { 0 };
+        // Q: one full and one empty barrier; K, V, transposed V: one of each a stage.
+        let barrier_bytes = (2 + 4 * self.stages + 2 * transposed) * 8;
         let small = barrier_bytes + MOST_PIECES / 8;
         let k = q_bytes;
         let v = k + self.stages * k_stage;
-        let v_end = v + self.stages * v_stage;
+        let vt = v + self.stages * v_stage;
+        let v_end = vt + transposed * v_stage;
         let own_room = v_end + out_bytes + small <= SM90_SHARED_CAPACITY;
         let (out, end) = if own_room {
             (v_end, v_end + out_bytes)
@@ -120,6 +134,7 @@ impl TileShape {
             k_stage,
             v,
             v_stage,
+            vt,
             out,
             barriers: end,
             spoilt: end + barrier_bytes,

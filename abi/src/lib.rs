@@ -6,6 +6,7 @@
 //! compile time is `const`.
 #![cfg_attr(not(test), no_std)]
 
+pub mod exp2;
 pub mod hopper;
 pub mod mask;
 pub mod params;
@@ -14,6 +15,8 @@ pub mod variant;
 
 pub use hopper::HopperPlan;
 pub use mask::{Band, BlockRange, KeyInterval};
-pub use params::{AttentionParams, HopperParams, LseView, Schedule, TensorMap, TensorView};
+pub use params::{
+    AttentionParams, HopperParams, LseView, ScaleView, Schedule, TensorMap, TensorView,
+};
 pub use tile::{DType, SharedPlan, TileShape};
 pub use variant::{Algorithm, Arch, ScoreModKind, Variant, variants};

@@ -78,6 +78,8 @@ pub mod flags {
     pub const OUT_ALIGNED: u32 = 1 << 3;
     /// out is f32 whatever the inputs are.
     pub const OUT_F32: u32 = 1 << 4;
+    /// out is f16, where the inputs are 8-bit; else it is bf16.
+    pub const OUT_F16: u32 = 1 << 6;
     /// softmax_scale is negative: the kernel negates q, and `exponent_scale` is made of its magnitude.
     pub const NEGATE_Q: u32 = 1 << 5;
 }
@@ -86,6 +88,23 @@ pub mod flags {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct TensorMap(pub [u64; 16]);
+
+/// Scales of a tensor of 8-bit elements, f32 in device memory: element times scale is the number that is meant. Scales of
+/// successive blocks of rows are contiguous.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ScaleView {
+    /// Device address, or 0 if all scales are 1.
+    pub ptr: u64,
+    /// Bytes from one batch to the next.
+    pub batch_stride: i64,
+    /// Bytes from one head to the next.
+    pub head_stride: i64,
+    /// Row `r` has the scale of block `r >> shift`. 31: one scale a head.
+    pub shift: u32,
+    /// Unused.
+    pub padding: u32,
+}
 
 /// How the blocks of a launch share its work. A piece of work is one tile of rows of one group of heads; pieces have
 /// numbers, and each block takes every so manyth of them.
@@ -124,6 +143,12 @@ pub struct HopperParams {
     pub v_map: TensorMap,
     /// Output, as the queries. Unused if it is f32.
     pub out_map: TensorMap,
+    /// Scales of q, by query head. For 8-bit elements; else unused. So the next two.
+    pub q_scale: ScaleView,
+    /// Scales of k, by key/value head.
+    pub k_scale: ScaleView,
+    /// Scales of v, by key/value head.
+    pub v_scale: ScaleView,
     /// Everything else. `m_blocks` counts tiles of packed rows.
     pub attention: AttentionParams,
     /// Who does what.
@@ -162,8 +187,10 @@ mod tests {
         let words = size_of::<Band>() + 9 * 4;
         assert_eq!(size_of::<AttentionParams>(), views + words);
         assert_eq!(align_of::<AttentionParams>(), 8);
-        let parts =
-            4 * size_of::<TensorMap>() + size_of::<AttentionParams>() + size_of::<Schedule>();
+        let parts = 4 * size_of::<TensorMap>()
+            + 3 * size_of::<ScaleView>()
+            + size_of::<AttentionParams>()
+            + size_of::<Schedule>();
         assert_eq!(size_of::<HopperParams>(), parts);
     }
 }

@@ -11,14 +11,20 @@ pub enum DType {
     Bf16,
     /// IEEE single precision; products are made of three tf32 products each.
     F32,
+    /// 8-bit floating point with 4 exponent and 3 fraction bits, no infinities, largest number 448 (OCP FP8). With scales.
+    E4m3,
 }
 
 impl DType {
+    /// Every element type.
+    pub const ALL: [Self; 4] = [Self::F16, Self::Bf16, Self::F32, Self::E4m3];
+
     /// Bytes of one element.
     pub const fn bytes(self) -> u32 {
         match self {
             Self::F16 | Self::Bf16 => 2,
             Self::F32 => 4,
+            Self::E4m3 => 1,
         }
     }
 
@@ -28,6 +34,7 @@ impl DType {
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
             Self::F32 => "f32",
+            Self::E4m3 => "e4m3",
         }
     }
 }

@@ -241,6 +241,12 @@ macro_rules! for_each_hopper_variant {
             (fused_bf16_d64x256_softcap_sm90a Fused Bf16 64 256 Softcap)
             (fused_bf16_d64x512_softcap_sm90a Fused Bf16 64 512 Softcap)
             (fused_bf16_d512_softcap_sm90a Fused Bf16 512 512 Softcap)
+            (fused_e4m3_d64_sm90a Fused E4m3 64 64 None)
+            (fused_e4m3_d128_sm90a Fused E4m3 128 128 None)
+            (fused_e4m3_d256_sm90a Fused E4m3 256 256 None)
+            (fused_e4m3_d64_softcap_sm90a Fused E4m3 64 64 Softcap)
+            (fused_e4m3_d128_softcap_sm90a Fused E4m3 128 128 Softcap)
+            (fused_e4m3_d256_softcap_sm90a Fused E4m3 256 256 Softcap)
         }
     };
 }

@@ -22,6 +22,7 @@ fn attend(c: &mut Criterion) {
         q: &q,
         k: &k,
         v: &v,
+        ..Inputs::default()
     };
     let device = EmulatorDevice::new();
     let mut group = c.benchmark_group("attend");

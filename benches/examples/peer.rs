@@ -157,6 +157,7 @@ fn compute(ask: &Value) -> Done<Vec<f32>> {
         q: &q,
         k: &k,
         v: &v,
+        ..Inputs::default()
     };
     let out = cpu::attention(&problem, &inputs)?.out;
     let s = &cell.shape;

@@ -186,6 +186,7 @@ fn rows(cell: &Cell, query: usize, heads: &[[usize; 2]]) -> Result<Rows> {
         q: &q,
         k: &k,
         v: &v,
+        ..Inputs::default()
     };
     let reference = attention_f64(&problem, &inputs)?;
     let low = attention_low_precision(&problem, &inputs)?;
@@ -239,6 +240,7 @@ mod tests {
                 q: &q,
                 k: &k,
                 v: &v,
+                ..Inputs::default()
             };
             let whole = attention_f64(&problem, &inputs).unwrap();
             let judge = Judge::new(&cell).unwrap();

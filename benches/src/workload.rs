@@ -103,8 +103,8 @@ impl<'d> Workload<'d> {
             k: k.address(),
             v: v.address(),
             out: out.address(),
-            lse: None,
             workspace: self.workspace.address(),
+            ..Pointers::default()
         };
         // SAFETY: the buffers have the sizes of the problem's contiguous tensors and live in self. They are freed when
         // the device is idle (that is what dropping a buffer waits for). Launches that share the workspace or

@@ -95,7 +95,7 @@ fn ours_and_peers_are_timed_in_the_same_cells_and_right() {
         }
         assert_eq!(
             (pair[0].arch, pair[0].variant),
-            ("sm_80", "fused_bf16_d64_sm80")
+            ("sm_90a", "fused_bf16_d64_sm90a")
         );
         assert!(report.kernels.contains_key(pair[0].variant));
         // f32 sums, where the kernel has products of bf16.

@@ -81,7 +81,7 @@ pub struct AttendArgs {
     /// Compare with the f64 reference; exit status 1 if an error is past its bound
     #[arg(long)]
     pub check: bool,
-    /// Run this PTX instead of the built-in (it needs an entry point named like the variant)
+    /// Run this PTX instead of the built-in (it needs an entry point named like the variant; its tier is meant, unless --arch says another)
     #[arg(long, value_name = "FILE")]
     pub ptx: Option<PathBuf>,
     /// Print one JSON object on standard output

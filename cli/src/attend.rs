@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use flashtile::{
-    Inputs, OutDType, Outputs, Problem, Shape, Variant,
+    Arch, ArchChoice, Inputs, OutDType, Outputs, Plan, Problem, Shape, Variant,
     reference::{Comparison, ErrorBound, compare},
 };
 use safetensors::{Dtype, tensor::TensorView};
@@ -17,7 +17,7 @@ use crate::{
     memory,
     output::{Pending, print},
     progress,
-    target::Target,
+    target::{Ptx, Target},
 };
 
 /// What the reference on the CPU is called where a kernel's name would be.
@@ -33,20 +33,36 @@ pub fn run(args: &AttendArgs) -> Result<Outcome> {
         ));
     }
     let source = Source::open(&args.input)?;
-    let problem = problem(args, &source);
+    let mut problem = problem(args, &source);
     let target = Target::open(args.device, args.sanitize)?;
-    let variant = target.variant(&problem)?;
+    let mut plan = target.plan(&problem)?;
+    let ptx = args.ptx.as_deref().map(Ptx::read).transpose()?;
+    if let (Some(ptx), Some(chosen)) = (&ptx, &plan)
+        && problem.arch == ArchChoice::Auto
+        && !ptx.has(chosen.variant().name)
+    {
+        // PTX of the other tier says which one is meant.
+        let other = problem.arch(ArchChoice::Sm80);
+        let meant = target.plan(&other).ok().flatten();
+        if let Some(meant) = meant.filter(|meant| ptx.has(meant.variant().name)) {
+            (problem, plan) = (other, Some(meant));
+        }
+    }
+    let variant = plan.as_ref().map(Plan::variant);
+    let fallback = plan.as_ref().and_then(Plan::obstacle);
+    let fallback = fallback.map(|obstacle| obstacle.to_string());
     memory::require("q, k, v", memory_needed(args, &source, &problem, &target))?;
     let pending = match &args.output {
         Some(path) => Some(Pending::create(path, Some(&args.input))?),
         None => None,
     };
-    target.load(variant, args.ptx.as_deref())?;
+    target.load(variant, ptx.as_ref())?;
     let [q, k, v] = source.read()?;
     let inputs = Inputs {
         q: &q,
         k: &k,
         v: &v,
+        ..Inputs::default()
     };
 
     let spinner = progress::spinner("attention", args.json);
@@ -74,6 +90,7 @@ pub fn run(args: &AttendArgs) -> Result<Outcome> {
     let report = Report {
         target: &target,
         variant,
+        fallback,
         shape: problem.shape(),
         dtype: problem.dtype.as_str(),
         seconds,
@@ -199,6 +216,7 @@ fn encode(problem: &Problem, outputs: &Outputs) -> Result<Vec<u8>> {
         flashtile::DType::F16 => Dtype::F16,
         flashtile::DType::Bf16 => Dtype::BF16,
         flashtile::DType::F32 => Dtype::F32,
+        flashtile::DType::E4m3 => Dtype::F8_E4M3,
     };
     let lse = outputs.lse.as_deref().unwrap_or_default();
     let lse: Vec<u8> = lse.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -215,6 +233,8 @@ fn encode(problem: &Problem, outputs: &Outputs) -> Result<Vec<u8>> {
 struct Report<'a> {
     target: &'a Target,
     variant: Option<&'static Variant>,
+    /// Why the kernel is not of the tier that `auto` prefers.
+    fallback: Option<String>,
     shape: Shape,
     dtype: &'static str,
     seconds: f64,
@@ -234,6 +254,9 @@ impl Report<'_> {
             "variant": self.variant(),
             "seconds": self.seconds,
         });
+        if let (Some(reason), Some(map)) = (&self.fallback, object.as_object_mut()) {
+            map.insert("fallback".into(), reason.as_str().into());
+        }
         if let (Some(found), Some(map)) = (&self.comparison, object.as_object_mut()) {
             map.insert("max_abs_error".into(), finite(found.max_abs_error).into());
             map.insert("rms_error".into(), finite(found.rms_error).into());
@@ -262,6 +285,9 @@ impl Report<'_> {
             s.head_dim_v,
             self.seconds,
         );
+        if let Some(reason) = &self.fallback {
+            text += &format!("\nnot {}: {reason}", Arch::Sm90a.as_str());
+        }
         if let Some(found) = &self.comparison {
             text += &describe(found);
         }

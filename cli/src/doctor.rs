@@ -1,6 +1,8 @@
 //! `flashtile doctor`.
 
-use flashtile::{DeviceInfo, device::cuda};
+use std::collections::BTreeMap;
+
+use flashtile::{Arch, DeviceInfo, Error, device::cuda};
 use flashtile_builder::{Archive, Ptxas, Toolchain, toolchain::INSTALL};
 use serde_json::{Value, json};
 
@@ -19,6 +21,8 @@ struct Findings {
     gpus: Result<Vec<DeviceInfo>, String>,
     driver: Result<String, String>,
     kernels: usize,
+    /// Of each tier.
+    tiers: [(Arch, usize); Arch::ALL.len()],
     archive: Result<ArchiveFindings, String>,
     toolchain: Result<Toolchain, String>,
     ptxas: Result<Ptxas, String>,
@@ -66,6 +70,10 @@ impl Findings {
                 .map(|(major, minor)| format!("CUDA {major}.{minor}"))
                 .map_err(why),
             kernels: flashtile::kernels().count(),
+            tiers: Arch::ALL.map(|arch| {
+                let of_tier = flashtile::kernels().filter(|kernel| kernel.variant.arch == arch);
+                (arch, of_tier.count())
+            }),
             archive: archive(),
             toolchain: Toolchain::find(&folder).map_err(|error| error.to_string()),
             ptxas,
@@ -75,7 +83,7 @@ impl Findings {
     /// GPUs that can run the kernels.
     fn able(&self) -> usize {
         let gpus = self.gpus.iter().flatten();
-        gpus.filter(|gpu| gpu.compute_capability.0 >= 8).count()
+        gpus.filter(|gpu| gpu.supports(Arch::Sm80).is_ok()).count()
     }
 
     fn works(&self) -> Vec<String> {
@@ -101,11 +109,11 @@ impl Findings {
         if self.able() == 0 {
             missing.push("a GPU of compute capability 8.0 or later, with its driver".into());
         }
-        for (number, gpu) in self.gpus.iter().flatten().enumerate() {
-            if let (Some(lacks), (9, 0)) = (gpu.driver_lacks, gpu.compute_capability) {
-                missing.push(format!(
-                    "a newer driver for the sm_90a kernels on cuda:{number}: this one lacks {lacks}"
-                ));
+        // What a GPU lacks for kernels beyond those that every able one runs.
+        let gpus = self.gpus.iter().flatten();
+        for gpu in gpus.filter(|gpu| gpu.supports(Arch::Sm80).is_ok()) {
+            if let Err(Error::NoDevice { reason }) = gpu.supports(Arch::Sm90a) {
+                missing.push(reason);
             }
         }
         if let Ok(ArchiveFindings { fresh: false, .. }) = self.archive {
@@ -134,6 +142,7 @@ impl Findings {
                     "multiprocessors": gpu.multiprocessors,
                     "memory_bytes": gpu.total_memory,
                     "driver_lacks": gpu.driver_lacks,
+                    "tiers": tiers_of(gpu),
                 })
             })
             .collect();
@@ -153,6 +162,7 @@ impl Findings {
             "no_gpu_because": self.gpus.as_ref().err(),
             "driver": self.driver.as_ref().ok(),
             "kernels": self.kernels,
+            "kernels_by_arch": self.tiers.iter().map(|(arch, count)| (arch.as_str(), *count)).collect::<BTreeMap<_, _>>(),
             "archive": archive,
             "no_archive_because": self.archive.as_ref().err(),
             "toolchain": self.toolchain.as_ref().ok().map(|t| &t.version),
@@ -181,8 +191,13 @@ impl Findings {
                     line(
                         &format!("cuda:{number}"),
                         format!(
-                            "{}, compute capability {major}.{minor}, {} multiprocessors, {gibibytes:.1} GiB",
-                            gpu.name, gpu.multiprocessors,
+                            "{}, compute capability {major}.{minor}, {} multiprocessors, {gibibytes:.1} GiB; runs {}",
+                            gpu.name,
+                            gpu.multiprocessors,
+                            match tiers_of(gpu).as_slice() {
+                                [] => "no kernels".into(),
+                                tiers => tiers.join(", "),
+                            },
                         ),
                     );
                 }
@@ -196,7 +211,13 @@ impl Findings {
                 Err(_) => "none".into(),
             },
         );
-        line("kernels", format!("{} in this program", self.kernels));
+        let tiers = self
+            .tiers
+            .map(|(arch, count)| format!("{count} {}", arch.as_str()));
+        line(
+            "kernels",
+            format!("{} in this program: {}", self.kernels, tiers.join(", ")),
+        );
         line(
             "archive",
             match &self.archive {
@@ -239,6 +260,13 @@ impl Findings {
         }
         lines.join("\n")
     }
+}
+
+/// The tiers of kernels that a GPU runs.
+fn tiers_of(gpu: &DeviceInfo) -> Vec<&'static str> {
+    let tiers = Arch::ALL.into_iter();
+    let able = tiers.filter(|&arch| gpu.supports(arch).is_ok());
+    able.map(Arch::as_str).collect()
 }
 
 /// The archive of the checkout that this program is from.

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use flashtile::{
-    CudaDevice, Device, DeviceInfo, EmulatorDevice, Error, ErrorClass, Inputs, Outputs, Problem,
-    Variant,
+    Arch, ArchChoice, CudaDevice, Device, DeviceInfo, EmulatorDevice, Error, ErrorClass, Inputs,
+    Outputs, Plan, Problem, Variant,
 };
 use flashtile_verify::{Case, Results, Tensors, memory as verify};
 
@@ -106,30 +106,39 @@ impl Target {
         self.name() == "emulator"
     }
 
-    /// Checks a problem and chooses its kernel; the reference needs none.
-    pub fn variant(&self, problem: &Problem) -> Result<Option<&'static Variant>> {
+    /// Checks a problem and chooses its kernel; the reference needs none, and takes any tensors.
+    pub fn plan(&self, problem: &Problem) -> Result<Option<Plan>> {
         match self.device() {
-            None => match problem.plan(&DeviceInfo::emulator()) {
-                Err(error) if error.class() == ErrorClass::BadInput => Err(error.into()),
-                _ => Ok(None),
-            },
-            Some(device) => Ok(Some(problem.plan(device.info())?.variant())),
+            None => {
+                let any = problem.arch(ArchChoice::Auto);
+                match any.plan(&DeviceInfo::emulator()) {
+                    Err(error) if error.class() == ErrorClass::BadInput => Err(error.into()),
+                    _ => Ok(None),
+                }
+            }
+            Some(device) => Ok(Some(problem.plan(device.info())?)),
         }
     }
 
-    /// Makes the kernel ready, from a PTX file if one is given.
-    pub fn load(&self, variant: Option<&'static Variant>, ptx: Option<&Path>) -> Result<()> {
+    /// Whether it runs kernels of a tier. The reference has none to run.
+    pub fn supports(&self, arch: Arch) -> bool {
+        let device = self.device();
+        device.is_none_or(|device| device.info().supports(arch).is_ok())
+    }
+
+    /// Makes the kernel ready, from other PTX than the built-in if there is some.
+    pub fn load(&self, variant: Option<&'static Variant>, ptx: Option<&Ptx>) -> Result<()> {
         let (Some(device), Some(variant)) = (self.device(), variant) else {
             return Ok(());
         };
-        if let Some(path) = ptx {
-            let text = read_ptx(path, variant.name)?;
+        if let Some(ptx) = ptx {
+            ptx.require(variant.name)?;
             // SAFETY: the user asks for this code to run in place of the kernel, on a GPU with the
             // rights of their process. The emulator checks every access.
-            unsafe { device.override_ptx(variant, &text)? };
+            unsafe { device.override_ptx(variant, &ptx.text)? };
             return device.load(variant).map_err(|error| {
                 let expected = format!("PTX that {} can load", self.name());
-                Failure::bad(path.display(), expected, error)
+                Failure::bad(&ptx.name, expected, error)
             });
         }
         Ok(device.load(variant)?)
@@ -152,41 +161,67 @@ impl Target {
     }
 }
 
-/// Reads PTX text that has the entry point.
-fn read_ptx(path: &Path, entry: &str) -> Result<String> {
-    let bad = |expected: &str, found: String| Failure::bad(path.display(), expected, found);
-    let unreadable = |error: std::io::Error| bad("a PTX file that can be read", error.to_string());
-    let kind = std::fs::metadata(path).map_err(unreadable)?;
-    if !kind.is_file() {
-        return Err(bad("a PTX file", "a folder, device or pipe".into()));
+/// PTX text from a file.
+#[derive(Debug)]
+pub struct Ptx {
+    /// The file's name, for messages.
+    name: String,
+    text: String,
+}
+
+impl Ptx {
+    /// Reads PTX text.
+    ///
+    /// # Errors
+    /// The file can't be read, or is no PTX.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bad = |expected: &str, found: String| Failure::bad(path.display(), expected, found);
+        let unreadable =
+            |error: std::io::Error| bad("a PTX file that can be read", error.to_string());
+        let kind = std::fs::metadata(path).map_err(unreadable)?;
+        if !kind.is_file() {
+            return Err(bad("a PTX file", "a folder, device or pipe".into()));
+        }
+        if kind.len() > MAX_PTX {
+            return Err(bad("a PTX file", format!("{} bytes", kind.len())));
+        }
+        let bytes = std::fs::read(path).map_err(unreadable)?;
+        let text = String::from_utf8(bytes)
+            .map_err(|_| bad("PTX, which is text", "bytes that are not UTF-8".into()))?;
+        if !text
+            .lines()
+            .any(|line| line.trim_start().starts_with(".version"))
+        {
+            return Err(bad("PTX", "text without a .version directive".into()));
+        }
+        let name = path.display().to_string();
+        Ok(Self { name, text })
     }
-    if kind.len() > MAX_PTX {
-        return Err(bad("a PTX file", format!("{} bytes", kind.len())));
-    }
-    let bytes = std::fs::read(path).map_err(unreadable)?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| bad("PTX, which is text", "bytes that are not UTF-8".into()))?;
-    if !text
-        .lines()
-        .any(|line| line.trim_start().starts_with(".version"))
-    {
-        return Err(bad("PTX", "text without a .version directive".into()));
-    }
-    let entries: Vec<_> = text
-        .split(".entry")
-        .skip(1)
-        .map(|rest| {
+
+    /// Its entry points.
+    fn entries(&self) -> impl Iterator<Item = &str> {
+        self.text.split(".entry").skip(1).map(|rest| {
             let rest = rest.trim_start();
             let end = rest.find(|c: char| !(c.is_alphanumeric() || "_$%".contains(c)));
             &rest[..end.unwrap_or(rest.len())]
         })
-        .collect();
-    if !entries.contains(&entry) {
+    }
+
+    /// Whether it has the entry point.
+    pub fn has(&self, entry: &str) -> bool {
+        self.entries().any(|name| name == entry)
+    }
+
+    fn require(&self, entry: &str) -> Result<()> {
+        if self.has(entry) {
+            return Ok(());
+        }
+        let entries: Vec<_> = self.entries().collect();
         let found = match entries.as_slice() {
             [] => "no entry point".into(),
             some => some.join(", "),
         };
-        return Err(bad(&format!("an entry point {entry}"), found));
+        let expected = format!("an entry point {entry}");
+        Err(Failure::bad(&self.name, expected, found))
     }
-    Ok(text)
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flashtile::{Algorithm, ScoreModKind, device::emulator::Report};
+use flashtile::{Algorithm, Arch, ArchChoice, ScoreModKind, device::emulator::Report};
 use flashtile_verify::{
     Case, Tensors, judge,
     parallel::{cores, in_order},
@@ -48,7 +48,17 @@ struct Failed {
 pub fn run(args: &VerifyArgs) -> Result<Outcome> {
     let targets = open(args)?;
     let target = &targets[0];
-    let cases = select(args)?;
+    let all = select(args)?;
+    if args.case.is_some() {
+        // A single case is wanted on this device, or not at all.
+        target.plan(&all[0].problem())?;
+    }
+    let cases: Vec<Case> = all
+        .iter()
+        .copied()
+        .filter(|case| has(target, case))
+        .collect();
+    let skipped = all.len() - cases.len();
     let sanitize = if args.sanitize { " --sanitize" } else { "" };
     let command = format!("flashtile verify --device {}{sanitize}", target.name());
     let bar = progress::bar(cases.len(), "cases", args.json);
@@ -100,21 +110,34 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
                 "sanitized": args.sanitize,
                 "passed": passed,
                 "failed": failed,
+                "skipped": skipped,
                 "seconds": seconds,
                 "failures": failures.collect::<Vec<_>>(),
             })
             .to_string()
         }
         false => format!(
-            "{}{}: {passed} passed, {failed} failed, {seconds:.1} s",
+            "{}{}: {passed} passed, {failed} failed, {}{seconds:.1} s",
             target.title(),
-            if args.sanitize { ", sanitized" } else { "" }
+            if args.sanitize { ", sanitized" } else { "" },
+            match skipped {
+                0 => String::new(),
+                _ => format!("{skipped} of kernels that it does not run skipped, "),
+            }
         ),
     })?;
     Ok(match failed {
         0 => Outcome::Right,
         _ => Outcome::Wrong,
     })
+}
+
+/// Whether the device runs the tier of kernels that the case asks for.
+fn has(target: &Target, case: &Case) -> bool {
+    match case.arch {
+        ArchChoice::Sm90a => target.supports(Arch::Sm90a),
+        ArchChoice::Auto | ArchChoice::Sm80 => true,
+    }
 }
 
 /// The device; the emulator as often as there are cores, so that each case has one to itself.

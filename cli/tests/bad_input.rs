@@ -76,17 +76,20 @@ fn head_dims() {
         &["q: expected", "found head_dim 0"],
     );
     shapes(
-        &[1, 5, 2, 257],
-        &[1, 7, 1, 257],
+        &[1, 5, 2, 513],
+        &[1, 7, 1, 513],
         &V,
-        &["q: expected", "found head_dim 257"],
+        &[
+            "q: expected a head_dim between 1 and 512",
+            "found head_dim 513",
+        ],
     );
     shapes(&Q, &K, &[1, 7, 1, 0], &["v: expected", "found head_dim 0"]);
     shapes(
         &Q,
         &K,
-        &[1, 7, 1, 300],
-        &["v: expected", "found head_dim 300"],
+        &[1, 7, 1, 600],
+        &["v: expected", "found head_dim 600"],
     );
 }
 
@@ -255,12 +258,22 @@ fn ptx_that_is_none() {
     let head = ".version 7.8\n.target sm_80\n.address_size 64\n";
     emulated(
         &file(head.as_bytes()),
-        &["entry point fused_f16_d32_sm80", "no entry point"],
+        &["entry point fused_f16_d64_sm90a", "no entry point"],
     );
     let other = format!("{head}.visible .entry other() {{ ret; }}\n");
     emulated(
         &file(other.as_bytes()),
-        &["entry point fused_f16_d32_sm80", "found other"],
+        &["entry point fused_f16_d64_sm90a", "found other"],
+    );
+    let of_tier = |arch: &str, words: &[&str]| {
+        let path = file(other.as_bytes());
+        let options = ["--device", "emulator", "--ptx", &path, "--arch", arch];
+        bench.refuses(&options, words);
+    };
+    of_tier("sm_80", &["entry point fused_f16_d32_sm80", "found other"]);
+    of_tier(
+        "sm_90a",
+        &["entry point fused_f16_d64_sm90a", "found other"],
     );
     let broken = format!("{head}.visible .entry fused_f16_d32_sm80( {{ ret\n");
     emulated(
@@ -281,8 +294,90 @@ fn devices_and_variants_that_do_not_exist() {
     let bench = Bench::new(&small());
     let absent = bench.attend(&["--device", "cuda:4096"]);
     fails(&absent, 3, &["no device"]);
-    let absent = bench.attend(&["--device", "emulator", "--arch", "sm_90a"]);
-    if absent.status.code() != Some(0) {
-        fails(&absent, 3, &["sm_90a"]);
+    // f32 has the other tier alone, and so have the ladder's algorithms.
+    let single = Bench::new(&encode(&qkv(Dtype::F32, &Q, &K, &V)));
+    let hopper = ["--device", "emulator", "--arch", "sm_90a"];
+    fails(&single.attend(&hopper), 3, &["on sm_90a with f32 elements"]);
+    let ladder = [&hopper[..], &["--algorithm", "two-pass"]].concat();
+    fails(
+        &bench.attend(&ladder),
+        3,
+        &["no kernel for two-pass attention on sm_90a"],
+    );
+}
+
+/// Rows that the copy engine cannot take: an error for who asks for its tier, and a reason where nobody does.
+#[test]
+fn tensors_that_the_copy_engine_cannot_take() {
+    let rows = |dim: usize| {
+        Bench::new(&encode(&qkv(
+            Dtype::BF16,
+            &[1, 5, 2, dim],
+            &[1, 7, 1, dim],
+            &[1, 7, 1, 64],
+        )))
+    };
+    let hopper = ["--device", "emulator", "--arch", "sm_90a"];
+    let bench = rows(33);
+    bench.refuses(
+        &hopper,
+        &[
+            "q: expected strides that are positive multiples of 16 bytes",
+            "sm_90a",
+            "found a stride of 132 bytes",
+        ],
+    );
+    // No other tier has these head dimensions: both reasons are named.
+    for options in [
+        &["--device", "emulator"][..],
+        &["--device", "emulator", "--arch", "auto"],
+    ] {
+        let wide = rows(257);
+        fails(
+            &wide.attend(options),
+            3,
+            &[
+                "on sm_80",
+                "beyond the widest, 256 with 256; sm_90a has one, but q: expected strides",
+            ],
+        );
+        assert!(wide.others().is_empty());
+    }
+    rows(264).refuses(&["--device", "cpu", "--scale", "nan"], &["scale"]);
+    fails(
+        &rows(264).attend(&["--device", "emulator", "--arch", "sm_80"]),
+        3,
+        &["head_dim_qk 264 with head_dim_v 64 is beyond the widest, 256 with 256"],
+    );
+    // The tier's own checks are those of the other one.
+    for (q, k, v, words) in [
+        (
+            [1, 5, 2, 64],
+            [1, 7, 1, 72],
+            [1, 7, 1, 64],
+            ["k: expected shape", "[1, 7, 1, 72]"],
+        ),
+        (
+            [1, 5, 3, 64],
+            [1, 7, 2, 64],
+            [1, 7, 2, 64],
+            ["q: expected", "multiple of k's 2"],
+        ),
+        (
+            [1, 5, 2, 64],
+            [1, 7, 1, 64],
+            [1, 7, 1, 520],
+            ["v: expected a head_dim", "520"],
+        ),
+    ] {
+        Bench::new(&encode(&qkv(Dtype::F16, &q, &k, &v))).refuses(&hopper, &words);
+    }
+    for (option, bad, word) in [
+        ("--scale", "inf", "scale"),
+        ("--softcap", "0", "softcap"),
+        ("--window", "-2,0", "--window"),
+    ] {
+        let options = [&hopper[..], &[option, bad]].concat();
+        Bench::new(&small()).refuses(&options, &[word]);
     }
 }

@@ -91,7 +91,7 @@ fn everything_is_in_one_folder() {
             (&*row["implementation"], &*row["state"]),
             ("flashtile", "ok")
         );
-        assert_eq!((&*row["clock"], &*row["arch"]), ("wall", "sm_80"));
+        assert_eq!((&*row["clock"], &*row["arch"]), ("wall", "sm_90a"));
         // What the emulator takes says nothing about a GPU.
         assert_eq!((&*row["tflops"], &*row["percent_of_peak"]), ("", ""));
         assert!(row["median_us"].parse::<f64>().unwrap() > 0.0, "{row:?}");
@@ -213,7 +213,7 @@ fn bad_options() {
     let cases: [(&[&str], &[&str]); 16] = [
         (&["--dtype", "f64"], &["--dtype", "f64", "bf16"]),
         (&["--head-dim", "0"], &["--head-dim", "0"]),
-        (&["--head-dim", "257"], &["q", "head_dim", "257"]),
+        (&["--head-dim", "513"], &["q", "head_dim", "513"]),
         (&["--head-dim", "64/"], &["--head-dim", "QK/V"]),
         (&["--seqlen", "0"], &["--seqlen", "0"]),
         (&["--seqlen", "64,x"], &["--seqlen", "x"]),

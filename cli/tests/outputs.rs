@@ -174,18 +174,22 @@ fn emitted_kernels() {
         "--filter",
         "fused_f16_d64",
     ]));
-    let ptx = fs::read_to_string(target.join("fused_f16_d64_sm80.ptx")).unwrap();
-    assert!(ptx.contains(".entry fused_f16_d64_sm80("));
-    // What was emitted runs.
+    // What was emitted runs, whichever tier it is of.
     let bench = Bench::new(&encode(&qkv(
         Dtype::F16,
         &[1, 3, 1, 64],
         &[1, 4, 1, 64],
         &[1, 4, 1, 64],
     )));
-    let file = target.join("fused_f16_d64_sm80.ptx");
-    let file = file.to_str().unwrap();
-    succeeds(&bench.attend(&["--device", "emulator", "--ptx", file, "--check"]));
+    for variant in ["fused_f16_d64_sm80", "fused_f16_d64_sm90a"] {
+        let file = target.join(format!("{variant}.ptx"));
+        let ptx = fs::read_to_string(&file).unwrap();
+        assert!(ptx.contains(&format!(".entry {variant}(")));
+        let file = file.to_str().unwrap();
+        let options = ["--device", "emulator", "--ptx", file, "--check", "--json"];
+        let found = succeeds(&bench.attend(&options));
+        assert!(found.contains(&format!("\"{variant}\"")), "{found}");
+    }
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
     fails(

@@ -91,8 +91,8 @@ fn one_json_object_with_the_keys_of_the_contract() {
     let keys =
         |found: &Value| -> Vec<String> { found.as_object().unwrap().keys().cloned().collect() };
     assert_eq!(keys(&found), ["arch", "device", "seconds", "variant"]);
-    assert_eq!(found["variant"], "fused_f16_d32_sm80");
-    assert_eq!(found["arch"], "sm_80");
+    assert_eq!(found["variant"], "fused_f16_d64_sm90a");
+    assert_eq!(found["arch"], "sm_90a");
     let found = json(&succeeds(&bench.attend(&["--json", "--check"])));
     let expected = [
         "arch",
@@ -108,6 +108,57 @@ fn one_json_object_with_the_keys_of_the_contract() {
     for number in ["bound", "max_abs_error", "rms_error", "seconds"] {
         assert!(found[number].is_f64(), "{found}");
     }
+}
+
+/// Each tier computes it, `auto` takes the better one that can, and says why if it is the other.
+#[test]
+fn tiers() {
+    let rows = |dim: usize| {
+        let shapes = ([2, 19, 4, dim], [2, 35, 2, dim], [2, 35, 2, 40]);
+        Bench::new(&encode(&qkv(Dtype::F16, &shapes.0, &shapes.1, &shapes.2)))
+    };
+    let run = |bench: &Bench, options: &[&str]| {
+        let all = [&["--device", "emulator", "--check", "--json"], options].concat();
+        let found = json(&succeeds(&bench.attend(&all)));
+        assert_eq!(found["ok"], true, "{options:?}: {found}");
+        let text = |key: &str| found[key].as_str().map(str::to_owned);
+        (
+            text("arch").unwrap(),
+            text("variant").unwrap(),
+            text("fallback"),
+        )
+    };
+    let (aligned, odd) = (rows(24), rows(33));
+    let of = |arch: &str, variant: &str| (arch.to_owned(), variant.to_owned(), None);
+    let hopper = of("sm_90a", "fused_f16_d64_sm90a");
+    let ampere = of("sm_80", "fused_f16_d64_sm80");
+    for options in [
+        &[][..],
+        &["--sanitize"],
+        &["--causal"],
+        &["--out-dtype", "f32"],
+    ] {
+        let with = |arch: &'static str| [&["--arch", arch][..], options].concat();
+        assert_eq!(run(&aligned, options), hopper);
+        assert_eq!(run(&aligned, &with("auto")), hopper);
+        assert_eq!(run(&aligned, &with("sm_90a")), hopper);
+        assert_eq!(run(&aligned, &with("sm_80")), ampere);
+        // Who asks for the other tier has not fallen back to it.
+        assert_eq!(run(&odd, &with("sm_80")), ampere);
+        let (arch, variant, fallback) = run(&odd, options);
+        assert_eq!((arch, variant), (ampere.0.clone(), ampere.1.clone()));
+        let reason = fallback.expect("a reason");
+        assert!(reason.starts_with("q: expected strides"), "{reason}");
+        assert!(reason.ends_with("found a stride of 5016 bytes"), "{reason}");
+    }
+    // People are told, too; a tier that has no such kernel is no reason.
+    let told = succeeds(&odd.attend(&["--device", "emulator"]));
+    assert!(told.contains("\nnot sm_90a: q: expected strides"), "{told}");
+    let (_, _, fallback) = run(&odd, &["--algorithm", "two-pass"]);
+    assert_eq!(fallback, None);
+    // Wider than the other tier has any.
+    let (arch, variant, _) = run(&rows(512), &[]);
+    assert_eq!((&*arch, &*variant), ("sm_90a", "fused_f16_d512_sm90a"));
 }
 
 #[test]
@@ -165,6 +216,13 @@ fn kernels_are_listed() {
     let kernels = found["kernels"].as_array().unwrap();
     let table = succeeds(&run(&["kernels"]));
     assert_eq!(table.lines().count(), kernels.len() + 1);
+    for arch in ["sm_80", "sm_90a"] {
+        assert!(
+            kernels.iter().any(|kernel| kernel["arch"] == arch),
+            "{arch}"
+        );
+        assert!(table.contains(&format!(" {arch} ")), "{table}");
+    }
     for kernel in kernels {
         assert!(table.contains(kernel["name"].as_str().unwrap()));
         assert!(
@@ -189,7 +247,13 @@ fn the_doctor_is_always_in() {
         assert!(text.contains(word), "{text}");
     }
     let found = json(&succeeds(&run(&["doctor", "--json"])));
-    assert!(found["kernels"].as_u64().is_some_and(|n| n > 0), "{found}");
+    let of = |arch: &str| found["kernels_by_arch"][arch].as_u64().unwrap();
+    assert_eq!(found["kernels"], of("sm_80") + of("sm_90a"));
+    assert!(of("sm_80") > 0 && of("sm_90a") > 0, "{found}");
+    assert!(
+        text.contains(&format!("{} sm_80, {} sm_90a", of("sm_80"), of("sm_90a"))),
+        "{text}"
+    );
     assert_eq!(
         found["gpus"].as_array().unwrap().is_empty(),
         found["no_gpu_because"].is_string()
@@ -217,6 +281,18 @@ fn a_sweep_passes_on_the_cpu_and_runs_kernels_on_the_emulator() {
 #[test]
 fn one_case_is_what_its_line_says() {
     let line = "two-pass bf16 b2 q37 k70 h6/2 d40/24 causal=top-left window=5,-1 q=heads-first+3@1 data=1e4 poison seed=7";
+    let hopper = "fused sm_90a bf16 b2 q37 k70 h6/2 d33/24 causal=top-left q=heads-first+7@8 k=seqlen-first+7@0 poison seed=7";
+    let text = succeeds(&run(&["verify", "--sanitize", "--case", hopper]));
+    assert!(
+        text.starts_with("emulator, sanitized: 1 passed, 0 failed"),
+        "{text}"
+    );
+    let unaligned = hopper.replace("+7@0", "+6@0");
+    fails(
+        &run(&["verify", "--case", &unaligned]),
+        2,
+        &["k: expected strides"],
+    );
     for device in ["cpu", "emulator"] {
         let found = json(&succeeds(&run(&[
             "verify", "--device", device, "--json", "--case", line,

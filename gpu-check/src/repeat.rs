@@ -147,6 +147,7 @@ impl<'d> Tensors<'d> {
             out: self.out.address(),
             lse: Some(self.lse.address()),
             workspace: self.workspace.address(),
+            ..Pointers::default()
         };
         // SAFETY: each buffer has the size of its contiguous tensor, nothing else knows of it, and it is freed
         // only when the device is idle.

@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, fs, process::Command};
 
+use flashtile_emulator::{TENSOR_MAP_BYTES, TensorMap};
 use flashtile_gpu_check::{
     dense,
     machine::{Emulated, Machine, models},
@@ -125,6 +126,10 @@ impl Machine for Broken {
         output[self.word] ^= 1 << self.bit;
         Ok(output)
     }
+
+    fn encode(&self, map: &TensorMap) -> Result<[u8; TENSOR_MAP_BYTES], String> {
+        self.inner.encode(map)
+    }
 }
 
 fn named(name: &str) -> Test {
@@ -236,6 +241,10 @@ impl Machine for Old {
             Target::Sm80 => Err("no".into()),
             _ => panic!("{} is too new", test.name),
         }
+    }
+
+    fn encode(&self, _: &TensorMap) -> Result<[u8; TENSOR_MAP_BYTES], String> {
+        Err("no".into())
     }
 }
 

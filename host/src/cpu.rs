@@ -30,11 +30,16 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
         let (begin, end) = (sight.begin as usize, sight.end as usize);
         let query = heads.query(b, h, i);
         let keys = &heads.keys(b, h)[begin * dim_qk..end * dim_qk];
+        let keys = keys
+            .chunks_exact(dim_qk)
+            .zip(&heads.key_scales(b, h)[begin..end]);
+        // What scores of elements are multiplied by. In f64, so that scales past each other's range meet.
+        let q_scale = f64::from(scale) * heads.query_scale(b, h, i);
         let mut overflow = false;
         let mut weights: Vec<f32> = keys
-            .chunks_exact(dim_qk)
-            .map(|key| {
-                let scaled = dot(query, key) * scale;
+            .clone()
+            .map(|(key, k_scale)| {
+                let scaled = dot(query, key) * (q_scale * k_scale) as f32;
                 overflow |= !scaled.is_finite();
                 softcap.map_or(scaled, |cap| cap * (scaled / cap).tanh())
             })
@@ -42,8 +47,8 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
         let lse = match overflow {
             false => softmax(&mut weights),
             true => {
-                let scores = keys.chunks_exact(dim_qk).map(|key| {
-                    let scaled = dot_f64(query, key) * f64::from(scale);
+                let scores = keys.map(|(key, k_scale)| {
+                    let scaled = dot_f64(query, key) * (q_scale * k_scale);
                     softcap.map_or(scaled, |cap| {
                         f64::from(cap) * (scaled / f64::from(cap)).tanh()
                     })
@@ -56,9 +61,11 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
             return lse;
         }
         let values = &heads.values(b, h)[begin * dim_v..end * dim_v];
+        let v_scales = &heads.value_scales(b, h)[begin..end];
         // Divided first: the sum of large values would overflow before it is divided.
-        for (value, weight) in values.chunks_exact(dim_v).zip(&weights) {
-            let weight = weight / sum;
+        let weights = weights.iter().zip(v_scales);
+        for (value, (weight, scale)) in values.chunks_exact(dim_v).zip(weights) {
+            let weight = (f64::from(weight / sum) * scale) as f32;
             for (o, x) in out_row.iter_mut().zip(value) {
                 *o += weight * x;
             }
@@ -166,6 +173,7 @@ mod tests {
             q: &q,
             k: &k,
             v: &v,
+            ..Inputs::default()
         };
         let outputs = attention(&problem, &inputs).unwrap();
         let out = element::gather(DType::F32, &outputs.out, &problem.out).unwrap();

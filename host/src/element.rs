@@ -1,5 +1,7 @@
 //! Elements as bytes: reading tensors into plain numbers and rounding numbers to elements.
 
+mod e4m3;
+
 use flashtile_abi::DType;
 use half::{bf16, f16};
 
@@ -19,10 +21,11 @@ pub fn read(dtype: DType, bytes: &[u8], index: usize) -> f32 {
             let at = 4 * index;
             f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         }
+        DType::E4m3 => e4m3::decode(bytes[index]),
     }
 }
 
-/// Writes `value`, rounded to nearest even, as element `index` of little-endian `bytes`. Panics if it is
+/// Writes `value`, rounded as [`round`] does, as element `index` of little-endian `bytes`. Panics if it is
 /// out of bounds.
 #[inline]
 pub fn write(dtype: DType, bytes: &mut [u8], index: usize, value: f32) {
@@ -32,20 +35,23 @@ pub fn write(dtype: DType, bytes: &mut [u8], index: usize, value: f32) {
             bytes[2 * index..][..2].copy_from_slice(&bf16::from_f32(value).to_le_bytes())
         }
         DType::F32 => bytes[4 * index..][..4].copy_from_slice(&value.to_le_bytes()),
+        DType::E4m3 => bytes[index] = e4m3::encode(value),
     }
 }
 
-/// `value` rounded to the nearest number of the element type; ties to even.
+/// `value` rounded to the nearest number of the element type; ties to even. What is too large becomes infinite, and the
+/// largest number in e4m3, which has no infinities.
 #[inline]
 pub fn round(dtype: DType, value: f32) -> f32 {
     match dtype {
         DType::F16 => f16::from_f32(value).to_f32(),
         DType::Bf16 => bf16::from_f32(value).to_f32(),
         DType::F32 => value,
+        DType::E4m3 => e4m3::decode(e4m3::encode(value)),
     }
 }
 
-/// Numbers as little-endian elements, rounded to nearest even.
+/// Numbers as little-endian elements, rounded as [`round`] does.
 pub fn encode(dtype: DType, values: &[f32]) -> Vec<u8> {
     let mut bytes = vec![0; values.len() * dtype.bytes() as usize];
     for (index, &value) in values.iter().enumerate() {
@@ -118,8 +124,9 @@ mod tests {
 
     #[test]
     fn elements_survive_a_round_trip() {
-        for dtype in [DType::F16, DType::Bf16, DType::F32] {
-            let values = [0.0, -1.5, 2.0, f32::NEG_INFINITY, 0.25];
+        for dtype in DType::ALL {
+            let largest = round(dtype, f32::NEG_INFINITY);
+            let values = [0.0, -1.5, 2.0, largest, 0.25];
             let bytes = encode(dtype, &values);
             let layout = TensorLayout::contiguous([1, 5, 1, 1]);
             assert_eq!(gather(dtype, &bytes, &layout).unwrap(), values);

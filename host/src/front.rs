@@ -33,17 +33,23 @@ impl Element for f32 {
     const DTYPE: DType = DType::F32;
 }
 
+/// The code of an e4m3 number.
+impl Element for u8 {
+    const DTYPE: DType = DType::E4m3;
+}
+
 /// Enqueues a plan on one of cudarc's streams, ordered after the slices' earlier uses as cudarc
 /// orders them.
 ///
 /// Each slice starts at its tensor's lowest element (element [0, 0, 0, 0] unless strides are negative)
-/// and holds at least [`TensorLayout::span`] elements. `T` is the problem's dtype, `O` its output's.
+/// and holds at least [`TensorLayout::span`] elements. `T` is the problem's dtype, `O` its output's. `scales` are those of q, k
+/// and v, where the problem has any.
 /// The device must be that of the stream's context: [`CudaDevice::new`] with the context's ordinal.
 ///
 /// # Errors
 /// [`Error::BadInput`] for slices of the wrong type or length and for a stream of another
 /// context, and whatever [`Plan::launch`] refuses.
-#[allow(clippy::too_many_arguments)] // Two handles and the tensors.
+#[allow(clippy::too_many_arguments)] // The plan, two handles and the tensors.
 pub fn launch<T, O, Q, K, V, Out, Lse>(
     plan: &Plan,
     device: &CudaDevice,
@@ -51,6 +57,7 @@ pub fn launch<T, O, Q, K, V, Out, Lse>(
     q: &Q,
     k: &K,
     v: &V,
+    scales: [Option<&dyn DevicePtr<f32>>; 3],
     out: &mut Out,
     lse: Option<&mut Lse>,
 ) -> Result<()>
@@ -87,6 +94,18 @@ where
     long_enough("k", &problem.k, k.len())?;
     long_enough("v", &problem.v, v.len())?;
     long_enough("out", &problem.out, out.len())?;
+    for (scaled, scales) in problem.scaled().iter().zip(scales) {
+        let wanted = scaled.layout.count(scaled.tensor);
+        let found = scales.map_or(0, |scales| scales.len());
+        if wanted.is_none_or(|wanted| found < wanted) {
+            let shape = scaled.layout.shape(scaled.tensor);
+            return Err(Error::bad(
+                scaled.argument,
+                format!("scales of shape {shape:?}"),
+                format!("{found} numbers"),
+            ));
+        }
+    }
     let lse_len = problem.lse_shape().iter().product::<usize>();
     if let Some(lse) = &lse
         && problem.lse
@@ -111,15 +130,21 @@ where
         }
         None => (None, None),
     };
+    let scales = scales.map(|scales| scales.map(|scales| scales.device_ptr(stream)));
+    let [q_scale, k_scale, v_scale] =
+        [0, 1, 2].map(|which| scales[which].as_ref().map_or(0, |&(address, _)| address));
     let pointers = Pointers {
         q: origin(q, &problem.q, T::DTYPE),
         k: origin(k, &problem.k, T::DTYPE),
         v: origin(v, &problem.v, T::DTYPE),
         out: origin(out, &problem.out, O::DTYPE),
         lse,
+        q_scale,
+        k_scale,
+        v_scale,
         workspace: 0,
     };
-    // SAFETY: the slices are on the stream's device and hold their tensors (lengths are checked
+    // SAFETY: the slices are on the stream's device and hold their tensors and scales (lengths are checked
     // above); out and lse are borrowed mutably, so they overlap nothing; cudarc's guards order
     // the launch among all other uses; no kernel needs a workspace; the stream is borrowed.
     unsafe {

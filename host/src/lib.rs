@@ -13,7 +13,7 @@
 //! let problem = Problem::contiguous(DType::F16, shape).lse(true);
 //! // All scores are 0, so each output is the mean of the values: 1.
 //! let (q, k, v) = ([0u8; 2 * 2 * 8], [0u8; 3 * 2 * 8], [0x00, 0x3c].repeat(3 * 8));
-//! let outputs = attention(&EmulatorDevice::new(), &problem, &Inputs { q: &q, k: &k, v: &v })?;
+//! let outputs = attention(&EmulatorDevice::new(), &problem, &Inputs { q: &q, k: &k, v: &v, ..Inputs::default() })?;
 //! assert_eq!(outputs.out, [0x00, 0x3c].repeat(2 * 8));
 //! assert!((outputs.lse.unwrap()[0] - 3f32.ln()).abs() < 1e-6);
 //! # }
@@ -54,6 +54,7 @@ mod plan;
 mod problem;
 pub mod reference;
 mod run;
+mod scales;
 
 #[cfg(feature = "cuda")]
 pub use device::cuda::CudaDevice;
@@ -64,11 +65,12 @@ pub use device::{
 };
 pub use error::{Error, ErrorClass, Result};
 pub use flashtile_abi::{
-    Algorithm, Arch, AttentionParams, DType, HopperParams, Schedule, ScoreModKind, TensorMap,
-    Variant,
+    Algorithm, Arch, AttentionParams, DType, HopperParams, ScaleView, Schedule, ScoreModKind,
+    TensorMap, Variant,
 };
 pub use kernels::{Kernel, kernel, kernels, ptx};
 pub use layout::TensorLayout;
 pub use plan::{KernelParams, Obstacle, Plan, Pointers, Prepared};
 pub use problem::{ArchChoice, CausalAlignment, OutDType, Problem, Shape, Window};
 pub use run::{Inputs, Outputs, attention};
+pub use scales::{ScaleLayout, Scales};

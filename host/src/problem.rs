@@ -2,7 +2,10 @@
 
 use flashtile_abi::{Algorithm, DType};
 
-use crate::layout::TensorLayout;
+use crate::{
+    layout::TensorLayout,
+    scales::{ScaledTensor, Scales},
+};
 
 /// Where the diagonal of causal masks and windows lies if there are more keys than queries, or fewer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -39,14 +42,33 @@ pub enum ArchChoice {
 /// Element type of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OutDType {
-    /// That of q, k and v.
+    /// That of q, k and v; bf16 if theirs is 8-bit.
     #[default]
     Same,
     /// f32.
     F32,
+    /// f16. Inputs are f16, or 8-bit.
+    F16,
+    /// bf16. Inputs are bf16, or 8-bit.
+    Bf16,
+}
+
+impl OutDType {
+    /// The element type of the output of such inputs.
+    pub fn of(self, inputs: DType) -> DType {
+        match (self, inputs) {
+            (Self::F32, _) => DType::F32,
+            (Self::F16, _) => DType::F16,
+            (Self::Bf16, _) | (Self::Same, DType::E4m3) => DType::Bf16,
+            (Self::Same, _) => inputs,
+        }
+    }
 }
 
 /// One attention problem: `out = softmax(mask(cap(scale * q k^T))) v`, and its log-sum-exp.
+///
+/// Tensors of 8-bit elements (e4m3) have scales: what is meant by an element of q, k or v is the element times the scale of
+/// its tensor, head or block of rows.
 ///
 /// Plain data: nothing is checked until [`Problem::plan`]. Fields may be set directly or through
 /// the methods of the same names.
@@ -68,6 +90,8 @@ pub struct Problem {
     pub dtype: DType,
     /// Element type of out.
     pub out_dtype: OutDType,
+    /// How many scales q, k and v have. Only tensors of 8-bit elements have any.
+    pub scales: Scales,
     /// Queries [batch, seqlen_q, heads_q, head_dim_qk].
     pub q: TensorLayout,
     /// Keys [batch, seqlen_k, heads_kv, head_dim_qk].
@@ -125,6 +149,7 @@ impl Problem {
         Self {
             dtype,
             out_dtype: OutDType::Same,
+            scales: Scales::default(),
             q,
             k,
             v,
@@ -156,6 +181,13 @@ impl Problem {
     #[must_use]
     pub fn out_dtype(mut self, out_dtype: OutDType) -> Self {
         self.out_dtype = out_dtype;
+        self
+    }
+
+    /// Sets how many scales q, k and v have.
+    #[must_use]
+    pub fn scales(mut self, scales: Scales) -> Self {
+        self.scales = scales;
         self
     }
 
@@ -229,10 +261,21 @@ impl Problem {
 
     /// Element type of out.
     pub fn out_element(&self) -> DType {
-        match self.out_dtype {
-            OutDType::Same => self.dtype,
-            OutDType::F32 => DType::F32,
-        }
+        self.out_dtype.of(self.dtype)
+    }
+
+    /// The inputs that may have scales, in the order q, k, v: what the library calls their scales, the tensor, and how many there are.
+    pub(crate) fn scaled(&self) -> [ScaledTensor<'_>; 3] {
+        let scaled = |argument, tensor, layout| ScaledTensor {
+            argument,
+            tensor,
+            layout,
+        };
+        [
+            scaled("q_scale", &self.q, self.scales.q),
+            scaled("k_scale", &self.k, self.scales.k),
+            scaled("v_scale", &self.v, self.scales.v),
+        ]
     }
 
     /// Shape of the log-sum-exp: batch, heads_q, seqlen_q.

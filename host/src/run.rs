@@ -10,9 +10,10 @@ use crate::{
 
 /// The inputs in the host's memory: little-endian elements of the problem's dtype.
 ///
-/// Each slice starts at the tensor's lowest element (which is element [0, 0, 0, 0] unless strides
-/// are negative) and holds at least [`TensorLayout::span`] elements.
-#[derive(Clone, Copy, Debug)]
+/// Each slice of elements starts at the tensor's lowest one (which is element [0, 0, 0, 0] unless strides
+/// are negative) and holds at least [`TensorLayout::span`] elements. Scales are as many as [`Problem::scales`] says, in the
+/// order of [`ScaleLayout::shape`](crate::ScaleLayout::shape), positive and finite; none by default.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Inputs<'a> {
     /// Queries.
     pub q: &'a [u8],
@@ -20,6 +21,12 @@ pub struct Inputs<'a> {
     pub k: &'a [u8],
     /// Values.
     pub v: &'a [u8],
+    /// Scales of q.
+    pub q_scale: &'a [f32],
+    /// Scales of k.
+    pub k_scale: &'a [f32],
+    /// Scales of v.
+    pub v_scale: &'a [f32],
 }
 
 /// The outputs in the host's memory.
@@ -33,7 +40,12 @@ pub struct Outputs {
 }
 
 impl Inputs<'_> {
-    /// Refuses slices that are shorter than the tensors.
+    /// The scales of q, k and v.
+    pub(crate) fn scales(&self) -> [&[f32]; 3] {
+        [self.q_scale, self.k_scale, self.v_scale]
+    }
+
+    /// Refuses slices that are shorter than the tensors, and scales that are not what they must be.
     pub(crate) fn check(&self, problem: &Problem) -> Result<()> {
         let tensors = [
             ("q", &problem.q, self.q),
@@ -49,6 +61,9 @@ impl Inputs<'_> {
                     format!("{} bytes", bytes.len()),
                 ));
             }
+        }
+        for (scaled, scales) in problem.scaled().iter().zip(self.scales()) {
+            scaled.check(scales)?;
         }
         Ok(())
     }
@@ -98,6 +113,13 @@ pub fn attention(device: &dyn Device, problem: &Problem, inputs: &Inputs<'_>) ->
         false => None,
     };
     let workspace = DeviceBuffer::uninitialized(device, plan.workspace_bytes())?;
+    let upload = |scales: &[f32]| {
+        let bytes: Vec<u8> = scales.iter().flat_map(|x| x.to_le_bytes()).collect();
+        DeviceBuffer::from_bytes(device, &bytes)
+    };
+    let q_scale = upload(inputs.q_scale)?;
+    let k_scale = upload(inputs.k_scale)?;
+    let v_scale = upload(inputs.v_scale)?;
 
     let pointers = Pointers {
         q: origin(&q, &problem.q, element),
@@ -105,6 +127,9 @@ pub fn attention(device: &dyn Device, problem: &Problem, inputs: &Inputs<'_>) ->
         v: origin(&v, &problem.v, element),
         out: origin(&out, &problem.out, out_bytes),
         lse: lse.as_ref().map(DeviceBuffer::address),
+        q_scale: q_scale.address(),
+        k_scale: k_scale.address(),
+        v_scale: v_scale.address(),
         workspace: workspace.address(),
     };
     // SAFETY: every buffer is allocated on this device, holds its tensor's whole extent (inputs

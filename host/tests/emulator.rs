@@ -31,6 +31,7 @@ fn check(device: &EmulatorDevice, problem: &Problem) {
         q: &q,
         k: &k,
         v: &v,
+        ..Inputs::default()
     };
     let outputs = match attention(device, problem, &inputs) {
         Ok(outputs) => outputs,

@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         q: cut(&tensors.q, 0),
         k: cut(&tensors.k, 1),
         v: cut(&tensors.v, 2),
+        ..tensors
     };
 
     let about = |text: &str| Some(HashMap::from([("about".to_owned(), text.to_owned())]));

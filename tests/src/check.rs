@@ -4,7 +4,7 @@ use flashtile::Device;
 
 use flashtile_verify::{Case, Results, Tensors, judge};
 
-use crate::device::{command, devices};
+use crate::device::{command, devices_for};
 
 /// Runs a case on these tensors and returns what the device left.
 ///
@@ -15,14 +15,14 @@ pub fn run(device: &dyn Device, case: &Case, tensors: &Tensors) -> Result<Result
         .map_err(|error| format!("{case}\n  on {}: {error}", device.info().name))
 }
 
-/// Runs a case on every device and judges the results.
+/// Runs a case on every device that has its tier of kernels, and judges the results.
 ///
 /// # Errors
 /// What is wrong, where, and the command that repeats it.
 pub fn check(case: &Case) -> Result<(), String> {
     let tensors = Tensors::of(case);
-    for (number, device) in devices().iter().enumerate() {
-        run(&**device, case, &tensors)
+    for (number, device) in devices_for(case) {
+        run(device, case, &tensors)
             .and_then(|results| judge(case, &tensors, &results))
             .map_err(|reason| format!("{reason}\n  {}", command(case, number)))?;
     }

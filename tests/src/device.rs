@@ -15,7 +15,7 @@ use std::{
 };
 
 use flashtile::{
-    CudaDevice, Device, DeviceKind, EmulatorDevice,
+    Arch, ArchChoice, CudaDevice, Device, DeviceKind, EmulatorDevice,
     device::emulator::{Numerics, Options, Schedule, TensorCores},
 };
 use flashtile_verify::Case;
@@ -50,6 +50,16 @@ thread_local! {
 /// has its own: an emulator's allocations wait for its launches to end.
 pub fn devices() -> Devices {
     DEVICES.with(|lent| lent.0)
+}
+
+/// The devices that run the tier of kernels that the case asks for, with their numbers.
+pub fn devices_for(case: &Case) -> impl Iterator<Item = (usize, &'static dyn Device)> + use<> {
+    let arch = case.arch;
+    let devices = devices().iter().map(|device| &**device).enumerate();
+    devices.filter(move |(_, device)| match arch {
+        ArchChoice::Sm90a => device.info().supports(Arch::Sm90a).is_ok(),
+        ArchChoice::Auto | ArchChoice::Sm80 => true,
+    })
 }
 
 fn open() -> Vec<Box<dyn Device>> {

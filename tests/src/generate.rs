@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use flashtile::{Algorithm, CausalAlignment, DType, OutDType, ScoreModKind, Variant, Window};
+use flashtile::{
+    Algorithm, Arch, ArchChoice, CausalAlignment, DType, OutDType, ScoreModKind, Variant, Window,
+};
 use flashtile_abi::variants;
 use flashtile_verify::{
     Case, Distribution, Placement,
@@ -141,6 +143,8 @@ impl std::fmt::Debug for Shown {
 pub struct Axes {
     /// Largest head_dim.
     pub head_dim: usize,
+    /// So many more columns than a case has must still be some kernel's of its tier.
+    pub spare: usize,
     /// Whether the two head_dims may differ.
     pub mixed_dims: bool,
     /// Whether tensors may have gaps, offsets and orders of their own.
@@ -149,14 +153,18 @@ pub struct Axes {
     pub masks: bool,
     /// Algorithms to choose from.
     pub algorithms: &'static [Algorithm],
-    /// The variant that all cases are of; its algorithm, dtype and head dimensions are taken then.
+    /// The variant that all cases are of; its algorithm, tier, dtype and head dimensions are taken then.
     pub variant: Option<&'static Variant>,
 }
+
+/// Largest head_dim of every tier and element type.
+const COMMON_HEAD_DIM: usize = 256;
 
 impl Axes {
     /// Everything there is.
     pub const ALL: Self = Self {
-        head_dim: 256,
+        head_dim: 512,
+        spare: 0,
         mixed_dims: true,
         placements: true,
         masks: true,
@@ -167,6 +175,7 @@ impl Axes {
     /// Small problems, for laws that need several launches.
     pub const SMALL: Self = Self {
         head_dim: 64,
+        spare: 0,
         mixed_dims: true,
         placements: false,
         masks: true,
@@ -206,7 +215,7 @@ fn length() -> impl Strategy<Value = Length> {
 fn head_dim(largest: usize) -> impl Strategy<Value = usize> {
     let known: Vec<usize> = [
         1, 2, 3, 7, 8, 9, 16, 24, 31, 32, 33, 40, 48, 59, 64, 65, 72, 80, 88, 96, 97, 111, 112,
-        127, 128, 129, 160, 176, 191, 192, 193, 224, 249, 255, 256,
+        127, 128, 129, 160, 176, 191, 192, 193, 224, 249, 255, 256, 264, 320, 511, 512,
     ]
     .into_iter()
     .filter(|&dim| dim <= largest)
@@ -214,7 +223,7 @@ fn head_dim(largest: usize) -> impl Strategy<Value = usize> {
     prop_oneof![
         3 => select(vec![32, 64, 64.min(largest)]),
         4 => select(known),
-        2 => 1..=largest,
+        2 => 1..=largest.min(COMMON_HEAD_DIM),
     ]
 }
 
@@ -328,10 +337,16 @@ fn dims_of_models(axes: Axes) -> impl Strategy<Value = (usize, usize)> {
     )
 }
 
-/// Head dimensions, up to `largest`, for which the variant is chosen.
-fn dims_of(variant: &Variant, largest: usize) -> impl Strategy<Value = (usize, usize)> + use<> {
+/// Head dimensions for which the variant is chosen.
+fn dims_of(variant: &Variant, axes: Axes) -> impl Strategy<Value = (usize, usize)> + use<> {
     // The least of either for which the variant is chosen whatever the other one is.
     let (least_qk, least_v) = dims(variant, Dims::NarrowValues);
+    let of_tier = variants().iter().filter(|other| {
+        (other.arch, other.algorithm, other.tile.dtype)
+            == (variant.arch, variant.algorithm, variant.tile.dtype)
+    });
+    let widest = of_tier.map(|other| other.tile.head_dim_qk as usize).max();
+    let largest = axes.head_dim.min(widest.unwrap_or_default() - axes.spare);
     let between = |least: usize, most: u32| {
         let most = (most as usize).min(largest);
         // Rows of whole 16 bytes more often than not.
@@ -349,55 +364,117 @@ fn dims_of(variant: &Variant, largest: usize) -> impl Strategy<Value = (usize, u
 }
 
 /// Cases of all kinds.
-pub fn case(axes: Axes) -> impl Strategy<Value = Case> {
-    let dtypes = match axes.variant {
-        Some(variant) => vec![variant.tile.dtype],
-        None => vec![DType::F16, DType::Bf16, DType::F32],
+pub fn case(axes: Axes) -> BoxedStrategy<Case> {
+    if let Some(variant) = axes.variant {
+        return of_variant(axes, variant).boxed();
+    }
+    let fitting = variants().iter().filter(move |variant| {
+        let widest = variant.tile.head_dim_qk.max(variant.tile.head_dim_v) as usize;
+        axes.algorithms.contains(&variant.algorithm) && widest <= axes.head_dim
+    });
+    let fitting = select(fitting.collect::<Vec<_>>());
+    prop_oneof![
+        2 => of_models(axes),
+        1 => fitting.prop_flat_map(move |variant| of_variant(axes, variant)),
+    ]
+    .boxed()
+}
+
+/// Cases of a variant.
+fn of_variant(axes: Axes, variant: &'static Variant) -> impl Strategy<Value = Case> {
+    let arch = match variant.arch {
+        Arch::Sm80 => ArchChoice::Sm80,
+        Arch::Sm90a => ArchChoice::Sm90a,
     };
-    let algorithms = match axes.variant {
-        Some(variant) => vec![variant.algorithm],
-        None => axes.algorithms.to_vec(),
-    };
-    let dims = match axes.variant {
-        Some(variant) => dims_of(variant, axes.head_dim).boxed(),
-        None => dims_of_models(axes).boxed(),
-    };
+    let kernel = Just((variant.tile.dtype, variant.algorithm, arch));
+    let cases = unsized_case(axes, kernel.boxed(), dims_of(variant, axes).boxed());
+    cases.prop_map(move |(mut case, q, k)| {
+        fit(&mut case, variant);
+        if variant.arch == Arch::Sm90a {
+            case = case.addressable();
+        }
+        resolve(case, q, k)
+    })
+}
+
+/// Cases of the head dimensions of models, for whatever kernel there is.
+fn of_models(axes: Axes) -> impl Strategy<Value = Case> {
+    let dtypes = select(vec![DType::F16, DType::Bf16, DType::F32]);
+    let tiers = prop_oneof![
+        2 => Just(ArchChoice::Auto),
+        1 => Just(ArchChoice::Sm80),
+        1 => Just(ArchChoice::Sm90a),
+    ];
+    let kernel = (dtypes, select(axes.algorithms.to_vec()), tiers);
+    let cases = unsized_case(axes, kernel.boxed(), dims_of_models(axes).boxed());
+    cases.prop_map(move |(mut case, q, k)| {
+        if case.arch == ArchChoice::Sm90a && axes.placements {
+            case = case.addressable();
+        }
+        let sized = resolve(case, q, k);
+        if sized.planned().is_ok() {
+            return sized;
+        }
+        // What the tier has not; then what no other has.
+        case.arch = ArchChoice::Auto;
+        let sized = resolve(case, q, k);
+        if sized.planned().is_ok() {
+            return sized;
+        }
+        let s = &mut case.shape;
+        s.head_dim_qk = s.head_dim_qk.min(COMMON_HEAD_DIM);
+        s.head_dim_v = s.head_dim_v.min(COMMON_HEAD_DIM);
+        resolve(case, q, k)
+    })
+}
+
+/// Cases without lengths, and the lengths in terms of their tiles.
+fn unsized_case(
+    axes: Axes,
+    kernel: BoxedStrategy<(DType, Algorithm, ArchChoice)>,
+    dims: BoxedStrategy<(usize, usize)>,
+) -> impl Strategy<Value = (Case, Length, Length)> {
     let shape = (1usize..=2, length(), length(), heads(), dims);
     let softmax = (scale(), softcap(), data(), any::<bool>());
-    let kernel = (select(dtypes), select(algorithms));
     (kernel, shape, mask(axes.masks), softmax, any::<u32>())
-        .prop_flat_map(move |((dtype, algorithm), shape, mask, softmax, seed)| {
-            let places = placements(dtype, axes.placements);
-            (Just((dtype, algorithm, shape, mask, softmax, seed)), places)
+        .prop_flat_map(move |(kernel, shape, mask, softmax, seed)| {
+            let places = placements(kernel.0, axes.placements);
+            (Just((kernel, shape, mask, softmax, seed)), places)
         })
-        .prop_map(
-            move |((dtype, algorithm, shape, mask, softmax, seed), places)| {
-                let (batch, q, k, heads, (head_dim_qk, head_dim_v)) = shape;
-                let (scale, softcap, data, out_f32) = softmax;
-                let mut case = Case {
-                    scale,
-                    softcap,
-                    causal: mask.0,
-                    window: mask.1,
-                    placements: places,
-                    ..Case::new(dtype, sizes(1, 1, heads, head_dim_qk))
-                }
-                .algorithm(algorithm)
-                .data(data, seed.into());
-                if out_f32 {
-                    case.out_dtype = OutDType::F32;
-                }
-                case.shape.batch = batch;
-                case.shape.head_dim_v = head_dim_v;
-                if let Some(variant) = axes.variant {
-                    fit(&mut case, variant);
-                }
-                let tile = case.variant().tile;
-                case.shape.seqlen_q = q.resolve(tile.block_m, 1);
-                case.shape.seqlen_k = k.resolve(tile.block_n, 0);
-                within(case)
-            },
-        )
+        .prop_map(|((kernel, shape, mask, softmax, seed), placements)| {
+            let (dtype, algorithm, arch) = kernel;
+            let (batch, q, k, heads, (head_dim_qk, head_dim_v)) = shape;
+            let (scale, softcap, data, out_f32) = softmax;
+            let mut case = Case {
+                scale,
+                softcap,
+                causal: mask.0,
+                window: mask.1,
+                placements,
+                ..Case::new(dtype, sizes(1, 1, heads, head_dim_qk))
+            }
+            .algorithm(algorithm)
+            .arch(arch)
+            .data(data, seed.into());
+            if out_f32 {
+                case.out_dtype = OutDType::F32;
+            }
+            case.shape.batch = batch;
+            case.shape.head_dim_v = head_dim_v;
+            (case, q, k)
+        })
+}
+
+/// The case with lengths, as far as it does not take too long; as it is, if it has no kernel.
+fn resolve(mut case: Case, q: Length, k: Length) -> Case {
+    if let Ok(variant) = case.planned() {
+        case.shape.seqlen_q = q.resolve(variant.tile.block_m, 1);
+        case.shape.seqlen_k = k.resolve(variant.tile.block_n, 0);
+    }
+    match case.planned() {
+        Ok(variant) => within(case, variant),
+        Err(_) => case,
+    }
 }
 
 /// Makes a case of the variant's head dimensions one that it caps, or does not.
@@ -413,9 +490,9 @@ fn fit(case: &mut Case, variant: &Variant) {
     }
 }
 
-/// The same case, smaller where it would take too long.
-fn within(mut case: Case) -> Case {
-    let tile = case.variant().tile;
+/// The same case, smaller where the kernel would take too long.
+fn within(mut case: Case, variant: &Variant) -> Case {
+    let tile = &variant.tile;
     let work = |case: &Case| {
         let s = &case.shape;
         let padded = |n: usize, block: u32| (n as u64).next_multiple_of(u64::from(block));

@@ -73,7 +73,15 @@ pub fn read_sample(path: &Path) -> (Case, Tensors) {
     let ([.., head_dim_v], v) = tensor(&file, "v");
     let mut shape = sizes(seqlen_q, seqlen_k, [heads_q, heads_kv], head_dim_qk);
     (shape.batch, shape.head_dim_v) = (batch, head_dim_v);
-    (Case::new(DType::F16, shape), Tensors { q, k, v })
+    (
+        Case::new(DType::F16, shape),
+        Tensors {
+            q,
+            k,
+            v,
+            ..Tensors::default()
+        },
+    )
 }
 
 /// A sample's expected results.

@@ -29,7 +29,7 @@ pub mod mutation;
 pub mod program;
 
 pub use check::{assert_near, assert_same_bits, check, run};
-pub use device::devices;
+pub use device::{devices, devices_for};
 pub use flashtile_verify::{
     Case, Distribution, Placement, Results, Tensors, bound, case, data, judge, memory, oracle,
     parallel, shrink, sizes, sweep, text,

@@ -1,26 +1,19 @@
 //! Bank conflicts of the kernels' tiles in shared memory, as the emulator counts them.
 
-use flashtile::{
-    DType, EmulatorDevice, OutDType, ScoreModKind, Variant, device::emulator::Options,
-};
+use flashtile::{Arch, DType, EmulatorDevice, Variant, device::emulator::Options};
 use flashtile_abi::variants;
-use flashtile_tests::{Case, Tensors, run, sizes};
+use flashtile_tests::{Case, Tensors, run};
 
 /// Whole tiles of contiguous, 16-byte aligned tensors: two blocks of queries, three tiles of keys. Also with what else
-/// accesses shared memory, or no longer does: a negative scale, and f32 outputs of 16-bit kernels.
+/// accesses shared memory, or no longer does: a negative scale, f32 outputs of 16-bit kernels, heads that share tiles.
 fn cases(variant: &Variant) -> Vec<Case> {
-    let tile = &variant.tile;
-    let (block_m, block_n) = (tile.block_m as usize, tile.block_n as usize);
-    let shape = sizes(2 * block_m, 3 * block_n, [1, 1], tile.head_dim_qk as usize);
-    let mut case = Case::new(tile.dtype, shape).algorithm(variant.algorithm);
-    case.shape.head_dim_v = tile.head_dim_v as usize;
-    if variant.score_mod == ScoreModKind::Softcap {
-        case.softcap = Some(3.0);
+    let (block_m, block_n) = (variant.tile.block_m as usize, variant.tile.block_n as usize);
+    let case = Case::of_variant(variant, 2 * block_m, 3 * block_n);
+    let mut cases = vec![case, case.scale(-0.1), case.out_f32()];
+    if variant.arch == Arch::Sm90a {
+        cases.push(Case::of_variant(variant, block_m / 2, 3 * block_n).heads(4, 1));
     }
-    let (mut negative, mut wide) = (case, case);
-    negative.scale = Some(-0.1);
-    wide.out_dtype = OutDType::F32;
-    vec![case, negative, wide]
+    cases
 }
 
 /// Wavefronts beyond the least that bank conflicts cost a case.

@@ -66,7 +66,7 @@ fn heads_that_do_not_divide_and_dimensions_out_of_range() {
     assert_eq!(refused(&problem([0, 2], 32)), "q");
     assert_eq!(refused(&problem([2, 0], 32)), "k");
     assert_eq!(refused(&problem([2, 2], 0)), "q");
-    assert_eq!(refused(&problem([2, 2], 257)), "q");
+    assert_eq!(refused(&problem([2, 2], 513)), "q");
 }
 
 #[test]
@@ -110,6 +110,77 @@ fn tiers_that_have_no_kernel() {
     }
 }
 
+/// What the copy engine of the sm_90a tier cannot take is an error for those who ask for the tier.
+#[test]
+fn tensors_that_the_copy_engine_cannot_take() {
+    type Tensor = fn(&mut Problem) -> &mut TensorLayout;
+    let tensors: [(&str, Tensor); 4] = [
+        ("q", |p| &mut p.q),
+        ("k", |p| &mut p.k),
+        ("v", |p| &mut p.v),
+        ("out", |p| &mut p.out),
+    ];
+    let good = Pointers {
+        q: 0x1000,
+        k: 0x1000_0000,
+        v: 0x2000_0000,
+        out: 0x3000_0000,
+        lse: Some(0x4000_0000),
+        workspace: 0,
+    };
+    let asked = sound().arch(ArchChoice::Sm90a);
+    for device in devices() {
+        let Ok(plan) = asked.plan(device.info()) else {
+            continue;
+        };
+        for (argument, tensor) in tensors {
+            for stride in [-128, 132] {
+                let mut problem = asked;
+                tensor(&mut problem).strides[1] = stride;
+                let error = problem.plan(device.info()).unwrap_err();
+                assert!(
+                    matches!(error, Error::BadInput { argument: found, .. } if found == argument),
+                    "{problem:?}: {error}"
+                );
+            }
+        }
+        for off in [2, 8] {
+            refused_pointers(
+                &plan,
+                &Pointers {
+                    q: 0x1000 + off,
+                    ..good
+                },
+                "q",
+            );
+            refused_pointers(
+                &plan,
+                &Pointers {
+                    k: good.k + off,
+                    ..good
+                },
+                "k",
+            );
+            refused_pointers(
+                &plan,
+                &Pointers {
+                    v: good.v + off,
+                    ..good
+                },
+                "v",
+            );
+            refused_pointers(
+                &plan,
+                &Pointers {
+                    out: good.out + off,
+                    ..good
+                },
+                "out",
+            );
+        }
+    }
+}
+
 #[test]
 fn inputs_that_are_too_short() {
     let problem = sound();
@@ -122,6 +193,7 @@ fn inputs_that_are_too_short() {
                 q: &q[..short(0, &q)],
                 k: &k[..short(1, &k)],
                 v: &v[..short(2, &v)],
+                ..Inputs::default()
             };
             let error = attention(&**device, &problem, &inputs).unwrap_err();
             let expected = ["q", "k", "v"][cut];
@@ -156,7 +228,7 @@ fn addresses_that_hold_no_tensor() {
             v: 0x2000_0000,
             out: 0x3000_0000,
             lse: Some(0x4000_0000),
-            workspace: 0,
+            ..Pointers::default()
         };
         assert!(plan.params(&good).is_ok());
         // Null, between two elements, at the end of the address space.

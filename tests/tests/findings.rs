@@ -8,7 +8,7 @@ use flashtile::{
 use flashtile_tests::{Case, Tensors, memory, mutation::lines_with};
 
 /// Several full and masked tiles, rows of which the last block has too few, and an output in f32.
-const CASE: &str = "fused f16 b1 q150 k200 h2/1 d32/32 causal=bottom-right seed=1";
+const CASE: &str = "fused sm_80 f16 b1 q150 k200 h2/1 d32/32 causal=bottom-right seed=1";
 
 /// The kernel's text, line by line.
 struct Kernel {

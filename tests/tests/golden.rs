@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use flashtile::{Algorithm, CausalAlignment};
-use flashtile_tests::{assert_near, bound, devices, golden, judge, oracle, run};
+use flashtile::{Algorithm, ArchChoice, CausalAlignment};
+use flashtile_tests::{assert_near, bound, devices_for, golden, judge, oracle, run};
 
 /// What f32 can tell of numbers of this size: the rounding of the scale (which moves scores) and of
 /// the expected numbers themselves.
@@ -12,7 +12,7 @@ fn f32_rounding(lse: &[f32], v: &[f32]) -> f64 {
     4.0 * 2f64.powi(-24) * f64::from(largest(lse)) * f64::from(largest(v))
 }
 
-/// Every algorithm, with a causal mask and without, against the file of expected results.
+/// Every algorithm and tier, with a causal mask and without, against the file of expected results.
 fn check_sample(path: &Path) {
     let (case, tensors) = golden::read_sample(path);
     let expected = golden::read_expected(&golden::expected_path(path));
@@ -23,11 +23,15 @@ fn check_sample(path: &Path) {
         let to_f32 = |values: &[f64]| values.iter().map(|&x| x as f32).collect::<Vec<_>>();
         assert_near("the oracle's out", &to_f32(&reference.out), out, rounding).unwrap();
         assert_near("the oracle's lse", &to_f32(&reference.lse), lse, rounding).unwrap();
-        for algorithm in Algorithm::ALL {
-            let case = case.algorithm(algorithm);
+        let kinds = Algorithm::ALL
+            .map(|algorithm| (algorithm, ArchChoice::Sm80))
+            .into_iter()
+            .chain([(Algorithm::Fused, ArchChoice::Sm90a)]);
+        for (algorithm, arch) in kinds {
+            let case = case.algorithm(algorithm).arch(arch);
             let limit = bound(&case, &tensors);
-            for device in devices() {
-                let results = run(&**device, &case, &tensors).unwrap();
+            for (_, device) in devices_for(&case) {
+                let results = run(device, &case, &tensors).unwrap();
                 judge(&case, &tensors, &results).unwrap();
                 let name = format!("{}: {case}", path.display());
                 assert_near(&name, &results.out, out, limit.max_abs + rounding).unwrap();

@@ -1,13 +1,15 @@
 //! What a launch may not depend on: far addresses, the moment copies land, an unwanted log-sum-exp.
 
 use flashtile::{
-    CausalAlignment, DType, Device, DeviceBuffer, EmulatorDevice, Inputs, Outputs, Pointers,
-    Problem, Stream, TensorLayout, attention, device::emulator::Options, element, reference,
+    ArchChoice, CausalAlignment, DType, Device, DeviceBuffer, EmulatorDevice, Inputs, Outputs,
+    Pointers, Problem, Stream, TensorLayout, attention, device::emulator::Options, element,
+    reference,
 };
 use flashtile_emulator::AsyncTiming;
 use flashtile_tests::{
-    Case, Distribution, Tensors, assert_same_bits, check, devices,
-    generate::{Axes, case, for_all},
+    Case, Distribution, Tensors, assert_same_bits, check, devices_for,
+    generate::{Axes, case, for_all, for_each_variant},
+    memory::images,
     run, sizes,
 };
 
@@ -27,7 +29,7 @@ fn copies_may_land_at_any_time() {
         with_timing(AsyncTiming::Seeded(1)),
         with_timing(AsyncTiming::Seeded(2)),
     ];
-    for_all(80, case(Axes::ALL), |case| {
+    for_each_variant(1, Axes::ALL, |case| {
         let tensors = Tensors::of(case);
         let expected = run(&late, case, &tensors)?;
         for device in &others {
@@ -43,9 +45,12 @@ fn copies_may_land_at_any_time() {
 #[test]
 fn long_sequences() {
     for dtype in [DType::F16, DType::Bf16, DType::F32] {
-        check(&Case::new(dtype, sizes(1, 4099, [4, 1], 64))).unwrap();
-        let causal = Case::new(dtype, sizes(700, 700, [1, 1], 64));
-        check(&causal.causal(CausalAlignment::BottomRight)).unwrap();
+        for arch in [ArchChoice::Sm80, ArchChoice::Auto] {
+            let case = |q, k, heads| Case::new(dtype, sizes(q, k, heads, 64)).arch(arch);
+            check(&case(1, 4099, [4, 1])).unwrap();
+            let causal = case(700, 700, [1, 1]).causal(CausalAlignment::BottomRight);
+            check(&causal).unwrap();
+        }
     }
 }
 
@@ -54,18 +59,19 @@ fn long_sequences() {
 fn attention_is_a_launch() {
     for_all(40, case(Axes::SMALL), |case| {
         let tensors = Tensors::of(case);
-        let encode = |values: &[f32]| element::encode(case.dtype, values);
-        let (q, k, v) = (encode(&tensors.q), encode(&tensors.k), encode(&tensors.v));
+        // These cases have no offsets.
+        let [q, k, v, _] = images(case, &tensors).map(|image| image.bytes);
         let inputs = Inputs {
             q: &q,
             k: &k,
             v: &v,
+            ..Inputs::default()
         };
-        for device in devices() {
-            let expected = run(&**device, case, &tensors)?;
+        for (_, device) in devices_for(case) {
+            let expected = run(device, case, &tensors)?;
             for lse in [false, true] {
-                let problem = case.contiguous_problem().lse(lse);
-                let found = attention(&**device, &problem, &inputs)
+                let problem = case.problem().lse(lse);
+                let found = attention(device, &problem, &inputs)
                     .map_err(|error| format!("{case}: {error}"))?;
                 let out = element::gather(case.out_element(), &found.out, &problem.out)
                     .map_err(|error| error.to_string())?;
@@ -101,7 +107,10 @@ fn strides_beyond_four_gigabytes() {
     let device = EmulatorDevice::new();
     let [mut first, mut second] = far_apart(&device);
     let near = TensorLayout::contiguous([1, 1, 1, 32]);
-    for dim in [0, 1, 2] {
+    for (dim, arch) in [0, 1, 2]
+        .into_iter()
+        .flat_map(|dim| [(dim, ArchChoice::Sm80), (dim, ArchChoice::Sm90a)])
+    {
         let mut shape = sizes(1, 1, [1, 1], 32);
         match dim {
             0 => shape.batch = 2,
@@ -115,7 +124,7 @@ fn strides_beyond_four_gigabytes() {
             first[at].write(&bytes[..64]).unwrap();
             second[at].write(&bytes[64..]).unwrap();
         }
-        let mut problem = case.contiguous_problem().lse(false);
+        let mut problem = case.contiguous_problem().lse(false).arch(arch);
         let [q, k, v, out] = [
             &mut problem.q,
             &mut problem.k,
@@ -133,9 +142,10 @@ fn strides_beyond_four_gigabytes() {
             q: &values[0],
             k: &values[1],
             v: &values[2],
+            ..Inputs::default()
         };
         let found = reference::compare(&contiguous, &inputs, &outputs).unwrap();
-        assert!(found.ok, "dimension {dim}: {found:?}");
+        assert!(found.ok, "dimension {dim}, {arch:?}: {found:?}");
     }
 }
 

@@ -64,7 +64,7 @@ fn every_mutant_of_the_smallest_kernels_is_noticed() {
 #[test]
 fn a_sample_of_all_mutants_is_noticed() {
     let (count, seed) = SAMPLE;
-    check(&campaign(|_| true).sample(count, seed));
+    check(&campaign(|name| name.ends_with("_sm80")).sample(count, seed));
 }
 
 /// The judge's own control: it must let the unchanged text pass, or all of its verdicts say nothing.

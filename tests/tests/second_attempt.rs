@@ -1,29 +1,41 @@
-//! The fused kernel computes a block again, with care, where large scores or overflowing sums have spoilt
-//! it. That must stay rare: an attempt that is wrong in other ways (stale shared memory is NaN on the
-//! emulator) could hide behind a second one that is right.
+//! Fused kernels compute again, with care, what large scores or overflowing sums have spoilt: the sm_80 tier a block of rows, the
+//! sm_90a tier a piece of work among those that a block has. That must stay rare: an attempt that is wrong in other ways (stale
+//! shared memory is NaN on the emulator) could hide behind a second one that is right.
 
-use flashtile::{Algorithm, CausalAlignment, Device, EmulatorDevice, ScoreModKind, Variant};
+use flashtile::{Algorithm, Arch, CausalAlignment, Device, EmulatorDevice, Variant};
 use flashtile_abi::variants;
 use flashtile_tests::{
-    Case, Distribution, Tensors, judge,
+    Case, Distribution, Results, Tensors, assert_same_bits,
+    data::{rebuild, row},
+    judge,
     mutation::{lines_with, trap_before_second_attempt, without_line},
-    run, sizes,
+    run,
 };
 
-/// Full and masked tiles, several of each, for a fused variant.
-fn cases(variant: &Variant) -> [Case; 2] {
-    let tile = &variant.tile;
-    let (block_m, block_n) = (tile.block_m as usize, tile.block_n as usize);
-    let shape = sizes(
-        block_m + 1,
-        5 * block_n + 3,
-        [1, 1],
-        tile.head_dim_qk as usize,
-    );
-    let mut case = Case::new(tile.dtype, shape).algorithm(variant.algorithm);
-    case.shape.head_dim_v = tile.head_dim_v as usize;
-    case.softcap = (variant.score_mod == ScoreModKind::Softcap).then_some(20.0);
-    [case, case.causal(CausalAlignment::BottomRight)]
+/// Full and masked tiles, several of each, for a fused variant; in the sm_90a tier also several pieces of work for each block, in
+/// pairs if the variant has any, and heads that share tiles.
+fn cases(variant: &Variant) -> Vec<Case> {
+    let (block_m, block_n) = (variant.tile.block_m as usize, variant.tile.block_n as usize);
+    let mut case = Case::of_variant(variant, block_m + 1, 5 * block_n + 3);
+    case.softcap = case.softcap.map(|_| 20.0);
+    let mut cases = vec![case, case.causal(CausalAlignment::BottomRight)];
+    if variant.arch == Arch::Sm90a {
+        let mut short = case;
+        short.shape.seqlen_k = 2 * block_n + 3;
+        cases.push(short.heads(5, 5));
+        short.shape.seqlen_q = block_m / 4 + 5;
+        cases.push(short.heads(4, 1));
+    }
+    cases
+}
+
+/// The case with scores so large that everything is spoilt.
+fn large(case: &Case) -> Case {
+    let case = match case.softcap {
+        Some(_) => case.softcap(1e5).scale(1e3),
+        None => case.scale(1e4),
+    };
+    case.data(Distribution::Normal, 3)
 }
 
 fn fused() -> impl Iterator<Item = &'static Variant> {
@@ -58,19 +70,84 @@ fn ordinary_inputs_are_computed_once() {
 fn large_scores_are_computed_twice() {
     for variant in fused() {
         let ptx = flashtile::ptx(variant).unwrap();
-        let [case, _] = cases(variant);
-        let case = match case.softcap {
-            Some(_) => case.softcap(1e5).scale(1e3),
-            None => case.scale(1e4),
-        };
-        let tensors = Tensors::of(&case.data(Distribution::Normal, 3));
-        assert_eq!(failure(&case, &tensors, &ptx), None);
-        let trapped = failure(&case, &tensors, &trap_before_second_attempt(&ptx));
-        assert!(
-            trapped.is_some_and(|error| error.contains("trap")),
-            "{}",
-            variant.name
-        );
+        let trapping = trap_before_second_attempt(&ptx);
+        // A causal mask leaves blocks without whole tiles, which take care at once.
+        let cases = cases(variant).into_iter();
+        for case in cases.filter(|case| case.causal.is_none()) {
+            let case = large(&case);
+            let tensors = Tensors::of(&case);
+            assert_eq!(failure(&case, &tensors, &ptx), None);
+            let trapped = failure(&case, &tensors, &trapping);
+            assert!(
+                trapped.is_some_and(|error| error.contains("trap")),
+                "{case}"
+            );
+        }
+    }
+}
+
+/// The rows of one head.
+fn of_head(case: &Case, results: &Results, head: usize) -> Results {
+    let mut one = case.shapes()[3];
+    one[2] = 1;
+    let rows = case.shape.seqlen_q;
+    Results {
+        out: rebuild(&results.out, case.shapes()[3], one, |b, s, _| [b, s, head]),
+        lse: results.lse[head * rows..][..rows].to_vec(),
+    }
+}
+
+/// Of the pieces of work that a block has, only those are done again that are spoilt. The others keep their bits.
+#[test]
+fn spoilt_pieces_among_others() {
+    for variant in variants()
+        .iter()
+        .filter(|variant| variant.arch == Arch::Sm90a)
+    {
+        let ptx = trap_before_second_attempt(&flashtile::ptx(variant).unwrap());
+        let (block_m, block_n) = (variant.tile.block_m as usize, variant.tile.block_n as usize);
+        // Two tiles of rows a head: four blocks have ten pieces, or two pairs have five.
+        let mut case = Case::of_variant(variant, block_m + 1, 2 * block_n + 3).heads(5, 5);
+        case.softcap = case.softcap.map(|_| 1e5);
+        let plan = case.plan().unwrap();
+        let (schedule, pairs) = (plan.schedule().unwrap(), variant.tile.head_dim_qk >= 128);
+        assert_eq!((schedule.cluster == 2, schedule.pack), (pairs, 0));
+        assert!(schedule.rounds > 2);
+
+        let device = EmulatorDevice::new();
+        let ordinary = Tensors::of(&case);
+        let expected = run(&device, &case, &ordinary).unwrap();
+        let work = device.last_stats().unwrap().warp_instructions;
+        assert_eq!(failure(&case, &ordinary, &ptx), None);
+        for spoilt in [&[0][..], &[3], &[1, 4], &[0, 1, 2, 3, 4]] {
+            let mut tensors = ordinary.clone();
+            // Of the first tile's rows only: in a pair, the other block does its part again for want of an order to leave it out.
+            for (s, &head) in (0..3).flat_map(|s| spoilt.iter().map(move |head| (s, head))) {
+                for q in &mut tensors.q[row(case.shapes()[0], 0, s, head)] {
+                    *q = flashtile::element::round(case.dtype, *q * 1e4);
+                }
+            }
+            let found = run(&device, &case, &tensors).unwrap();
+            let again = device.last_stats().unwrap().warp_instructions - work;
+            judge(&case, &tensors, &found).unwrap();
+            let trapped = failure(&case, &tensors, &ptx).unwrap_or_default();
+            assert!(trapped.contains("trap"), "{case}: {trapped}");
+            for head in (0..5).filter(|head| !spoilt.contains(head)) {
+                let (a, b) = (
+                    of_head(&case, &found, head),
+                    of_head(&case, &expected, head),
+                );
+                let what = format!("{case}, head {head}, where {spoilt:?} are spoilt");
+                assert_same_bits(&what, &a.out, &b.out).unwrap();
+                assert_same_bits(&what, &a.lse, &b.lse).unwrap();
+            }
+            // Care costs less than twice as much as speed.
+            let share = work * spoilt.len() as u64 / 5;
+            assert!(
+                again > 0 && again < 2 * share,
+                "{case}: {again} more than {work}"
+            );
+        }
     }
 }
 

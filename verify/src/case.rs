@@ -1,8 +1,8 @@
 //! One attention problem with its layouts and its data, as a value.
 
 use flashtile::{
-    Algorithm, ArchChoice, CausalAlignment, DType, DeviceInfo, OutDType, Pointers, Problem, Shape,
-    TensorLayout, Variant, Window,
+    Algorithm, Arch, ArchChoice, CausalAlignment, DType, DeviceInfo, OutDType, Plan, Pointers,
+    Problem, ScaleLayout, Scales, ScoreModKind, Shape, TensorLayout, Variant, Window,
 };
 
 use crate::data::Distribution;
@@ -58,6 +58,8 @@ pub struct Case {
     pub dtype: DType,
     /// Element type of out.
     pub out_dtype: OutDType,
+    /// How many scales q, k and v have. For 8-bit elements only.
+    pub scales: Scales,
     /// Sizes.
     pub shape: Shape,
     /// Causal mask.
@@ -100,6 +102,7 @@ impl Case {
             arch: ArchChoice::Auto,
             dtype,
             out_dtype: OutDType::Same,
+            scales: Scales::default(),
             shape,
             causal: None,
             window: Window::default(),
@@ -110,6 +113,23 @@ impl Case {
             seed: 0,
             poison: false,
         }
+    }
+
+    /// As [`Case::new`], with a kernel's algorithm, tier, element type and head dimensions; capped if the kernel always caps.
+    pub fn of_variant(variant: &Variant, seqlen_q: usize, seqlen_k: usize) -> Self {
+        let tile = &variant.tile;
+        let shape = sizes(seqlen_q, seqlen_k, [1, 1], tile.head_dim_qk as usize);
+        let mut case = Self::new(tile.dtype, shape)
+            .algorithm(variant.algorithm)
+            .arch(match variant.arch {
+                Arch::Sm80 => ArchChoice::Sm80,
+                Arch::Sm90a => ArchChoice::Sm90a,
+            });
+        case.shape.head_dim_v = tile.head_dim_v as usize;
+        if variant.score_mod == ScoreModKind::Softcap {
+            case.softcap = Some(3.0);
+        }
+        case
     }
 
     /// The same with another algorithm.
@@ -169,10 +189,51 @@ impl Case {
         }
     }
 
+    /// The same with so many scales of each of q, k and v.
+    #[must_use]
+    pub fn scales(self, layout: ScaleLayout) -> Self {
+        Self {
+            scales: Scales::all(layout),
+            ..self
+        }
+    }
+
     /// The same with other elements.
     #[must_use]
     pub fn data(self, data: Distribution, seed: u64) -> Self {
         Self { data, seed, ..self }
+    }
+
+    /// The same with so many heads of queries, over so many of keys and values.
+    #[must_use]
+    pub fn heads(mut self, queries: usize, keys: usize) -> Self {
+        (self.shape.heads_q, self.shape.heads_kv) = (queries, keys);
+        self
+    }
+
+    /// The same with tensors that the copy engine of the sm_90a tier can address: their rows begin at multiples of 16 bytes, behind gaps
+    /// if need be, and their strides are positive.
+    #[must_use]
+    pub fn addressable(mut self) -> Self {
+        for (at, [.., dim]) in self.shapes().into_iter().enumerate() {
+            let aligned = 16 / self.element(at).bytes() as usize;
+            let placement = &mut self.placements[at];
+            *placement = Placement {
+                heads_first: placement.heads_first,
+                pad: (dim + placement.pad).next_multiple_of(aligned) - dim,
+                offset: placement.offset.next_multiple_of(aligned),
+                ..Placement::default()
+            };
+        }
+        self
+    }
+
+    /// Element type of q, k, v or out, by number.
+    pub fn element(&self, tensor: usize) -> DType {
+        match tensor {
+            3 => self.out_element(),
+            _ => self.dtype,
+        }
     }
 
     /// Shapes of q, k, v and out.
@@ -207,6 +268,7 @@ impl Case {
         let [q, k, v, out] = std::array::from_fn(|i| layout(&self.placements[i], shapes[i]));
         let mut problem = Problem::new(self.dtype, q, k, v, out)
             .out_dtype(self.out_dtype)
+            .scales(self.scales)
             .lse(true)
             .algorithm(self.algorithm)
             .arch(self.arch)
@@ -217,22 +279,28 @@ impl Case {
         problem
     }
 
+    /// What the library plans for the emulator, before it knows addresses.
+    ///
+    /// # Errors
+    /// What the library says of the problem.
+    pub fn plan(&self) -> flashtile::Result<Plan> {
+        self.problem().plan(&DeviceInfo::emulator())
+    }
+
     /// The kernel that computes it on the emulator.
     ///
     /// # Errors
     /// What the library says of the problem.
     pub fn planned(&self) -> flashtile::Result<&'static Variant> {
-        let problem = self.problem();
-        let plan = problem.plan(&DeviceInfo::emulator())?;
+        let (problem, plan) = (self.problem(), self.plan()?);
         // Buffers begin at multiples of 256; only what follows counts.
         let layouts = [problem.q, problem.k, problem.v, problem.out];
-        let elements = [self.dtype, self.dtype, self.dtype, problem.out_element()];
         let [q, k, v, out] = std::array::from_fn(|i| {
             let first = match layouts[i].is_empty() {
                 true => 0,
                 false => self.placements[i].offset + layouts[i].index([0; 4]),
             };
-            256 + first as u64 * u64::from(elements[i].bytes())
+            256 + first as u64 * u64::from(self.element(i).bytes())
         });
         plan.variant_for(&Pointers {
             q,

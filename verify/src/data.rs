@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use flashtile::{DType, element};
+use flashtile::{DType, Inputs, Problem, element};
 
 use crate::case::Case;
 
@@ -128,6 +128,7 @@ impl Random {
                 let largest = match dtype {
                     DType::F16 => 2f32.powi(-14),
                     DType::Bf16 | DType::F32 => f32::MIN_POSITIVE,
+                    DType::E4m3 => 2f32.powi(-6),
                 };
                 sign * (self.uniform() * f64::from(largest)) as f32
             }
@@ -135,8 +136,8 @@ impl Random {
     }
 }
 
-/// q, k and v in the order of their shapes, without gaps. Every number is one of the element type.
-#[derive(Clone, Debug, PartialEq)]
+/// q, k and v in the order of their shapes, without gaps, and their scales. Every number is one of the element type.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tensors {
     /// Queries [batch, seqlen_q, heads_q, head_dim_qk].
     pub q: Vec<f32>,
@@ -144,6 +145,8 @@ pub struct Tensors {
     pub k: Vec<f32>,
     /// Values [batch, seqlen_k, heads_kv, head_dim_v].
     pub v: Vec<f32>,
+    /// Scales of q, of k, of v: none where the problem has none.
+    pub scales: [Vec<f32>; 3],
 }
 
 impl Tensors {
@@ -171,8 +174,53 @@ impl Tensors {
             q: std::mem::take(&mut tensors[0]),
             k: std::mem::take(&mut tensors[1]),
             v: std::mem::take(&mut tensors[2]),
+            scales: scales(&case.problem(), case.seed),
         }
     }
+
+    /// The tensors as elements of the type, for the library.
+    pub fn encode(&self, dtype: DType) -> Encoded<'_> {
+        Encoded {
+            elements: [&self.q, &self.k, &self.v].map(|values| element::encode(dtype, values)),
+            scales: &self.scales,
+        }
+    }
+}
+
+/// Tensors as bytes without gaps.
+pub struct Encoded<'a> {
+    elements: [Vec<u8>; 3],
+    scales: &'a [Vec<f32>; 3],
+}
+
+impl Encoded<'_> {
+    /// As the library takes them.
+    pub fn inputs(&self) -> Inputs<'_> {
+        let ([q, k, v], [q_scale, k_scale, v_scale]) = (&self.elements, self.scales);
+        Inputs {
+            q,
+            k,
+            v,
+            q_scale,
+            k_scale,
+            v_scale,
+        }
+    }
+}
+
+/// Scales for q, k and v of a problem, as many as it has: between 1/2 and 2.
+pub fn scales(problem: &Problem, seed: u64) -> [Vec<f32>; 3] {
+    let layouts = [
+        (problem.scales.q, &problem.q),
+        (problem.scales.k, &problem.k),
+        (problem.scales.v, &problem.v),
+    ];
+    let mut random = Random::new(!seed);
+    layouts.map(|(layout, tensor)| {
+        let count = layout.count(tensor).unwrap_or_default();
+        let scale = |_| (2.0 * random.uniform() - 1.0).exp2() as f32;
+        (0..count).map(scale).collect()
+    })
 }
 
 /// Turns all queries to the first axis, and puts one key of each head far out on it.

@@ -7,7 +7,7 @@
 //! case with other seeds as well.
 
 use flashtile::{
-    Inputs, Outputs, Problem, element,
+    Outputs, Problem, element,
     reference::{
         ErrorBound, Reference, attention_f64, attention_low_precision, compare, error_bound,
         visible,
@@ -26,34 +26,9 @@ const SAMPLE: usize = 4096;
 /// Most seeds that one measurement takes.
 const MOST_SEEDS: u64 = 48;
 
-/// A case's tensors as bytes without gaps.
-struct Bytes {
-    q: Vec<u8>,
-    k: Vec<u8>,
-    v: Vec<u8>,
-}
-
-impl Bytes {
-    fn of(case: &Case, tensors: &Tensors) -> Self {
-        Self {
-            q: element::encode(case.dtype, &tensors.q),
-            k: element::encode(case.dtype, &tensors.k),
-            v: element::encode(case.dtype, &tensors.v),
-        }
-    }
-
-    fn inputs(&self) -> Inputs<'_> {
-        Inputs {
-            q: &self.q,
-            k: &self.k,
-            v: &self.v,
-        }
-    }
-}
-
 /// The oracle's answer.
 pub fn oracle(case: &Case, tensors: &Tensors) -> Reference {
-    let bytes = Bytes::of(case, tensors);
+    let bytes = tensors.encode(case.dtype);
     match attention_f64(&case.contiguous_problem(), &bytes.inputs()) {
         Ok(reference) => reference,
         Err(error) => panic!("{case}: {error}"),
@@ -79,7 +54,7 @@ pub fn bound(case: &Case, tensors: &Tensors) -> ErrorBound {
 }
 
 fn bound_of(case: &Case, tensors: &Tensors) -> ErrorBound {
-    let bytes = Bytes::of(case, tensors);
+    let bytes = tensors.encode(case.dtype);
     let (problem, inputs) = (case.contiguous_problem(), bytes.inputs());
     let bound = attention_f64(&problem, &inputs).and_then(|reference| {
         let low = attention_low_precision(&problem, &inputs)?;
@@ -93,7 +68,7 @@ fn bound_of(case: &Case, tensors: &Tensors) -> ErrorBound {
 /// # Errors
 /// What is wrong, and where.
 pub fn judge(case: &Case, tensors: &Tensors, results: &Results) -> Result<(), String> {
-    let (problem, bytes) = (case.contiguous_problem(), Bytes::of(case, tensors));
+    let (problem, bytes) = (case.contiguous_problem(), tensors.encode(case.dtype));
     no_keys_no_output(case, &problem, results)?;
     let outputs = Outputs {
         out: element::encode(case.out_element(), &results.out),
@@ -135,9 +110,12 @@ fn no_keys_no_output(case: &Case, problem: &Problem, results: &Results) -> Resul
         for (b, h) in (0..s.batch).flat_map(|b| (0..s.heads_q).map(move |h| (b, h))) {
             let lse = results.lse[(b * s.heads_q + h) * s.seqlen_q + i];
             let out = &results.out[row(shape, b, i, h)];
-            if lse != f32::NEG_INFINITY || out.iter().any(|&x| x != 0.0) {
+            let wrong = out.iter().position(|&x| x != 0.0);
+            if lse != f32::NEG_INFINITY || wrong.is_some() {
+                let x = wrong.unwrap_or_default();
                 return Err(format!(
-                    "{case}\n  query [{b}, {i}, {h}] sees no key, but has lse {lse}, out {out:?}"
+                    "{case}\n  query [{b}, {i}, {h}] sees no key, but has lse {lse}, out[{b}, {i}, {h}, {x}] = {}",
+                    out[x]
                 ));
             }
         }

@@ -20,6 +20,6 @@ pub mod sweep;
 pub mod text;
 
 pub use case::{Case, Placement, sizes};
-pub use data::{Distribution, Tensors};
+pub use data::{Distribution, Encoded, Tensors};
 pub use judge::{bound, judge, oracle};
 pub use memory::Results;

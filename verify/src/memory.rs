@@ -13,6 +13,9 @@ use crate::{case::Case, data::Tensors};
 /// that reads one where it counts cannot hide it.
 const GAP: u8 = 0xff;
 
+/// Where a buffer's scales begin: at a multiple of 4 bytes, and of no more.
+const SCALES_AT: usize = 4;
+
 /// What a launch left in memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Results {
@@ -69,9 +72,13 @@ impl Image {
     /// Overwrites whole rows of every batch and head with what is not finite.
     fn poison(&mut self, rows: &[bool]) {
         let [batch, _, heads, dim] = self.layout.shape;
-        let mut poison = [f32::INFINITY, f32::NAN, f32::NEG_INFINITY]
-            .into_iter()
-            .cycle();
+        let mut poison = match self.dtype {
+            // Which has no infinities.
+            DType::E4m3 => [f32::NAN; 3],
+            _ => [f32::INFINITY, f32::NAN, f32::NEG_INFINITY],
+        }
+        .into_iter()
+        .cycle();
         for s in (0..rows.len()).filter(|&s| rows[s]) {
             for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
                 let begin = self.offset + self.layout.index([b, s, h, 0]);
@@ -132,6 +139,23 @@ impl Image {
     }
 }
 
+/// A buffer that holds scales, if there are any, and ends with them, behind one that is nobody's.
+pub fn scale_image(scales: &[f32]) -> Vec<u8> {
+    let bytes = scales.iter().flat_map(|x| x.to_le_bytes());
+    match scales.is_empty() {
+        true => Vec::new(),
+        false => [GAP; SCALES_AT].into_iter().chain(bytes).collect(),
+    }
+}
+
+/// Address of the first scale of a buffer at `address`; 0 if there are none.
+pub fn scale_origin(scales: &[f32], address: u64) -> u64 {
+    match scales.is_empty() {
+        true => 0,
+        false => address + SCALES_AT as u64,
+    }
+}
+
 /// An empty buffer for a log-sum-exp of so many numbers.
 pub fn lse_image(count: usize) -> Vec<u8> {
     vec![GAP; count * 4]
@@ -187,6 +211,9 @@ pub fn run_on_cpu(case: &Case, tensors: &Tensors) -> Result<Results> {
         q: images[0].tensor(),
         k: images[1].tensor(),
         v: images[2].tensor(),
+        q_scale: &tensors.scales[0],
+        k_scale: &tensors.scales[1],
+        v_scale: &tensors.scales[2],
     };
     let problem = case.problem();
     let outputs = flashtile::cpu::attention(&problem, &inputs)?;
@@ -201,7 +228,8 @@ pub fn run_on_cpu(case: &Case, tensors: &Tensors) -> Result<Results> {
 /// # Errors
 /// Whatever the library says, and [`Error::Fault`] if the kernel wrote outside of the output.
 pub fn run(device: &dyn Device, case: &Case, tensors: &Tensors) -> Result<Results> {
-    launch(device, &case.problem(), || images(case, tensors))
+    let images = || images(case, tensors);
+    launch(device, &case.problem(), images, &tensors.scales)
 }
 
 /// Runs a problem on a device, on these tensors, each behind so many unused elements.
@@ -214,7 +242,8 @@ pub fn run_problem(
     offsets: [usize; 4],
     tensors: &Tensors,
 ) -> Result<Results> {
-    launch(device, problem, || images_of(problem, offsets, tensors))
+    let images = || images_of(problem, offsets, tensors);
+    launch(device, problem, images, &tensors.scales)
 }
 
 /// Runs a problem on buffers that are made when it is known to be sound.
@@ -222,6 +251,7 @@ fn launch(
     device: &dyn Device,
     problem: &Problem,
     images: impl FnOnce() -> [Image; 4],
+    scales: &[Vec<f32>; 3],
 ) -> Result<Results> {
     let plan = problem.plan(device.info())?;
     let images = images();
@@ -245,6 +275,12 @@ fn launch(
         false => 0,
     };
     let lse = DeviceBuffer::from_bytes(device, &lse_image(lse_count))?;
+    let mut scale_buffers = Vec::new();
+    for scales in scales {
+        scale_buffers.push(DeviceBuffer::from_bytes(device, &scale_image(scales))?);
+    }
+    let [q_scale, k_scale, v_scale] =
+        std::array::from_fn(|i| scale_origin(&scales[i], scale_buffers[i].address()));
     let workspace = DeviceBuffer::uninitialized(device, plan.workspace_bytes())?;
     let [q, k, v, out] = std::array::from_fn(|i| images[i].origin(buffers[i].address()));
     let pointers = Pointers {
@@ -253,6 +289,9 @@ fn launch(
         v,
         out,
         lse: problem.lse.then_some(lse.address()),
+        q_scale,
+        k_scale,
+        v_scale,
         workspace: workspace.address(),
     };
     // SAFETY: each buffer is allocated on this device and sized for its tensor by its layout, nothing
@@ -277,6 +316,16 @@ fn launch(
 mod tests {
     use super::*;
     use crate::case::sizes;
+
+    #[test]
+    fn scales_end_with_their_buffer() {
+        let image = scale_image(&[1.0, 2.0]);
+        assert_eq!(scale_origin(&[1.0, 2.0], 256), 260);
+        assert_eq!(image.len(), 12);
+        assert_eq!(element::read(DType::F32, &image, 2), 2.0);
+        assert!(element::read(DType::F32, &image, 0).is_nan());
+        assert!(scale_image(&[]).is_empty() && scale_origin(&[], 256) == 0);
+    }
 
     /// So that the emulator sees an access past any tensor, whatever its layout.
     #[test]

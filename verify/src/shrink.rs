@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use flashtile::{DType, OutDType, Shape, Window};
+use flashtile::{DType, OutDType, ScaleLayout, Scales, Shape, Window};
 
 use crate::{
     case::{Case, Placement},
@@ -109,6 +109,10 @@ fn options(case: &Case) -> Vec<Case> {
     with(&|c| c.scale = None);
     with(&|c| c.softcap = None);
     with(&|c| c.out_dtype = OutDType::Same);
+    with(&|c| c.scales = Scales::default());
+    with(&|c| c.scales.q = ScaleLayout::One);
+    with(&|c| c.scales.k = ScaleLayout::One);
+    with(&|c| c.scales.v = ScaleLayout::One);
     with(&|c| c.data = Distribution::Normal);
     with(&|c| c.poison = false);
     with(&|c| c.seed = 0);

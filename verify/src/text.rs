@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! fused sm_90a f16 b1 q37 k70 h2/1 d32/32 causal=bottom-right window=64,-1 scale=5e-1 softcap=3e1
-//!     out-dtype=f32 q=heads-first+8@1,backwards,broadcast data=peaked poison seed=7
+//!     out-dtype=f32 scales=tensor,head,block128 q=heads-first+8@1,backwards,broadcast data=peaked poison seed=7
 //! ```
 //!
-//! Words in any order; what is left out is as in [`Case::new`].
+//! Words in any order; what is left out is as in [`Case::new`]. Scales are those of q, k and v, or the same for all.
 
 use std::{fmt, str::FromStr};
 
-use flashtile::{Algorithm, ArchChoice, CausalAlignment, DType, OutDType};
+use flashtile::{Algorithm, ArchChoice, CausalAlignment, DType, OutDType, ScaleLayout, Scales};
 
 use crate::{
     case::{Case, Placement, sizes},
@@ -19,7 +19,11 @@ use crate::{
 const TENSORS: [&str; 4] = ["q", "k", "v", "out"];
 const ARCHES: [(&str, ArchChoice); 2] =
     [("sm_80", ArchChoice::Sm80), ("sm_90a", ArchChoice::Sm90a)];
-const DTYPES: [DType; 3] = [DType::F16, DType::Bf16, DType::F32];
+const OUT_DTYPES: [(&str, OutDType); 3] = [
+    ("f32", OutDType::F32),
+    ("f16", OutDType::F16),
+    ("bf16", OutDType::Bf16),
+];
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,8 +60,11 @@ impl fmt::Display for Case {
         if let Some(softcap) = self.softcap {
             write!(f, " softcap={softcap:e}")?;
         }
-        if self.out_dtype == OutDType::F32 {
-            write!(f, " out-dtype=f32")?;
+        if let Some((name, _)) = OUT_DTYPES.iter().find(|(_, out)| *out == self.out_dtype) {
+            write!(f, " out-dtype={name}")?;
+        }
+        if self.scales != Scales::default() {
+            write!(f, " scales={}", scales_text(&self.scales))?;
         }
         for (name, placement) in TENSORS.iter().zip(&self.placements) {
             if *placement != Placement::default() {
@@ -122,6 +129,40 @@ impl FromStr for Placement {
     }
 }
 
+fn scales_text(scales: &Scales) -> String {
+    let text = |layout: ScaleLayout| match layout {
+        ScaleLayout::One => "one".into(),
+        ScaleLayout::PerTensor => "tensor".into(),
+        ScaleLayout::PerHead => "head".into(),
+        ScaleLayout::PerBlock { rows } => format!("block{rows}"),
+    };
+    match *scales == Scales::all(scales.q) {
+        true => text(scales.q),
+        false => [scales.q, scales.k, scales.v].map(text).join(","),
+    }
+}
+
+fn scales_of(text: &str) -> Result<Scales, String> {
+    let layout = |text: &str| match text {
+        "one" => Ok(ScaleLayout::One),
+        "tensor" => Ok(ScaleLayout::PerTensor),
+        "head" => Ok(ScaleLayout::PerHead),
+        _ => match text.strip_prefix("block").map(number) {
+            Some(rows) => Ok(ScaleLayout::PerBlock { rows: rows? }),
+            None => Err(format!("`{text}` is none of one, tensor, head, blockROWS")),
+        },
+    };
+    match text.split(',').collect::<Vec<_>>().as_slice() {
+        [all] => Ok(Scales::all(layout(all)?)),
+        [q, k, v] => Ok(Scales {
+            q: layout(q)?,
+            k: layout(k)?,
+            v: layout(v)?,
+        }),
+        _ => Err("neither one kind of scales nor three".into()),
+    }
+}
+
 fn number<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("`{text}` is no number"))
 }
@@ -155,7 +196,7 @@ impl Case {
             self.arch = arch;
             return Ok(());
         }
-        if let Some(&dtype) = DTYPES.iter().find(|d| d.as_str() == word) {
+        if let Some(&dtype) = DType::ALL.iter().find(|d| d.as_str() == word) {
             self.dtype = dtype;
             return Ok(());
         }
@@ -193,7 +234,12 @@ impl Case {
             }
             "scale" => self.scale = Some(number(value)?),
             "softcap" => self.softcap = Some(number(value)?),
-            "out-dtype" if value == "f32" => self.out_dtype = OutDType::F32,
+            "out-dtype" => {
+                let known = OUT_DTYPES.iter().find(|(name, _)| *name == value);
+                let (_, out) = known.ok_or_else(|| format!("`{value}` is no type of outputs"))?;
+                self.out_dtype = *out;
+            }
+            "scales" => self.scales = scales_of(value)?,
             "data" => self.data = value.parse()?,
             "seed" => self.seed = number(value)?,
             _ => {
@@ -220,6 +266,21 @@ mod tests {
     }
 
     #[test]
+    fn scales_are_told_once_or_for_each_tensor() {
+        for line in [
+            "fused sm_90a e4m3 b1 q1 k1 h1/1 d1/1 out-dtype=f16 scales=tensor seed=0",
+            "fused e4m3 b1 q1 k1 h1/1 d1/1 out-dtype=bf16 scales=one,head,block128 seed=0",
+            "fused e4m3 b1 q1 k1 h1/1 d1/1 scales=block256 seed=0",
+        ] {
+            let case: Case = line.parse().unwrap();
+            assert_eq!(case.to_string(), line);
+        }
+        let line = "e4m3 scales=head,head,head";
+        let case: Case = line.parse().unwrap();
+        assert_eq!(case.scales, Scales::all(ScaleLayout::PerHead));
+    }
+
+    #[test]
     fn nonsense_is_refused_word_by_word() {
         for bad in [
             "quick",
@@ -233,7 +294,11 @@ mod tests {
             "window=-2,0",
             "window=0,4294967296",
             "scale=big",
-            "out-dtype=f16",
+            "out-dtype=e4m3",
+            "scales=many",
+            "scales=head,head",
+            "scales=block",
+            "scales=one,one,block-1",
             "q=upwards+0@0",
             "q=heads-first",
             "q=heads-first+0@0,sideways",

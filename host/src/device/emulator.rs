@@ -64,6 +64,13 @@ impl EmulatorDevice {
         }
     }
 
+    /// The same, with so many multiprocessors for kernels that share out their work among them. It runs no faster.
+    #[must_use]
+    pub fn multiprocessors(mut self, count: u32) -> Self {
+        self.info.multiprocessors = count.max(1);
+        self
+    }
+
     /// The emulator itself.
     pub fn emulator(&self) -> &Emulator {
         &self.emulator
@@ -144,6 +151,8 @@ pub fn tensor_map(spec: &TensorMapSpec) -> Result<TensorMap> {
         DType::F16 => ElementType::F16,
         DType::Bf16 => ElementType::Bf16,
         DType::F32 => ElementType::F32,
+        // The engine moves bytes; it has no type of its own for these.
+        DType::E4m3 => ElementType::U8,
     };
     let map = EmulatedMap::new(
         element,

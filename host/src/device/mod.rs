@@ -10,7 +10,7 @@ mod tensor_map;
 
 use std::ffi::c_void;
 
-use flashtile_abi::{TensorMap, Variant};
+use flashtile_abi::{Arch, TensorMap, Variant};
 
 pub use buffer::DeviceBuffer;
 pub use tensor_map::TensorMapSpec;
@@ -61,6 +61,14 @@ impl DeviceInfo {
             total_memory: u64::MAX,
             driver_lacks: None,
         }
+    }
+
+    /// Whether the device runs kernels of a tier.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`](crate::Error::NoDevice) says what it lacks.
+    pub fn supports(&self, arch: Arch) -> Result<()> {
+        crate::plan::supports(self, arch)
     }
 }
 

@@ -151,7 +151,7 @@ fn fits_cap(kind: ScoreModKind, capped: bool) -> bool {
 }
 
 /// Refuses a device that cannot run code of the target.
-fn supports(device: &DeviceInfo, arch: Arch) -> Result<()> {
+pub(crate) fn supports(device: &DeviceInfo, arch: Arch) -> Result<()> {
     let (major, minor) = device.compute_capability;
     let runs = match (device.kind, arch) {
         (DeviceKind::Emulator, _) => true,

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use flashtile_abi::{
-    Schedule, Variant,
+    DType, Schedule, Variant,
     hopper::{MOST_PIECES, WARPGROUP_ROWS, swizzle_bytes},
 };
 
@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Result},
     layout::TensorLayout,
     plan::{Pointers, validate},
-    problem::{OutDType, Problem, Shape},
+    problem::{Problem, Shape},
 };
 
 /// Bytes that addresses and strides of tensors are multiples of.
@@ -106,26 +106,28 @@ impl fmt::Display for Obstacle {
     }
 }
 
-/// The tensors that the copy engine moves, each at one of the addresses.
+/// The tensors that the copy engine moves, with their element types, each at one of the addresses.
 fn tensors<T>(
     problem: &Problem,
     [q, k, v, out]: [T; 4],
-) -> impl Iterator<Item = (&'static str, &TensorLayout, T)> {
+) -> impl Iterator<Item = (&'static str, &TensorLayout, DType, T)> {
     // f32 output is written by the threads.
-    let out = (problem.out_dtype == OutDType::Same).then_some(("out", &problem.out, out));
+    let element = problem.out_element();
+    let out = (element != DType::F32).then_some(("out", &problem.out, element, out));
+    let dtype = problem.dtype;
     let all = [
-        ("q", &problem.q, q),
-        ("k", &problem.k, k),
-        ("v", &problem.v, v),
+        ("q", &problem.q, dtype, q),
+        ("k", &problem.k, dtype, k),
+        ("v", &problem.v, dtype, v),
     ];
     let all = all.into_iter().chain(out);
-    all.filter(|(_, layout, _)| !layout.is_empty())
+    all.filter(|(_, layout, ..)| !layout.is_empty())
 }
 
 /// The first stride that the copy engine cannot take, if any.
 pub(super) fn obstacle(problem: &Problem) -> Option<Obstacle> {
-    let bytes = i64::from(problem.dtype.bytes());
-    tensors(problem, [(); 4]).find_map(|(argument, layout, ())| {
+    tensors(problem, [(); 4]).find_map(|(argument, layout, element, ())| {
+        let bytes = i64::from(element.bytes());
         let steps = (0..3).filter(|&dim| layout.shape[dim] > 1);
         let strides = steps.map(|dim| layout.strides[dim].wrapping_mul(bytes));
         let bad = |stride: &i64| {
@@ -145,7 +147,7 @@ pub(super) fn obstacle(problem: &Problem) -> Option<Obstacle> {
 /// The first address that the copy engine cannot take, if any.
 pub(super) fn address_obstacle(problem: &Problem, pointers: &Pointers) -> Option<Obstacle> {
     let all = [pointers.q, pointers.k, pointers.v, pointers.out];
-    tensors(problem, all).find_map(|(argument, _, address)| {
+    tensors(problem, all).find_map(|(argument, _, _, address)| {
         let found = (!address.is_multiple_of(ALIGNMENT)).then_some(address as i64)?;
         Some(Obstacle {
             argument,
@@ -180,8 +182,10 @@ pub(super) fn schedule(
         .min(WARPGROUP_ROWS.trailing_zeros());
     // Of a packed tensor the copy engine steps over 2^pack heads at once.
     let step = tensors(problem, [(); 4])
-        .filter(|(argument, layout, ())| ["q", "out"].contains(argument) && layout.shape[2] > 1)
-        .map(|(_, layout, ())| layout.strides[2].unsigned_abs() * u64::from(tile.dtype.bytes()))
+        .filter(|(argument, layout, ..)| ["q", "out"].contains(argument) && layout.shape[2] > 1)
+        .map(|(_, layout, element, ())| {
+            layout.strides[2].unsigned_abs() * u64::from(element.bytes())
+        })
         .fold(0, u64::max);
     let most = (0..=most)
         .rev()
@@ -243,9 +247,10 @@ pub(super) fn tensor_maps(
     pointers: &Pointers,
 ) -> [TensorMapSpec; 4] {
     let tile = &variant.tile;
-    let element = tile.dtype.bytes();
+    let out_element = problem.out_element();
     let (packed, kv_rows) = (1 << schedule.pack, tile.block_n / schedule.cluster);
-    let map = |layout: &TensorLayout, address: u64, pack: u32, rows: u32, padded: u32| {
+    let map = |layout: &TensorLayout, dtype: DType, address, pack: u32, rows: u32, padded: u32| {
+        let element = dtype.bytes();
         let swizzle = swizzle_bytes(padded * element);
         let [batch, seqlen, heads, dim] = layout.shape.map(|n| n.max(1) as u64);
         let stride = |dim: usize, times: u64| match layout.shape[dim] {
@@ -255,7 +260,7 @@ pub(super) fn tensor_maps(
             _ => layout.strides[dim] as u64 * u64::from(element) * times,
         };
         TensorMapSpec {
-            dtype: tile.dtype,
+            dtype,
             // Without elements nothing is read, but the engine wants an address.
             address: if layout.is_empty() {
                 pointers.q
@@ -273,27 +278,19 @@ pub(super) fn tensor_maps(
             swizzle,
         }
     };
-    let q = map(
-        &problem.q,
-        pointers.q,
-        packed,
-        WARPGROUP_ROWS,
-        tile.head_dim_qk,
-    );
-    let out = match problem.out_dtype {
-        OutDType::Same => map(
-            &problem.out,
-            pointers.out,
-            packed,
-            WARPGROUP_ROWS,
-            tile.head_dim_v / tile.v_splits,
-        ),
-        OutDType::F32 => q,
+    let input =
+        |layout, address, pack, rows, padded| map(layout, tile.dtype, address, pack, rows, padded);
+    let (rows, dim_qk, dim_v) = (WARPGROUP_ROWS, tile.head_dim_qk, tile.head_dim_v);
+    let q = input(&problem.q, pointers.q, packed, rows, dim_qk);
+    let part = dim_v / tile.v_splits;
+    let out = match out_element {
+        DType::F32 => q,
+        _ => map(&problem.out, out_element, pointers.out, packed, rows, part),
     };
     [
         q,
-        map(&problem.k, pointers.k, 1, kv_rows, tile.head_dim_qk),
-        map(&problem.v, pointers.v, 1, kv_rows, tile.head_dim_v),
+        input(&problem.k, pointers.k, 1, kv_rows, dim_qk),
+        input(&problem.v, pointers.v, 1, kv_rows, dim_v),
         out,
     ]
 }

@@ -3,13 +3,14 @@
 mod band;
 mod choose;
 mod hopper;
+mod scales;
 #[cfg(test)]
 mod tests;
 mod validate;
 
 use flashtile_abi::{
     Arch, AttentionParams, DType, HopperParams, LseView, Schedule, TensorMap, TensorView, Variant,
-    params::flags::{K_ALIGNED, NEGATE_Q, OUT_ALIGNED, OUT_F32, Q_ALIGNED, V_ALIGNED},
+    params::flags::{K_ALIGNED, NEGATE_Q, OUT_ALIGNED, OUT_F16, OUT_F32, Q_ALIGNED, V_ALIGNED},
 };
 
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
 };
 
 pub(crate) use band::band;
+pub(crate) use choose::supports;
 pub use hopper::Obstacle;
 
 /// Checks a problem without regard to devices and kernels, and returns its sizes.
@@ -96,6 +98,15 @@ pub struct Pointers {
     pub out: u64,
     /// Log-sum-exp [batch, heads_q, seqlen_q], contiguous f32. Needed exactly if the problem wants it.
     pub lse: Option<u64>,
+    /// Scales of q: contiguous f32, positive and finite, as many as [`Problem::scales`] says ([`ScaleLayout::shape`]). 0 exactly
+    /// if there are none.
+    ///
+    /// [`ScaleLayout::shape`]: crate::ScaleLayout::shape
+    pub q_scale: u64,
+    /// Scales of k, as those of q.
+    pub k_scale: u64,
+    /// Scales of v, as those of q.
+    pub v_scale: u64,
     /// At least [`Plan::workspace_bytes`] bytes; 0 if that is 0.
     pub workspace: u64,
 }
@@ -192,8 +203,10 @@ impl Chosen {
         if softmax.negate_q {
             flags |= NEGATE_Q;
         }
-        if problem.out_element() == DType::F32 {
-            flags |= OUT_F32;
+        match (problem.dtype, problem.out_element()) {
+            (_, DType::F32) => flags |= OUT_F32,
+            (DType::E4m3, DType::F16) => flags |= OUT_F16,
+            _ => {}
         }
         let count = |argument, n: usize| {
             u32::try_from(n)
@@ -291,13 +304,15 @@ impl Plan {
         &self.chosen.params
     }
 
-    /// The parameters of the kernel that is launched for these addresses ([`Plan::variant_for`]), but for what the copy engine is told.
+    /// The parameters of the kernel that is launched for these addresses ([`Plan::variant_for`]), but for the scales and what the copy
+    /// engine is told.
     ///
     /// # Errors
     /// [`Error::BadInput`] for an address that is 0 although the tensor has elements, is not a
     /// multiple of the element's size, or from which the tensor would leave the address space; for one that no kernel takes which the
     /// problem may have.
     pub fn params(&self, pointers: &Pointers) -> Result<AttentionParams> {
+        scales::views(&self.problem, pointers)?;
         self.params_of(self.chosen_for(pointers)?, pointers)
     }
 
@@ -321,6 +336,7 @@ impl Plan {
     ) -> Result<Prepared> {
         let chosen = self.chosen_for(pointers)?;
         let params = self.params_of(chosen, pointers)?;
+        let [q_scale, k_scale, v_scale] = scales::views(&self.problem, pointers)?;
         let params = match chosen.variant.arch {
             Arch::Sm80 => KernelParams::Sm80(params),
             Arch::Sm90a => {
@@ -332,6 +348,9 @@ impl Plan {
                     k_map: k_map?,
                     v_map: v_map?,
                     out_map: out_map?,
+                    q_scale,
+                    k_scale,
+                    v_scale,
                     attention: params,
                     schedule,
                 })
@@ -459,7 +478,7 @@ impl Plan {
     ///
     /// # Safety
     /// Every address must be that of device memory which holds the tensor's whole extent, stays
-    /// allocated until the kernel has finished, and is neither written (q, k, v) nor accessed at all
+    /// allocated until the kernel has finished, and is neither written (q, k, v and their scales) nor accessed at all
     /// (out, lse) by anything else meanwhile; out and lse overlap no other tensor. `stream` must
     /// be a live stream of the device. The `EmulatorDevice` checks all
     /// accesses itself and needs none of this.

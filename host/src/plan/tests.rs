@@ -348,7 +348,7 @@ fn pointers() -> Pointers {
         v: 0x3000,
         out: 0x4000,
         lse: Some(0x5004),
-        workspace: 0,
+        ..Pointers::default()
     }
 }
 
@@ -521,7 +521,7 @@ fn check_all(problem: Problem, addresses: [u64; 5]) {
         v,
         out,
         lse: problem.lse.then_some(lse),
-        workspace: 0,
+        ..Pointers::default()
     };
     if let Ok(plan) = problem.plan(&hopper()) {
         assert!(plan.template().exponent_scale >= f32::MIN_POSITIVE);

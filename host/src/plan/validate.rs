@@ -1,11 +1,12 @@
 //! Checks of a problem, each with its own message.
 
-use flashtile_abi::{Band, variants};
+use flashtile_abi::{Band, DType, variants};
 
 use crate::{
     error::{Error, Result},
     layout::TensorLayout,
-    problem::{Problem, Shape},
+    plan::scales,
+    problem::{OutDType, Problem, Shape},
 };
 
 /// Longest grid in x.
@@ -104,6 +105,8 @@ pub(crate) fn check_shapes(problem: &Problem) -> Result<Shape> {
     problem.v.check("v", element)?;
     problem.out.check("out", problem.out_element().bytes())?;
     problem.out.check_distinct("out")?;
+    out_dtype(problem)?;
+    scales::check(problem)?;
     if problem.lse {
         let bytes = problem.lse_shape().iter().try_fold(4i64, |product, &n| {
             product.checked_mul(i64::try_from(n).ok()?)
@@ -117,6 +120,25 @@ pub(crate) fn check_shapes(problem: &Problem) -> Result<Shape> {
         }
     }
     Ok(shape)
+}
+
+/// Refuses an output type that no kernel writes for such inputs.
+fn out_dtype(problem: &Problem) -> Result<()> {
+    let (inputs, out) = (problem.dtype, problem.out_element());
+    let written = [OutDType::Same, OutDType::F32].map(|out| out.of(inputs));
+    if written.contains(&out) || inputs == DType::E4m3 {
+        return Ok(());
+    }
+    let [same, wide] = written.map(DType::as_str);
+    let expected = match same == wide {
+        true => same.into(),
+        false => format!("{same} or {wide}"),
+    };
+    Err(Error::bad(
+        "out_dtype",
+        format!("{expected}, since the inputs are {}", inputs.as_str()),
+        out.as_str(),
+    ))
 }
 
 /// Blocks of the grid: `m_blocks * heads_q * batch`, or why there cannot be so many.

@@ -4,7 +4,7 @@ use flashtile_abi::DType;
 
 use super::{
     Heads, LowPrecision, Reference, attention_f64, attention_low_precision,
-    sensitivity::{Perturbation, sensitivity},
+    sensitivity::{Moves, Perturbation, ProbabilityError, ScoreError, sensitivity},
 };
 use crate::{
     element,
@@ -47,8 +47,8 @@ const FAIR_SAMPLE: usize = 1024;
 /// error of the textbook computation in the same low precision, plus the rounding of the
 /// reference: `k * max|low - R| + atol`, with `k` = 2, or 3 where scores are capped, and
 /// `atol = 2 * max|(R + 0.3 - 0.3) - R|` computed in the precision of the inputs: f16 or bf16, and 22
-/// significant bits for f32 (two tf32 numbers). The root mean square has the same rule, with root
-/// mean squares.
+/// significant bits for f32 (two tf32 numbers); for e4m3 that of the output, bf16 if it is f32. The root mean square has the same
+/// rule, with root mean squares.
 ///
 /// For f32 inputs there is a third term. Their errors are those of the sums alone, and where large
 /// scores nearly tie, two orders of summation differ by any factor. So to the bound is added how
@@ -56,20 +56,28 @@ const FAIR_SAMPLE: usize = 1024;
 /// truncation to f32 after every 8 of the head_dim_qk products, 22 bits of either operand, and the
 /// dropped product of the small pieces: `(head_dim_qk / 8 + 7) * 2^-23` of its absolute products.
 ///
+/// For e4m3 inputs there is another: tensor cores keep 14 bits of sums of 8-bit products. To the bound is added how far the output
+/// moves, to first order, if every score and every weighted sum loses as much as it can by that, step by step of 32 products, the
+/// weighted sums being of 256 keys at most (`accumulator.rs`).
+///
 /// Where out has fewer than 1,024 elements, the textbook computation may be exact by luck. The rule then
 /// takes the larger of its measured error and the error that its roundings can cause, to first order:
-/// half a unit in the last place of every score and probability.
+/// half a unit in the last place of every score and probability; of e4m3's scores, which are rounded to bf16, and probabilities, which
+/// are not normalised, in these types.
 ///
 /// The log-sum-exp is f32, whatever the inputs. Its bound is `2 * max|low - R|`, low being an f32
 /// computation, plus what tensor cores and the hardware's exponential add to that:
 ///
 /// - a score is summed by steps of 8 products at least, each truncated (not rounded) to f32, so
 ///   it is off by at most `(head_dim_qk / 8 + 1) * 2^-23` of the sum of its absolute products;
-///   for f32 inputs, products from two tf32 pieces each add `2^-20` of it. That sum is at most the
+///   for f32 inputs, products from two tf32 pieces each add `2^-20` of it; for e4m3 inputs, the scales, whose product is rounded,
+///   twice, and multiplied with the sum, `2 * 2^-23`. That sum is at most the
 ///   product of the norms of query and key. LSE moves no more than the score that moves most;
+/// - for e4m3 inputs, what the score loses that loses most;
 /// - a cap's tanh is good to `8 * 2^-23`, absolute, and multiplied by the cap;
 /// - `ex2.approx` and `lg2.approx` are good to `2^-22`, relative and absolute; conversion between
-///   the bases rounds the score and the LSE once more: `4 * 2^-23` of the largest |LSE|.
+///   the bases rounds the score and the LSE once more: `4 * 2^-23` of the largest |LSE|, and of 8 ln 2 for e4m3 inputs, whose
+///   probabilities are 2^8 times as large.
 ///
 /// Elements where either computation is not finite are left out.
 ///
@@ -82,7 +90,7 @@ pub fn error_bound(
     low: &LowPrecision,
 ) -> Result<ErrorBound> {
     let k = if problem.softcap.is_some() { 3.0 } else { 2.0 };
-    let round = |x: f32| working_precision(problem.dtype, x);
+    let round = |x: f32| working_precision(problem, x);
     let rounding = Errors::of(reference.out.iter().filter(|r| r.is_finite()).map(|&r| {
         let r = round(r as f32);
         f64::from(round(round(r + 0.3) - 0.3) - r)
@@ -103,51 +111,75 @@ pub fn error_bound(
     let steps = heads.shape.head_dim_qk as f64 / 8.0 + 1.0;
     // Half a unit in the last place of the inputs' precision.
     let rounded_to = |bits: i32| Perturbation {
-        score: 2f64.powi(-bits),
-        probability: 2f64.powi(-bits),
+        score: ScoreError::Relative(2f64.powi(-bits)),
+        probability: ProbabilityError::Relative(2f64.powi(-bits)),
     };
-    let perturbation = match problem.dtype {
-        DType::F32 => Some(Perturbation {
-            score: (steps + 6.0) * unit,
-            probability: 0.0,
-        }),
-        _ if reference.out.len() >= FAIR_SAMPLE => None,
+    let is_fair = reference.out.len() >= FAIR_SAMPLE;
+    let roundings = match problem.dtype {
+        DType::F32 => None,
+        _ if is_fair => None,
         DType::F16 => Some(rounded_to(11)),
         DType::Bf16 => Some(rounded_to(8)),
+        DType::E4m3 => Some(Perturbation {
+            probability: ProbabilityError::E4m3,
+            ..rounded_to(8)
+        }),
     };
-    let moved = match perturbation {
-        Some(perturbation) => sensitivity(problem, &heads, perturbation)?,
-        None => Vec::new(),
+    let sums = match problem.dtype {
+        DType::F16 | DType::Bf16 => None,
+        DType::F32 => Some(Perturbation {
+            score: ScoreError::Relative((steps + 6.0) * unit),
+            probability: ProbabilityError::Relative(0.0),
+        }),
+        DType::E4m3 => Some(Perturbation {
+            score: ScoreError::Accumulator,
+            probability: ProbabilityError::Accumulator,
+        }),
     };
-    let moved = Errors::of(moved.into_iter().filter(|x| x.is_finite()));
-    let yardstick = |measured: f64, moved: f64| match problem.dtype {
-        DType::F32 => k * measured + moved,
-        DType::F16 | DType::Bf16 => (k * measured).max(moved),
+    let moved = |perturbation: Option<Perturbation>| {
+        let none = Moves {
+            out: Vec::new(),
+            score: Vec::new(),
+        };
+        let moves = perturbation.map_or(Ok(none), |p| sensitivity(problem, &heads, p))?;
+        let finite = |moves: Vec<f64>| Errors::of(moves.into_iter().filter(|x| x.is_finite()));
+        Ok::<_, Error>([finite(moves.out), finite(moves.score)])
     };
+    let [roundings, _] = moved(roundings)?;
+    let [sums, score_sums] = moved(sums)?;
+    let yardstick = |measured: f64, roundings: f64, sums: f64| (k * measured).max(roundings) + sums;
     let per_product = match problem.dtype {
         DType::F32 => 2f64.powi(-20),
-        _ => 0.0,
+        DType::E4m3 => 2.0 * unit,
+        DType::F16 | DType::Bf16 => 0.0,
+    };
+    let (score_lost, offset) = match problem.dtype {
+        DType::E4m3 => (score_sums.max_abs, 8.0 * std::f64::consts::LN_2),
+        DType::F16 | DType::Bf16 | DType::F32 => (0.0, 0.0),
     };
     let products = heads.largest_product_of_norms() * f64::from(problem.softmax_scale()).abs();
     let largest_lse = reference.lse.iter().filter(|x| x.is_finite());
     let largest_lse = largest_lse.fold(0.0, |max: f64, x| max.max(x.abs()));
     let lse_added = products * (steps * unit + per_product)
+        + score_lost
         + 8.0 * unit * f64::from(problem.softcap.unwrap_or(0.0))
-        + 4.0 * unit * (1.0 + largest_lse);
+        + 4.0 * unit * (1.0 + largest_lse + offset);
     Ok(ErrorBound {
-        max_abs: yardstick(out.max_abs, moved.max_abs) + 2.0 * rounding.max_abs,
-        rms: yardstick(out.rms, moved.rms) + 2.0 * rounding.rms,
+        max_abs: yardstick(out.max_abs, roundings.max_abs, sums.max_abs) + 2.0 * rounding.max_abs,
+        rms: yardstick(out.rms, roundings.rms, sums.rms) + 2.0 * rounding.rms,
         lse_max_abs: 2.0 * lse.max_abs + lse_added,
     })
 }
 
-/// Rounds to the precision in which inputs of the type are computed with.
-fn working_precision(dtype: DType, x: f32) -> f32 {
-    match dtype {
-        DType::F16 | DType::Bf16 => element::round(dtype, x),
+/// Rounds to the precision that a problem is computed in.
+fn working_precision(problem: &Problem, x: f32) -> f32 {
+    match (problem.dtype, problem.out_element()) {
+        (dtype @ (DType::F16 | DType::Bf16), _) => element::round(dtype, x),
+        (DType::E4m3, out @ (DType::F16 | DType::Bf16)) => element::round(out, x),
+        (DType::E4m3, _) => element::round(DType::Bf16, x),
         // Nearest of 22 significant bits; ties away from zero, a carry into the exponent is right.
-        DType::F32 if x.is_finite() => f32::from_bits((x.to_bits() + 2) & !3),
-        DType::F32 => x,
+        (DType::F32, _) if x.is_finite() => f32::from_bits((x.to_bits() + 2) & !3),
+        (DType::F32, _) => x,
     }
 }
 

@@ -28,12 +28,17 @@ pub struct LowPrecision {
 /// significant bits), of the products of the pieces the smallest is dropped, and sums are truncated
 /// (not rounded) to f32 after every 8 products. Scores and P stay f32.
 ///
+/// For e4m3 inputs, scores are those of the elements times their scales, in bf16's precision, as in FlashAttention's test of its
+/// own fp8 kernels. Probabilities are relative to the row's maximum, times 2^8, rounded to e4m3: every implementation scales them
+/// so, for without it small ones vanish. Their weighted sum is divided by 2^8 times the f32 sum of the probabilities before
+/// rounding.
+///
 /// # Errors
 /// As [`attention_f64`](super::attention_f64).
 pub fn attention_low_precision(problem: &Problem, inputs: &Inputs<'_>) -> Result<LowPrecision> {
     let heads = Heads::new(problem, inputs)?;
     match problem.dtype {
-        DType::F16 | DType::Bf16 => compute(problem, &heads, Sequential),
+        DType::F16 | DType::Bf16 | DType::E4m3 => compute(problem, &heads, Sequential),
         DType::F32 => compute(problem, &heads, Tf32Pairs),
     }
 }
@@ -133,24 +138,34 @@ fn compute(problem: &Problem, heads: &Heads, products: impl Products) -> Result<
     let (dim_qk, dim_v) = (heads.shape.head_dim_qk, heads.shape.head_dim_v);
 
     let (out, lse) = per_row(&heads.shape, |b, h, i, out_row: &mut [f32]| {
-        let query = heads.query(b, h, i);
+        let (query, q_scale) = (heads.query(b, h, i), heads.query_scale(b, h, i));
+        let (k_scales, v_scales) = (heads.key_scales(b, h), heads.value_scales(b, h));
         let values = heads.values(b, h);
         let mut rows = Vec::new();
+        let mut row_scales = Vec::new();
         let mut exact = Vec::new();
         let mut rounded = Vec::new();
         for (j, key) in heads.keys(b, h).chunks_exact(dim_qk).enumerate() {
             if visible(problem, i, j) {
-                let dot = products.dot(query, key);
+                let dot = f64::from(products.dot(query, key)) * (q_scale * k_scales[j]);
+                let dot = dot as f32;
                 rows.push(&values[j * dim_v..][..dim_v]);
+                row_scales.push(v_scales[j] as f32);
                 exact.push(score(dot, scale, softcap, |x| x));
-                rounded.push(score(dot, scale, softcap, |x| round_precision(dtype, x)));
+                rounded.push(score(dot, scale, softcap, |x| round_score(dtype, x)));
             }
         }
         let (max, sum) = max_and_sum(&rounded);
         if max > f32::NEG_INFINITY {
-            let weight = |s: &f32| element::round(dtype, (s - max).exp() / sum);
-            let weights: Vec<f32> = rounded.iter().map(weight).collect();
+            let (before, after) = match dtype {
+                DType::E4m3 => (1.0, sum),
+                _ => (sum, 1.0),
+            };
+            let weight = |s: &f32| round_probability(dtype, (s - max).exp() / before);
+            let weights = rounded.iter().zip(&row_scales);
+            let weights: Vec<f32> = weights.map(|(s, scale)| weight(s) * scale).collect();
             products.weighted_sum(&weights, &rows, out_row);
+            out_row.iter_mut().for_each(|o| *o /= after);
         }
         for o in out_row {
             *o = element::round(out_dtype, *o);
@@ -180,9 +195,24 @@ fn max_and_sum(scores: &[f32]) -> (f32, f32) {
     (max, scores.iter().map(|s| (s - max).exp()).sum())
 }
 
-/// Rounds to the precision of a computation with such elements: f16's 11 significant bits beyond
-/// its range too; f32 as it is.
-fn round_precision(dtype: DType, value: f32) -> f32 {
+/// What 8-bit probabilities relative to the row's maximum are multiplied by: so the largest is 2^8, and the largest number is 448.
+const PROBABILITY_FACTOR: f32 = 256.0;
+
+/// Rounds a probability to the elements' type.
+fn round_probability(dtype: DType, value: f32) -> f32 {
+    match dtype {
+        DType::E4m3 => element::round(dtype, value * PROBABILITY_FACTOR) / PROBABILITY_FACTOR,
+        _ => element::round(dtype, value),
+    }
+}
+
+/// Rounds to the precision of scores of such elements: f16's 11 significant bits beyond
+/// its range too; bf16's for 8-bit elements; f32 as it is.
+fn round_score(dtype: DType, value: f32) -> f32 {
+    let dtype = match dtype {
+        DType::E4m3 => DType::Bf16,
+        other => other,
+    };
     let nearest = element::round(dtype, value);
     if dtype != DType::F16 || nearest.is_finite() || !value.is_finite() {
         return nearest;
@@ -218,9 +248,9 @@ mod tests {
 
     #[test]
     fn f16_precision_without_f16_range() {
-        assert_eq!(round_precision(DType::F16, 1.0 + 1.0 / 4096.0), 1.0);
-        assert_eq!(round_precision(DType::F16, 70000.0), 70016.0);
-        assert_eq!(round_precision(DType::F16, -1.0e6), -999_936.0);
-        assert_eq!(round_precision(DType::F16, f32::INFINITY), f32::INFINITY);
+        assert_eq!(round_score(DType::F16, 1.0 + 1.0 / 4096.0), 1.0);
+        assert_eq!(round_score(DType::F16, 70000.0), 70016.0);
+        assert_eq!(round_score(DType::F16, -1.0e6), -999_936.0);
+        assert_eq!(round_score(DType::F16, f32::INFINITY), f32::INFINITY);
     }
 }

@@ -4,6 +4,7 @@
 //! Nothing here shares the kernels' arithmetic: visibility is decided pair by pair from the
 //! definitions of the masks, never from bands or blocks.
 
+mod accumulator;
 mod bound;
 mod low_precision;
 mod oracle;

@@ -12,7 +12,7 @@ pub struct Reference {
     pub lse: Vec<f64>,
 }
 
-/// Attention in f64, from the inputs as they are: maximum; sum; weighted sum (safe softmax,
+/// Attention in f64, from the inputs as they are, times their scales: maximum; sum; weighted sum (safe softmax,
 /// arXiv:1805.02867, algorithm 2). A row that sees no key, or only keys of score -inf, has output 0 and LSE -inf.
 ///
 /// # Errors
@@ -24,16 +24,16 @@ pub fn attention_f64(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference
     let (dim_qk, dim_v) = (heads.shape.head_dim_qk, heads.shape.head_dim_v);
 
     let (out, lse) = per_row(&heads.shape, |b, h, i, out_row: &mut [f64]| {
-        let query = heads.query(b, h, i);
+        let (query, q_scale) = (heads.query(b, h, i), heads.query_scale(b, h, i));
         let keys = heads.keys(b, h).chunks_exact(dim_qk);
         // (key, score) of the keys in sight.
         let mut scores = Vec::new();
-        for (j, key) in keys.enumerate() {
+        for (j, (key, k_scale)) in keys.zip(heads.key_scales(b, h)).enumerate() {
             if visible(problem, i, j) {
                 let products = query
                     .iter()
                     .zip(key)
-                    .map(|(&x, &y)| f64::from(x) * f64::from(y));
+                    .map(|(&x, &y)| (f64::from(x) * q_scale) * (f64::from(y) * k_scale));
                 let scaled = products.sum::<f64>() * scale;
                 scores.push((j, softcap.map_or(scaled, |cap| cap * (scaled / cap).tanh())));
             }
@@ -46,12 +46,12 @@ pub fn attention_f64(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference
             return f64::NEG_INFINITY;
         }
         let sum: f64 = scores.iter().map(|&(_, s)| (s - max).exp()).sum();
-        let values = heads.values(b, h);
+        let (values, v_scales) = (heads.values(b, h), heads.value_scales(b, h));
         for &(j, s) in &scores {
             let weight = (s - max).exp() / sum;
             let value = &values[j * dim_v..][..dim_v];
             for (o, &x) in out_row.iter_mut().zip(value) {
-                *o += weight * f64::from(x);
+                *o += weight * (f64::from(x) * v_scales[j]);
             }
         }
         max + sum.ln()

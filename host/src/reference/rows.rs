@@ -8,6 +8,7 @@ use crate::{
     plan,
     problem::{Problem, Shape},
     run::Inputs,
+    scales::ScaledTensor,
 };
 
 /// The inputs of a checked problem, gathered in the order [batch, heads, seqlen, head_dim].
@@ -16,6 +17,8 @@ pub(crate) struct Heads {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
+    /// Scales of the rows of q, k and v, [batch, heads, seqlen].
+    scales: [Vec<f64>; 3],
 }
 
 impl Heads {
@@ -23,15 +26,43 @@ impl Heads {
     pub fn new(problem: &Problem, inputs: &Inputs<'_>) -> Result<Self> {
         let shape = plan::check(problem)?;
         inputs.check(problem)?;
+        let mut scales = [const { Vec::new() }; 3];
+        for ((rows, scaled), scales) in scales.iter_mut().zip(problem.scaled()).zip(inputs.scales())
+        {
+            *rows = row_scales(&scaled, scales)?;
+        }
         Ok(Self {
             shape,
             q: element::gather_heads(problem.dtype, inputs.q, &problem.q)?,
             k: element::gather_heads(problem.dtype, inputs.k, &problem.k)?,
             v: element::gather_heads(problem.dtype, inputs.v, &problem.v)?,
+            scales,
         })
     }
 
-    /// Query `i` of query head `h` in batch `b`.
+    /// What query `i` of query head `h` in batch `b` is multiplied by: 1 without scales.
+    pub fn query_scale(&self, b: usize, h: usize, i: usize) -> f64 {
+        let s = &self.shape;
+        self.scales[0][(b * s.heads_q + h) * s.seqlen_q + i]
+    }
+
+    /// What the keys that query head `h` of batch `b` may attend are multiplied by.
+    pub fn key_scales(&self, b: usize, h: usize) -> &[f64] {
+        self.of_keys(&self.scales[1], b, h)
+    }
+
+    /// What the values that query head `h` of batch `b` may attend are multiplied by.
+    pub fn value_scales(&self, b: usize, h: usize) -> &[f64] {
+        self.of_keys(&self.scales[2], b, h)
+    }
+
+    fn of_keys<'a>(&self, scales: &'a [f64], b: usize, h: usize) -> &'a [f64] {
+        let s = &self.shape;
+        let head = b * s.heads_kv + h / (s.heads_q / s.heads_kv);
+        &scales[head * s.seqlen_k..][..s.seqlen_k]
+    }
+
+    /// Query `i` of query head `h` in batch `b`, as its elements are, without its scale. So are keys and values.
     pub fn query(&self, b: usize, h: usize, i: usize) -> &[f32] {
         let s = &self.shape;
         &self.q[((b * s.heads_q + h) * s.seqlen_q + i) * s.head_dim_qk..][..s.head_dim_qk]
@@ -53,7 +84,7 @@ impl Heads {
         &self.v[head * len..][..len]
     }
 
-    /// Largest product of the norms of a query and a key that may meet: no score's sum of
+    /// Largest product of the norms of a query and a key that may meet, scales included: no score's sum of
     /// absolute products is larger (Cauchy-Schwarz).
     pub fn largest_product_of_norms(&self) -> f64 {
         let norm = |row: &[f32]| {
@@ -66,13 +97,32 @@ impl Heads {
         let mut largest = 0.0f64;
         for b in 0..s.batch {
             for h in 0..s.heads_q {
-                let q = (0..s.seqlen_q).map(|i| norm(self.query(b, h, i)));
-                let k = self.keys(b, h).chunks(s.head_dim_qk).map(norm);
+                let q =
+                    (0..s.seqlen_q).map(|i| norm(self.query(b, h, i)) * self.query_scale(b, h, i));
+                let keys = self.keys(b, h).chunks(s.head_dim_qk).map(norm);
+                let k = keys.zip(self.key_scales(b, h)).map(|(k, scale)| k * scale);
                 largest = largest.max(q.fold(0.0, f64::max) * k.fold(0.0, f64::max));
             }
         }
         largest
     }
+}
+
+/// The scale of each row of a tensor, in the order [batch, heads, seqlen].
+fn row_scales(scaled: &ScaledTensor<'_>, scales: &[f32]) -> Result<Vec<f64>> {
+    let [batch, seqlen, heads, _] = scaled.tensor.shape;
+    let count = [batch, seqlen, heads]
+        .iter()
+        .try_fold(1usize, |product, &n| product.checked_mul(n));
+    let mut rows = filled::<f64>(count.ok_or_else(too_large)?)?;
+    for (at, row) in rows.iter_mut().enumerate() {
+        let (head, i) = (at / seqlen, at % seqlen);
+        let index = scaled
+            .layout
+            .index(scaled.tensor, [head / heads, i, head % heads]);
+        *row = index.map_or(1.0, |index| f64::from(scales[index]));
+    }
+    Ok(rows)
 }
 
 /// Runs `row(b, h, i, out_row) -> lse` for every query row, in parallel. Returns out

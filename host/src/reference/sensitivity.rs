@@ -1,20 +1,58 @@
 //! How far errors of the scores move the output.
 
-use super::{Heads, per_row, visible};
+use super::{
+    Heads,
+    accumulator::{WeightedSum, lost_of_dot, rounding_of_probability},
+    per_row, visible,
+};
 use crate::{error::Result, problem::Problem};
 
-/// Relative errors of what the output is made of.
+/// An error of a score q_i . k_j.
 #[derive(Clone, Copy)]
-pub(super) struct Perturbation {
-    /// Of a score q_i . k_j, relative to its sum of absolute products.
-    pub score: f64,
-    /// Of a probability other than 0 and 1.
-    pub probability: f64,
+pub(super) enum ScoreError {
+    /// Relative to its sum of absolute products.
+    Relative(f64),
+    /// What accumulators of 14 bits lose ([`lost_of_dot`]).
+    Accumulator,
 }
 
-/// For every element of out (in the order of [`Reference::out`](super::Reference::out)), how far it
-/// moves to first order under a perturbation: `sum_j p_ij (|ds_ij| |v_jx - out_ix| + |dp_ij| |v_jx|)`,
-/// where `ds` is the error of the score after scale and cap, and `dp` that of the probability.
+/// An error of what scores become.
+#[derive(Clone, Copy)]
+pub(super) enum ProbabilityError {
+    /// Of a probability other than 0 and 1, relative to it.
+    Relative(f64),
+    /// Half a unit in the last place of e4m3 ([`rounding_of_probability`]).
+    E4m3,
+    /// None of a probability, but what accumulators of 14 bits lose of the weighted sum ([`WeightedSum::lost`]).
+    Accumulator,
+}
+
+/// Errors of what the output is made of.
+#[derive(Clone, Copy)]
+pub(super) struct Perturbation {
+    pub score: ScoreError,
+    pub probability: ProbabilityError,
+}
+
+/// How far a perturbation moves the results.
+pub(super) struct Moves {
+    /// Every element of out, in the order of [`Reference::out`](super::Reference::out).
+    pub out: Vec<f64>,
+    /// The score of each row that moves most, in the order of [`Reference::lse`](super::Reference::lse). The log-sum-exp moves no more.
+    pub score: Vec<f64>,
+}
+
+/// A key in sight.
+struct Key {
+    index: usize,
+    /// The score; then its exponential, relative to the row's maximum.
+    weight: f64,
+    /// Error of the score after scale and cap.
+    error: f64,
+}
+
+/// How far the results move to first order under a perturbation: an element of out by `sum_j p_ij (|ds_ij| |v_jx - out_ix| +
+/// |dp_ij| |v_jx|)`, where `ds` is the error of the score after scale and cap, and `dp` that of the probability.
 ///
 /// That follows from d(out_i) = sum_j p_ij (v_j - out_i) d(s_ij). Where one key dominates a row it is
 /// next to nothing; where two large scores nearly tie it says what no yardstick shows reliably.
@@ -22,61 +60,89 @@ pub(super) fn sensitivity(
     problem: &Problem,
     heads: &Heads,
     perturbation: Perturbation,
-) -> Result<Vec<f64>> {
-    let scale = f64::from(problem.softmax_scale());
+) -> Result<Moves> {
     let softcap = problem.softcap.map(f64::from);
     let (dim_qk, dim_v) = (heads.shape.head_dim_qk, heads.shape.head_dim_v);
-    let (moves, _) = per_row(&heads.shape, |b, h, i, row: &mut [f64]| {
+    let (out, score) = per_row(&heads.shape, |b, h, i, row: &mut [f64]| {
         let query = heads.query(b, h, i);
-        // (key, score, error of the score)
-        let mut scores = Vec::new();
-        for (j, key) in heads.keys(b, h).chunks_exact(dim_qk).enumerate() {
-            if !visible(problem, i, j) {
-                continue;
-            }
-            let products = query
-                .iter()
-                .zip(key)
-                .map(|(&x, &y)| f64::from(x) * f64::from(y));
-            let (dot, absolute) = products.fold((0.0, 0.0), |(dot, absolute), product| {
-                (dot + product, absolute + product.abs())
-            });
-            let error = absolute * scale.abs() * perturbation.score;
-            scores.push(match softcap {
-                Some(cap) => {
-                    let tanh = (dot * scale / cap).tanh();
-                    (j, cap * tanh, error * (1.0 - tanh * tanh))
+        let q_scale = f64::from(problem.softmax_scale()) * heads.query_scale(b, h, i);
+        let keys = heads.keys(b, h).chunks_exact(dim_qk);
+        let mut keys: Vec<Key> = keys
+            .zip(heads.key_scales(b, h))
+            .enumerate()
+            .filter(|(j, _)| visible(problem, i, *j))
+            .map(|(index, (key, k_scale))| {
+                let scale = q_scale * k_scale;
+                let products = query
+                    .iter()
+                    .zip(key)
+                    .map(|(&x, &y)| f64::from(x) * f64::from(y));
+                let (dot, absolute) = products.fold((0.0, 0.0), |(dot, absolute), product| {
+                    (dot + product, absolute + product.abs())
+                });
+                let error = scale.abs()
+                    * match perturbation.score {
+                        ScoreError::Relative(error) => error * absolute,
+                        ScoreError::Accumulator => lost_of_dot(query, key),
+                    };
+                let (weight, error) = match softcap {
+                    Some(cap) => {
+                        let tanh = (dot * scale / cap).tanh();
+                        (cap * tanh, error * (1.0 - tanh * tanh))
+                    }
+                    None => (dot * scale, error),
+                };
+                Key {
+                    index,
+                    weight,
+                    error,
                 }
-                None => (j, dot * scale, error),
-            });
-        }
-        let max = scores
+            })
+            .collect();
+        let max = keys
             .iter()
-            .fold(f64::NEG_INFINITY, |max, score| max.max(score.1));
-        for score in &mut scores {
-            score.1 = (score.1 - max).exp();
+            .fold(f64::NEG_INFINITY, |max, key| max.max(key.weight));
+        for key in &mut keys {
+            key.weight = (key.weight - max).exp();
         }
-        let sum: f64 = scores.iter().map(|score| score.1).sum();
-        let values = heads.values(b, h);
+        let sum: f64 = keys.iter().map(|key| key.weight).sum();
+        let (values, scales) = (heads.values(b, h), heads.value_scales(b, h));
+        let value = |j: usize| {
+            let row = &values[j * dim_v..][..dim_v];
+            row.iter().map(move |&v| f64::from(v) * scales[j])
+        };
         let mut out = vec![0.0; dim_v];
-        for &(j, weight, _) in &scores {
-            for (o, &v) in out.iter_mut().zip(&values[j * dim_v..]) {
-                *o += weight / sum * f64::from(v);
+        for key in &keys {
+            for (o, v) in out.iter_mut().zip(value(key.index)) {
+                *o += key.weight / sum * v;
             }
         }
-        for &(j, weight, error) in &scores {
-            let probability = weight / sum;
-            let rounding = if probability < 1.0 {
-                perturbation.probability
-            } else {
-                0.0
+        for key in &keys {
+            let probability = key.weight / sum;
+            let rounding = match perturbation.probability {
+                ProbabilityError::Relative(error) if probability < 1.0 => error * probability,
+                ProbabilityError::E4m3 if probability < 1.0 => {
+                    rounding_of_probability(key.weight) / sum
+                }
+                _ => 0.0,
             };
-            for ((x, &v), o) in row.iter_mut().zip(&values[j * dim_v..]).zip(&out) {
-                let v = f64::from(v);
-                *x += probability * (error * (v - o).abs() + rounding * v.abs());
+            for ((x, v), o) in row.iter_mut().zip(value(key.index)).zip(&out) {
+                *x += probability * key.error * (v - o).abs() + rounding * v.abs();
             }
         }
-        0.0
+        if let ProbabilityError::Accumulator = perturbation.probability {
+            let weights: Vec<_> = keys.iter().map(|key| (key.index, key.weight)).collect();
+            let weighted = WeightedSum {
+                weights: &weights,
+                values,
+                scales,
+                dim: dim_v,
+            };
+            for (x, lost) in row.iter_mut().zip(weighted.lost()) {
+                *x += lost / sum;
+            }
+        }
+        keys.iter().fold(0.0, |max, key| max.max(key.error))
     })?;
-    Ok(moves)
+    Ok(Moves { out, score })
 }

@@ -44,7 +44,10 @@ impl Masking for Unmasked {
 
     #[inline(always)]
     fn exponents(care: Care) -> Fast {
-        Fast { slack: care.slack }
+        Fast {
+            slack: care.slack,
+            polynomials: care.polynomials,
+        }
     }
 
     #[inline(always)]

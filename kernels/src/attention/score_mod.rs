@@ -8,8 +8,9 @@ use flashtile_abi::{AttentionParams, ScoreModKind};
 pub trait ScoreMod {
     /// Its name on both sides of a launch.
     const KIND: ScoreModKind;
-    /// Applies it to every score of a tile.
-    fn apply<S: AccumTile>(scores: &mut S, params: &AttentionParams);
+    /// Applies it to every score of a tile. `relative`: capped scores are good to a few units in their own last place; else to a few in
+    /// that of the cap, which is all that exponentials of 16-bit probabilities and f32 sums can tell.
+    fn apply<S: AccumTile>(scores: &mut S, params: &AttentionParams, relative: bool);
 }
 
 /// Scores as they are.
@@ -25,19 +26,23 @@ impl ScoreMod for None {
     const KIND: ScoreModKind = ScoreModKind::None;
 
     #[inline(always)]
-    fn apply<S: AccumTile>(_: &mut S, _: &AttentionParams) {}
+    fn apply<S: AccumTile>(_: &mut S, _: &AttentionParams, _: bool) {}
 }
 
 impl ScoreMod for Softcap {
     const KIND: ScoreModKind = ScoreModKind::Softcap;
 
     #[inline(always)]
-    fn apply<S: AccumTile>(scores: &mut S, params: &AttentionParams) {
+    fn apply<S: AccumTile>(scores: &mut S, params: &AttentionParams, relative: bool) {
         for m in 0..S::M_FRAGS {
             for n in 0..S::N_FRAGS {
                 for i in 0..4 {
                     let score = &mut scores.frag_mut(m, n)[i];
-                    *score = tanh(*score * params.cap_scale);
+                    *score = if relative {
+                        tanh(*score * params.cap_scale)
+                    } else {
+                        quick_tanh(*score, params.cap_scale)
+                    };
                 }
             }
         }
@@ -48,9 +53,9 @@ impl ScoreMod for OptionalSoftcap {
     const KIND: ScoreModKind = ScoreModKind::OptionalSoftcap;
 
     #[inline(always)]
-    fn apply<S: AccumTile>(scores: &mut S, params: &AttentionParams) {
+    fn apply<S: AccumTile>(scores: &mut S, params: &AttentionParams, relative: bool) {
         if params.cap_scale != 0.0 {
-            Softcap::apply(scores, params);
+            Softcap::apply(scores, params, relative);
         }
     }
 }
@@ -79,4 +84,11 @@ fn tanh(x: f32) -> f32 {
     let far = math::fma(-2.0, math::rcp_approx(1.0 + e), 1.0);
     let far = f32::from_bits(far.to_bits() | (x.to_bits() & 0x8000_0000));
     if magnitude < 0.6 { near } else { far }
+}
+
+/// tanh(x * scale) to 6 * 2^-23, absolute: 1 - 2 / (1 + e^2x), which cancels near 0. e^2x = inf gives 1, e^2x = 0 gives -1.
+#[inline(always)]
+fn quick_tanh(x: f32, scale: f32) -> f32 {
+    let e = math::ex2(x * (scale * (2.0 * core::f32::consts::LOG2_E)));
+    math::fma(-2.0, math::rcp_approx(1.0 + e), 1.0)
 }

@@ -11,6 +11,7 @@
 
 use crate::ptx::{math, sync};
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS, RowVec};
+use flashtile_abi::exp2;
 
 /// The larger of `row_max` and the largest score of each row.
 #[inline(always)]
@@ -48,6 +49,8 @@ pub trait Exponents: Copy {
 pub struct Fast {
     /// As [`Care::slack`].
     pub slack: f32,
+    /// As [`Care::polynomials`].
+    pub polynomials: usize,
 }
 
 /// Any row: one that has seen no key gets probabilities of 0 for masked keys.
@@ -65,9 +68,49 @@ pub struct Care {
     /// How far an exponent may be above 0 before the row's reference follows its maximum
     /// ([`RowStats::absorb_lazily`]). Not in a block that takes care.
     pub slack: f32,
+    /// How many of a lane's scores of a row, in a tile without masks, have their exponentials computed by arithmetic: some, where the
+    /// special-function units are the limit.
+    pub polynomials: usize,
     /// Whether the two ways are code of their own, a constant. One code for both is two instructions a score longer, and takes fewer
     /// registers.
     pub apart: bool,
+}
+
+/// Turns scores of rows g (`half` 0) or g + 8 (`half` 1) of fragment row `m` into 2^exponent, the exponent being a function of the
+/// score. Of the lane's scores of the row, `polynomials` are computed by arithmetic ([`exp2`]), spread among the others.
+#[inline(always)]
+pub fn exponentiate_row<S: AccumTile>(
+    scores: &mut S,
+    m: usize,
+    half: usize,
+    polynomials: usize,
+    exponent: impl Fn(f32) -> f32,
+) {
+    let scores_of_row = 2 * S::N_FRAGS;
+    for n in 0..S::N_FRAGS {
+        for i in 0..2 {
+            // One more of the scores so far than of those before.
+            let share = |count: usize| count * polynomials / scores_of_row;
+            let by_arithmetic = share(2 * n + i + 1) != share(2 * n + i);
+            let score = &mut scores.frag_mut(m, n)[2 * half + i];
+            let x = exponent(*score);
+            *score = if by_arithmetic { exp2(x) } else { math::ex2(x) };
+        }
+    }
+}
+
+/// 2^x without the special-function unit: [`flashtile_abi::exp2`]. Not for NaN.
+#[inline(always)]
+fn exp2(x: f32) -> f32 {
+    let x = math::max(x, exp2::LEAST);
+    let shifted = x + exp2::ROUND;
+    let f = x - (shifted - exp2::ROUND);
+    let mut p = exp2::POLYNOMIAL[5];
+    for i in (0..5).rev() {
+        p = math::fma(p, f, exp2::POLYNOMIAL[i]);
+    }
+    let bits = (p.to_bits() as i32).wrapping_add((shifted.to_bits() << 23) as i32);
+    f32::from_bits(bits.max(0) as u32)
 }
 
 /// Turns scores into 2^exponent, the exponent being a function of the score for each row, by the row's maximum.
@@ -75,17 +118,12 @@ pub struct Care {
 fn exponentiate<S: AccumTile, F: Fn(f32) -> f32>(
     scores: &mut S,
     row_max: &RowVec,
+    polynomials: usize,
     of_row: impl Fn(f32) -> F,
 ) {
     for m in 0..S::M_FRAGS {
         for half in 0..2 {
-            let exponent = of_row(row_max[m][half]);
-            for n in 0..S::N_FRAGS {
-                for i in 0..2 {
-                    let score = &mut scores.frag_mut(m, n)[2 * half + i];
-                    *score = math::ex2(exponent(*score));
-                }
-            }
+            exponentiate_row(scores, m, half, polynomials, of_row(row_max[m][half]));
         }
     }
 }
@@ -100,7 +138,7 @@ fn fast(scale: f32, max: f32) -> impl Fn(f32) -> f32 {
 /// A maximum that arithmetic can use: 0 for a row without keys (then -inf - 0 = -inf, where -inf - -inf is
 /// NaN), f32's largest number for an overflowing one.
 #[inline(always)]
-fn finite_max(row_max: f32) -> f32 {
+pub fn finite_max(row_max: f32) -> f32 {
     if row_max == f32::NEG_INFINITY {
         0.0
     } else {
@@ -111,7 +149,7 @@ fn finite_max(row_max: f32) -> f32 {
 impl Exponents for Fast {
     #[inline(always)]
     fn probabilities<S: AccumTile>(self, scores: &mut S, row_max: &RowVec, scale: f32) {
-        exponentiate(scores, row_max, |max| fast(scale, max));
+        exponentiate(scores, row_max, self.polynomials, |max| fast(scale, max));
     }
 
     #[inline(always)]
@@ -129,10 +167,10 @@ impl Exponents for Guarded {
     #[inline(always)]
     fn probabilities<S: AccumTile>(self, scores: &mut S, row_max: &RowVec, scale: f32) {
         if self.0.apart && !self.0.careful {
-            exponentiate(scores, row_max, |max| fast(scale, finite_max(max)));
+            exponentiate(scores, row_max, 0, |max| fast(scale, finite_max(max)));
             return;
         }
-        exponentiate(scores, row_max, |max| {
+        exponentiate(scores, row_max, 0, |max| {
             let max = finite_max(max);
             let (shift, scaled_max) = if self.0.careful {
                 (max, 0.0)
@@ -222,8 +260,10 @@ pub fn scale_rows<S: AccumTile>(tile: &mut S, factor: &RowVec) {
     }
 }
 
-const NO_KEY: RowVec = [[f32::NEG_INFINITY; 2]; MAX_M_FRAGS];
-const NOTHING: RowVec = [[0.0; 2]; MAX_M_FRAGS];
+/// Maxima before the first key.
+pub const NO_KEY: RowVec = [[f32::NEG_INFINITY; 2]; MAX_M_FRAGS];
+/// No sums.
+pub const NOTHING: RowVec = [[0.0; 2]; MAX_M_FRAGS];
 
 /// Maximum and sum of each row so far; the sums are a lane's part until they are reduced.
 #[derive(Clone, Copy)]
@@ -322,31 +362,31 @@ impl RowStats {
         self.sum = growth.sum;
     }
 
-    /// Brings sums and output to the new references, and adds the tile's sums.
+    /// Brings the sums to the new references, and adds the tile's. Returns what output must be multiplied by, if some row of the warp
+    /// has a new reference.
     #[inline(always)]
-    pub fn settle<O: AccumTile, E: Exponents>(
+    pub fn settle<S: AccumTile, E: Exponents>(
         &mut self,
-        out: &mut O,
         growth: Growth,
         exponent_scale: f32,
         exponents: E,
-    ) {
+    ) -> Option<RowVec> {
+        let mut factor = [[1.0; 2]; MAX_M_FRAGS];
         if growth.any {
-            let mut factor = NOTHING;
-            for m in 0..O::M_FRAGS {
+            for m in 0..S::M_FRAGS {
                 for half in 0..2 {
                     let (old, new) = (growth.old[m][half], self.max[m][half]);
                     factor[m][half] = exponents.correction(old, new, exponent_scale);
                     self.sum[m][half] *= factor[m][half];
                 }
             }
-            scale_rows(out, &factor);
         }
-        for m in 0..O::M_FRAGS {
+        for m in 0..S::M_FRAGS {
             for half in 0..2 {
                 self.sum[m][half] += growth.sum[m][half];
             }
         }
+        growth.any.then_some(factor)
     }
 }
 
@@ -354,11 +394,11 @@ impl RowStats {
 #[derive(Clone, Copy)]
 pub struct Growth {
     /// Some row of the warp has a new reference.
-    any: bool,
+    pub any: bool,
     /// The references before.
-    old: RowVec,
+    pub old: RowVec,
     /// The tile's sums.
-    sum: RowVec,
+    pub sum: RowVec,
 }
 
 /// Whether what this lane holds must be computed again, with care: sums of values that are not finite, or as

@@ -90,6 +90,32 @@ pub fn pack_bf16x2(lo: f32, hi: f32) -> u32 {
     out
 }
 
+/// `cvt.rn.satfinite.e4m3x2.f32`, twice: four numbers in the order of bytes, rounded to nearest even, at most 448 in magnitude.
+#[inline(always)]
+pub fn pack_e4m3x4(x: [f32; 4]) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!(
+            "{{ .reg .b16 lo, hi; cvt.rn.satfinite.e4m3x2.f32 lo, {}, {}; cvt.rn.satfinite.e4m3x2.f32 hi, {}, {}; mov.b32 {}, {{lo, hi}}; }}",
+            in(reg32) x[1], in(reg32) x[0], in(reg32) x[3], in(reg32) x[2], out(reg32) out,
+            options(pure, nomem, nostack)
+        );
+    }
+    out
+}
+
+/// `prmt.b32`: the bytes of `a` (0 to 3) and `b` (4 to 7) that the digits of `selector` name, lowest first.
+#[inline(always)]
+pub fn permute_bytes<const SELECTOR: u32>(a: u32, b: u32) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("prmt.b32 {}, {}, {}, {};", out(reg32) out, in(reg32) a, in(reg32) b, const SELECTOR, options(pure, nomem, nostack));
+    }
+    out
+}
+
 /// `cvt.rna.tf32.f32`: the nearest tf32 (8 exponent, 10 fraction bits), ties away from zero.
 #[inline(always)]
 pub fn round_tf32(x: f32) -> f32 {

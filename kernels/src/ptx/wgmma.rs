@@ -115,6 +115,11 @@ pub trait Wgmma<T> {
     /// # Safety
     /// As for [`mm_ss`](Self::mm_ss).
     unsafe fn mma_rs(&mut self, a: [u32; 4], b: Descriptor);
+    /// As [`mma_rs`](Self::mma_rs) if `keep`, else as [`mm_rs`](Self::mm_rs).
+    ///
+    /// # Safety
+    /// As for [`mm_ss`](Self::mm_ss).
+    unsafe fn mma_rs_if(&mut self, a: [u32; 4], b: Descriptor, keep: bool);
 }
 
 /// The registers of so many fragments, as `asm!` places.
@@ -148,6 +153,18 @@ macro_rules! product_ss {
 
 /// As [`product_ss`], the left operand in registers.
 macro_rules! product_rs {
+    (keep $keep:ident $instruction:expr, $frags:tt, $tail:literal, [$($i:literal)*], $d:ident, $a:ident, $b:ident) => {
+        asm!(
+            concat!(
+                "{{ .reg .pred p; .reg .b64 db; setp.ne.b32 p, {keep}, 0; mov.b64 db, {{{b}, {lb}}}; ",
+                $instruction, " {{", registers!($frags), "}}, {{{a0}, {a1}, {a2}, {a3}}}, db, p", $tail, "; }}"
+            ),
+            $(inout(reg32) $d[$i][0], inout(reg32) $d[$i][1], inout(reg32) $d[$i][2], inout(reg32) $d[$i][3],)*
+            a0 = in(reg32) $a[0], a1 = in(reg32) $a[1], a2 = in(reg32) $a[2], a3 = in(reg32) $a[3],
+            b = in(reg32) $b.lower, lb = in(reg32) $b.upper, keep = in(reg32) $keep as u32,
+            options(nostack)
+        )
+    };
     ($way:ident $scale_d:literal $instruction:expr, $frags:tt, $tail:literal, [$($i:literal)*], $d:ident, $a:ident, $b:ident) => {
         asm!(
             concat!(
@@ -187,6 +204,12 @@ macro_rules! shape {
             unsafe fn mma_rs(&mut self, a: [u32; 4], b: Descriptor) {
                 // SAFETY: the caller's promise.
                 unsafe { product_rs!(inout "1" $instruction, $frags, $rs_tail, $list, self, a, b) }
+            }
+
+            #[inline(always)]
+            unsafe fn mma_rs_if(&mut self, a: [u32; 4], b: Descriptor, keep: bool) {
+                // SAFETY: the caller's promise.
+                unsafe { product_rs!(keep keep $instruction, $frags, $rs_tail, $list, self, a, b) }
             }
         }
     };

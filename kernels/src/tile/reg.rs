@@ -71,4 +71,10 @@ where
         // SAFETY: as above.
         unsafe { self.0[0].mma_rs(a, b) }
     }
+
+    #[inline(always)]
+    unsafe fn mma_rs_if(&mut self, a: [u32; 4], b: Descriptor, keep: bool) {
+        // SAFETY: as above.
+        unsafe { self.0[0].mma_rs_if(a, b, keep) }
+    }
 }

@@ -46,6 +46,7 @@ fn attend(file: &[u8]) -> Result<()> {
         q: &q,
         k: &k,
         v: &v,
+        ..Inputs::default()
     };
     if work(&problem).is_some_and(|work| work <= MOST_WORK) {
         let outputs = cpu::attention(&problem, &inputs)?;

@@ -152,7 +152,7 @@ impl Described {
                 true => Some(hostile(u)? as u64),
                 false => None,
             },
-            workspace: 0,
+            ..Pointers::default()
         };
         Ok(Self {
             problem,
@@ -186,6 +186,7 @@ impl Described {
             q: tensor(0, &self.problem.q),
             k: tensor(1, &self.problem.k),
             v: tensor(2, &self.problem.v),
+            ..Tensors::default()
         }
     }
 
@@ -212,14 +213,29 @@ impl Described {
             [&tensors.q, &tensors.k, &tensors.v].map(|x| element::encode(problem.dtype, x))
         };
         let [q, k, v] = &bytes(tensors);
-        let found = compare(&problem, &Inputs { q, k, v }, &outputs).expect("it ran");
+        let found = compare(
+            &problem,
+            &Inputs {
+                q,
+                k,
+                v,
+                ..Inputs::default()
+            },
+            &outputs,
+        )
+        .expect("it ran");
         if found.ok {
             return;
         }
         let mut bound = found.bound;
         for seed in 1..SEEDS {
             let [q, k, v] = &bytes(&self.tensors(self.seed.wrapping_add(seed << 40)));
-            let inputs = Inputs { q, k, v };
+            let inputs = Inputs {
+                q,
+                k,
+                v,
+                ..Inputs::default()
+            };
             let reference = attention_f64(&problem, &inputs).expect("it ran");
             let low = attention_low_precision(&problem, &inputs).expect("it ran");
             let other = error_bound(&problem, &inputs, &reference, &low).expect("it ran");

@@ -30,21 +30,25 @@ pub fn without_line(ptx: &str, removed: usize) -> String {
     kept.flat_map(|(_, line)| [line, "\n"]).collect()
 }
 
-/// The text of a fused kernel, made to trap where a block votes to be computed a second time.
+/// The text of a fused kernel, made to trap where something must be computed a second time: in the sm_80 tier where a block has voted
+/// for it, in the sm_90a tier where a warp says so.
 ///
 /// # Panics
-/// If the text has not exactly one such vote.
+/// If the text has not exactly one such place.
 pub fn trap_before_second_attempt(ptx: &str) -> String {
     let votes = lines_with(ptx, "bar.red.or.pred");
-    assert_eq!(votes.len(), 1, "votes");
+    let says = lines_with(ptx, "red.relaxed.cluster.shared::cluster.or");
+    assert_eq!(votes.len() + says.len(), 1, "places");
     let mut text = String::new();
     for (at, line) in ptx.lines().enumerate() {
+        if says.contains(&at) {
+            text.push_str("trap;\n");
+        }
         text.push_str(line);
         text.push('\n');
-        if at == votes[0] {
-            let spoilt = line
-                .split(['\t', ' ', ','])
-                .find(|word| word.starts_with("%p"));
+        if votes.contains(&at) {
+            let mut words = line.split(['\t', ' ', ',']);
+            let spoilt = words.find(|word| word.starts_with("%p"));
             text.push_str(&format!("@{} trap;\n", spoilt.expect("a predicate")));
         }
     }

@@ -101,7 +101,7 @@ impl Place {
             v,
             out,
             lse: images.lse_wanted.then_some(lse),
-            workspace: 0,
+            ..Pointers::default()
         };
         Ok(Self {
             tensors,

@@ -2,9 +2,16 @@
 
 use std::fmt;
 
-use flashtile::{CausalAlignment, DType, OutDType, ScoreModKind, Variant, Window};
+use flashtile::{
+    Algorithm, Arch, ArchChoice, CausalAlignment, DType, OutDType, Plan, ScaleLayout, Scales,
+    ScoreModKind, Variant, Window,
+};
 
-use crate::{case::Case, data::Distribution, memory::unseen_keys};
+use crate::{
+    case::{Case, Placement},
+    data::Distribution,
+    memory::unseen_keys,
+};
 
 /// A length against a tile's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,8 +103,11 @@ pub enum Dims {
     NarrowQueries,
     /// The smallest head_dim_v.
     NarrowValues,
-    /// Neither is a multiple of 8, so that rows are copied element by element.
+    /// In the sm_80 tier neither is a multiple of 8, so that rows are copied element by element. In the sm_90a tier both are, and
+    /// neither is one of 16, so that the tile has more columns than the tensor.
     Ragged,
+    /// Neither is a multiple of 8, in rows that begin at multiples of 16 bytes.
+    Padded,
 }
 
 /// How one tensor lies in memory.
@@ -126,7 +136,100 @@ impl Lie {
         Self::Backwards,
         Self::Broadcast,
     ];
+
+    /// Whether the copy engine can address such a tensor.
+    const fn is_addressable(self) -> bool {
+        matches!(self, Self::Gaps | Self::HeadsFirst)
+    }
+
+    /// Whether the tensor lies so.
+    fn holds(self, case: &Case, tensor: usize) -> bool {
+        let [batch, seqlen, heads, dim] = case.shapes()[tensor];
+        let placement = &case.placements[tensor];
+        let aligned = 16 / case.element(tensor).bytes() as usize;
+        let row = dim + placement.pad;
+        match self {
+            Self::Unaligned => !placement.offset.is_multiple_of(aligned),
+            Self::Gaps => placement.pad > 0 && row.is_multiple_of(aligned),
+            Self::OddGaps => placement.pad > 0 && !row.is_multiple_of(aligned),
+            Self::HeadsFirst => placement.heads_first && heads > 1 && seqlen > 1,
+            Self::Backwards => placement.backwards && seqlen > 1,
+            Self::Broadcast => placement.broadcast && batch > 1,
+        }
+    }
 }
+
+/// How the blocks of a kernel of the sm_90a tier share the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// The rows of several heads in one tile.
+    Packed {
+        /// Under a causal mask, or without.
+        causal: bool,
+    },
+    /// Two blocks share keys and values.
+    Pairs,
+    /// Blocks have several pieces of work each, not all of them as many.
+    Rounds,
+    /// Some of the pieces that blocks have several of see no key at all.
+    Empty,
+    /// The heads are worked on in several sections, of which the last has fewer.
+    Sections,
+}
+
+impl Work {
+    const ALL: [Self; 6] = [
+        Self::Packed { causal: false },
+        Self::Packed { causal: true },
+        Self::Pairs,
+        Self::Rounds,
+        Self::Empty,
+        Self::Sections,
+    ];
+
+    /// Whether the work is shared out so on the emulator.
+    pub(super) fn holds(self, case: &Case, plan: &Plan) -> bool {
+        let Some(schedule) = plan.schedule() else {
+            return false;
+        };
+        let clusters = plan.config().grid[0] / schedule.cluster;
+        match self {
+            Self::Packed { causal } => schedule.pack > 0 && case.causal.is_some() == causal,
+            Self::Pairs => schedule.cluster == 2,
+            Self::Rounds => schedule.rounds > 2 && !schedule.pieces.is_multiple_of(clusters),
+            Self::Empty => {
+                let params = plan.template();
+                let tile = &plan.variant().tile;
+                let sees = |m_block: u32| {
+                    let first = (m_block * tile.block_m) as i32;
+                    let rows = (schedule.rows - first).min(tile.block_m as i32);
+                    let query = |row: i32| row >> schedule.pack;
+                    let queries = query(first + rows - 1) - query(first) + 1;
+                    let (band, keys) = (params.band, tile.block_n as i32);
+                    let range = band.block_range(query(first), queries, keys);
+                    range.begin < range.end
+                };
+                let mut blocks = 0..params.m_blocks;
+                schedule.rounds > 1 && blocks.clone().any(sees) && !blocks.all(sees)
+            }
+            Self::Sections => {
+                let Some(rest) = schedule.groups.checked_rem(schedule.section) else {
+                    return false;
+                };
+                schedule.section > 1 && schedule.section < schedule.groups && rest > 0
+            }
+        }
+    }
+}
+
+/// The kinds of scales of a tensor.
+const SCALES: [ScaleLayout; 5] = [
+    ScaleLayout::One,
+    ScaleLayout::PerTensor,
+    ScaleLayout::PerHead,
+    ScaleLayout::PerBlock { rows: 128 },
+    ScaleLayout::PerBlock { rows: 256 },
+];
 
 /// What becomes of a score before the softmax.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,10 +281,20 @@ pub enum Class {
     Dims(Dims),
     /// How a tensor (0 to 3: q, k, v, out) lies in memory.
     Memory(usize, Lie),
-    /// f32 output of 16-bit inputs.
+    /// f32 output of inputs of fewer bits.
     OutF32,
+    /// f16 output of 8-bit inputs.
+    OutF16,
+    /// Scales of a tensor (0 to 2: q, k, v) of several heads and batches, and the others' of another kind.
+    Scales(usize, ScaleLayout),
     /// Scale and cap.
     Score(Score),
+    /// How the blocks of the sm_90a tier share the work.
+    Work(Work),
+    /// A tensor lies as the copy engine cannot address it, so that the sm_80 tier has the work.
+    Fallback(usize, Lie),
+    /// The same for contiguous tensors, whose rows are no multiples of 16 bytes.
+    FallbackRows,
 }
 
 impl fmt::Display for Class {
@@ -216,13 +329,19 @@ impl Class {
         for tensor in 0..4 {
             let lies = Lie::ALL.into_iter();
             let sensible = lies.filter(|&lie| tensor < 3 || lie != Lie::Broadcast);
-            all.extend(sensible.map(|lie| Self::Memory(tensor, lie)));
+            for lie in sensible {
+                all.push(Self::Memory(tensor, lie));
+                if !lie.is_addressable() {
+                    all.push(Self::Fallback(tensor, lie));
+                }
+            }
         }
         let dims = [
             Dims::Widest,
             Dims::NarrowQueries,
             Dims::NarrowValues,
             Dims::Ragged,
+            Dims::Padded,
         ];
         all.extend(dims.map(Self::Dims));
         let scores = [
@@ -232,6 +351,7 @@ impl Class {
             Score::Uncapped,
         ];
         all.extend(scores.map(Self::Score));
+        all.extend(Work::ALL.map(Self::Work));
         all.extend([
             Self::Groups,
             Self::PoisonBefore,
@@ -239,7 +359,12 @@ impl Class {
             Self::Primes,
             Self::ManyTiles,
             Self::OutF32,
+            Self::FallbackRows,
+            Self::OutF16,
         ]);
+        for tensor in 0..3 {
+            all.extend(SCALES.map(|layout| Self::Scales(tensor, layout)));
+        }
         all
     }
 
@@ -252,6 +377,18 @@ impl Class {
                 variant.score_mod != ScoreModKind::Softcap
             }
             Self::OutF32 => variant.tile.dtype != DType::F32,
+            Self::Memory(_, lie) => variant.arch == Arch::Sm80 || lie.is_addressable(),
+            Self::Work(Work::Pairs) => {
+                variant.arch == Arch::Sm90a && variant.tile.head_dim_qk >= 128
+            }
+            Self::Work(_) => variant.arch == Arch::Sm90a,
+            // What the sm_90a tier would compute.
+            Self::Fallback(..) | Self::FallbackRows => {
+                variant.arch == Arch::Sm80
+                    && variant.algorithm == Algorithm::Fused
+                    && variant.tile.dtype != DType::F32
+            }
+            Self::OutF16 | Self::Scales(..) => variant.tile.dtype == DType::E4m3,
             _ => true,
         }
     }
@@ -293,33 +430,46 @@ impl Class {
                     && s.seqlen_k > tile.block_n as usize
             }
             Self::ManyTiles => s.seqlen_k > 8 * tile.block_n as usize,
-            Self::Dims(dims) => (s.head_dim_qk, s.head_dim_v) == super::cases::dims(variant, dims),
-            Self::Memory(tensor, lie) => {
-                let [batch, seqlen, heads, dim] = case.shapes()[tensor];
-                let placement = &case.placements[tensor];
-                let dtype = if tensor == 3 {
-                    case.out_element()
-                } else {
-                    case.dtype
-                };
-                let aligned = 16 / dtype.bytes() as usize;
-                let row = dim + placement.pad;
-                match lie {
-                    Lie::Unaligned => !placement.offset.is_multiple_of(aligned),
-                    Lie::Gaps => placement.pad > 0 && row.is_multiple_of(aligned),
-                    Lie::OddGaps => placement.pad > 0 && !row.is_multiple_of(aligned),
-                    Lie::HeadsFirst => placement.heads_first && heads > 1 && seqlen > 1,
-                    Lie::Backwards => placement.backwards && seqlen > 1,
-                    Lie::Broadcast => placement.broadcast && batch > 1,
-                }
+            Self::Dims(dims) => {
+                let padded = dims != Dims::Padded || case.addressable() == *case;
+                padded && (s.head_dim_qk, s.head_dim_v) == super::cases::dims(variant, dims)
             }
+            Self::Memory(tensor, lie) => lie.holds(case, tensor),
+            Self::Fallback(tensor, lie) => lie.holds(case, tensor) && falls_back(case, variant),
+            Self::FallbackRows => {
+                let contiguous = case.placements == [Placement::default(); 4];
+                contiguous && falls_back(case, variant)
+            }
+            Self::Work(work) => case.plan().is_ok_and(|plan| work.holds(case, &plan)),
             Self::OutF32 => case.out_dtype == OutDType::F32 && case.dtype != DType::F32,
+            Self::OutF16 => case.out_dtype == OutDType::F16 && case.dtype == DType::E4m3,
+            Self::Scales(tensor, layout) => {
+                let Scales { q, k, v } = case.scales;
+                let [_, seqlen, heads, _] = case.shapes()[tensor];
+                let rows = match layout {
+                    ScaleLayout::PerBlock { rows } => rows as usize,
+                    _ => 0,
+                };
+                [q, k, v][tensor] == layout
+                    && (q != k || k != v)
+                    && s.batch > 1
+                    && heads > 1
+                    && seqlen > rows
+            }
             Self::Score(Score::NegativeScale) => case.scale.is_some_and(|scale| scale < 0.0),
             Self::Score(Score::ZeroScale) => case.scale == Some(0.0),
             Self::Score(Score::Capped) => case.softcap.is_some(),
             Self::Score(Score::Uncapped) => case.softcap.is_none(),
         }
     }
+}
+
+/// Whether the sm_90a tier would compute the case, if it were not for its tensors.
+fn falls_back(case: &Case, variant: &Variant) -> bool {
+    let elsewhere = case.addressable().planned();
+    case.arch == ArchChoice::Auto
+        && variant.arch == Arch::Sm80
+        && elsewhere.is_ok_and(|variant| variant.arch == Arch::Sm90a)
 }
 
 /// Whether a number is prime.

@@ -14,7 +14,7 @@ use flashtile::Variant;
 use crate::case::Case;
 
 pub use cases::{case, dims};
-pub use class::{Class, Dims, Edge, Lie, Queries, Score, Sides};
+pub use class::{Class, Dims, Edge, Lie, Queries, Score, Sides, Work};
 
 /// One case of every class that applies to the variant.
 pub fn of_variant(variant: &'static Variant) -> Vec<Case> {

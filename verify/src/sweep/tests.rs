@@ -1,3 +1,5 @@
+use flashtile::Arch;
+
 use super::*;
 
 fn covered(cases: &[Case]) -> Coverage {
@@ -32,13 +34,16 @@ fn the_full_sweep_covers_every_variant_and_class() {
 fn what_no_case_reaches_is_missing() {
     let mut cases = full();
     cases.retain(|case| !case.placements[2].backwards);
-    let missing = covered(&cases).missing();
-    assert_eq!(missing.len(), flashtile::kernels().count());
-    assert!(
-        missing
+    let gone = [Class::Memory, Class::Fallback].map(|class| class(2, Lie::Backwards));
+    let of_kernel = |kernel: flashtile::Kernel| {
+        let name = kernel.variant.name;
+        let classes = gone
             .iter()
-            .all(|line| line.ends_with("Memory(2, Backwards)"))
-    );
+            .filter(move |class| class.applies(kernel.variant));
+        classes.map(move |class| format!("{name}: no case of {class}"))
+    };
+    let expected: Vec<_> = flashtile::kernels().flat_map(of_kernel).collect();
+    assert_eq!(covered(&cases).missing(), expected);
 
     let first = flashtile::kernels().next().unwrap().variant;
     let mut cases = full();
@@ -59,6 +64,25 @@ fn the_quick_sweep_has_every_variant_and_every_class() {
         assert!(counts.any(|count| count > 0), "{class}");
     }
     assert!(quick().len() * 5 < full().len());
+}
+
+/// What the tier has of its own is what its cases are: the emulator shares the work out so, and not only in their names.
+#[test]
+fn every_way_to_share_the_work_is_reached() {
+    let all = flashtile::kernels();
+    for kernel in all.filter(|kernel| kernel.variant.arch == Arch::Sm90a) {
+        let cases = of_variant(kernel.variant);
+        let plans = cases.iter().map(|case| case.plan().unwrap());
+        let schedules: Vec<_> = plans.map(|plan| *plan.schedule().unwrap()).collect();
+        let packs: HashSet<u32> = schedules.iter().map(|s| s.pack).collect();
+        assert_eq!(packs, HashSet::from([0, 1, 2, 3, 4]));
+        assert!(schedules.iter().any(|s| s.rounds > 2 && s.rounds % 2 == 1));
+        let paired = |s: &flashtile::Schedule| s.cluster == 2;
+        let many = |s: &flashtile::Schedule| s.rounds > 1;
+        let pairs = kernel.variant.tile.head_dim_qk >= 128;
+        assert_eq!(schedules.iter().any(|s| paired(s) && many(s)), pairs);
+        assert_eq!(schedules.iter().any(|s| paired(s) && s.pack > 0), pairs);
+    }
 }
 
 #[test]

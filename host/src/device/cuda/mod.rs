@@ -527,6 +527,8 @@ impl Device for CudaDevice {
                 DType::F16 => codes::TENSOR_MAP_FLOAT16,
                 DType::Bf16 => codes::TENSOR_MAP_BFLOAT16,
                 DType::F32 => codes::TENSOR_MAP_FLOAT32,
+                // The engine moves bytes; it has no type of its own for these.
+                DType::E4m3 => codes::TENSOR_MAP_UINT8,
             },
             address: spec.address,
             dims: &spec.dims,

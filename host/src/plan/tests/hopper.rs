@@ -167,7 +167,7 @@ fn contiguous_rows_that_the_copy_engine_cannot_take() {
     for dim in 1..=512usize {
         let problem = Problem::contiguous(DType::Bf16, shape(dim, 64));
         if dim.is_multiple_of(8) {
-            assert_eq!(names(&problem).1, false);
+            assert!(!names(&problem).1);
         } else if dim <= 256 {
             // Of q the heads' stride is the first that counts: all are multiples of it.
             let first = 2 * 129 * 6 * dim;
@@ -407,7 +407,7 @@ proptest! {
         // Heads that share tiles are heads of one group of keys, and a tile's rows are those of whole queries.
         prop_assert!(ratio.is_multiple_of(1 << s.pack) && s.pack <= 6);
         prop_assert_eq!(s.rows as usize, shape.seqlen_q << s.pack);
-        prop_assert_eq!(s.groups as usize, batch * shape.heads_q >> s.pack);
+        prop_assert_eq!(s.groups as usize, (batch * shape.heads_q) >> s.pack);
         let m_blocks = plan.template().m_blocks;
         prop_assert_eq!(m_blocks, (s.rows as u32).div_ceil(tile.block_m));
         // Sharing wastes less than a tile of rows for each head.

@@ -10,6 +10,7 @@ use crate::element::Element;
 use crate::ptx::{math, special, sync};
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS, RowVec};
 use crate::tile::smem::{FragmentView, SmemTile};
+use flashtile_abi::DType;
 
 /// One walk over the keys.
 pub trait Pass<C: Config> {
@@ -28,7 +29,8 @@ fn scores<C: Config, M: Masking>(
     k: SmemTile,
 ) -> C::Scores {
     let mut scores = mma_qk::<C>(block, q, k);
-    C::ScoreMod::apply(&mut scores, block.params);
+    let relative = matches!(C::TILE.dtype, DType::F32);
+    C::ScoreMod::apply(&mut scores, block.params, relative);
     M::apply(&mut scores, block, n_block * C::TILE.block_n as i32);
     scores
 }
@@ -177,6 +179,7 @@ const CAREFUL: Guarded = Guarded(Care {
     careful: true,
     factor: 1.0,
     slack: 0.0,
+    polynomials: 0,
     apart: false,
 });
 

@@ -109,6 +109,7 @@ impl<'a> Block<'a> {
             careful: self.is_careful(),
             factor: E::CAREFUL_FACTOR,
             slack: 0.0,
+            polynomials: 0,
             // f32's kernel at head_dim 256 has no registers for it.
             apart: !matches!(E::DTYPE, DType::F32),
         }

@@ -1,44 +1,113 @@
 //! What distinguishes one instance of the kernel from another.
 
+use super::consumer::Rows;
+use super::scheduler::Work;
+use crate::attention::mask::Masking;
 use crate::attention::score_mod::ScoreMod;
-use crate::element::{self, Element};
-use crate::ptx::wgmma::{self, Wgmma};
+use crate::attention::softmax::{Care, Growth, RowStats};
+use crate::ptx::wgmma::Descriptor;
 use crate::tile::operand::OperandTile;
 use crate::tile::reg::AccumTile;
-use flashtile_abi::{HopperParams, TileShape};
-use flashtile_abi::hopper::{HopperPlan, WARPGROUP, WARPGROUP_ROWS};
-
-/// A 16-bit element type on Hopper.
-pub trait HopperElement: Element<FragA = [u32; 4]> {
-    /// Its name among the operands of products.
-    type Operand;
-}
-
-impl HopperElement for element::F16 {
-    type Operand = wgmma::F16;
-}
-
-impl HopperElement for element::Bf16 {
-    type Operand = wgmma::Bf16;
-}
+use flashtile_abi::hopper::{HopperPlan, TRANSPOSERS, WARPGROUP, WARPGROUP_ROWS};
+use flashtile_abi::{DType, HopperParams, ScoreModKind, TileShape};
 
 /// One instance: types and shapes, all known at compile time.
-pub trait Config {
-    /// Element type of q, k, v and (unless f32 is asked for) out.
-    type Element: HopperElement;
+pub trait Config: Sized {
+    /// How elements meet the tensor cores.
+    type Arithmetic: Arithmetic<Self>;
     /// What happens to scores before the softmax.
     type ScoreMod: ScoreMod;
     /// One warpgroup's scores of one K tile.
-    type Scores: AccumTile + Wgmma<<Self::Element as HopperElement>::Operand>;
+    type Scores: AccumTile;
     /// One warpgroup's output.
-    type Output: AccumTile + Wgmma<<Self::Element as HopperElement>::Operand>;
-    /// One warpgroup's probabilities of one tile, in the element type.
-    type Probabilities: Probabilities;
+    type Output: AccumTile;
     /// The tile shape, as the host knows it.
     const TILE: TileShape;
     /// Generic address of the parameters, where the launch put them: a reference to them may be one to a copy, which the copy
     /// engine cannot read tensor maps from. Taken anew each time.
     fn params_address() -> u64;
+}
+
+/// What depends on the element type between Q * K^T and the output.
+pub trait Arithmetic<C: Config> {
+    /// Its name on both sides of a launch.
+    const DTYPE: DType;
+    /// Whether products with values are made under the softmax of the next tile.
+    const OVERLAP: bool;
+    /// What probabilities are multiplied by in a piece of work that takes care ([`Care::factor`]).
+    const CAREFUL_FACTOR: f32;
+    /// [`Care::slack`], in a piece of work that takes none.
+    const SLACK: f32;
+    /// One warpgroup's probabilities of one tile: left operands.
+    type Probabilities: Copy;
+    /// Sums of probability * value, as they grow.
+    type Sums;
+    /// What a lane keeps of the elements' scales through a piece of work.
+    type Scales: Copy;
+
+    /// Before the first tile.
+    const START: Self::Sums;
+    /// Of no tile.
+    const NONE: Self::Probabilities;
+    /// What exponents are larger by than elsewhere.
+    const EXPONENT_OFFSET: f32;
+
+    /// For the rows of a piece of work.
+    fn scales(params: &HopperParams, rows: &Rows, work: &Work) -> Self::Scales;
+    /// Q * K^T, in flight.
+    ///
+    /// # Safety
+    /// Both tiles stay as they are until a wait.
+    unsafe fn mm_qk(q: Descriptor, k: Descriptor) -> C::Scores;
+    /// Makes scores what they are meant to be, before they are capped. The tile begins with key `n_begin`; so below.
+    fn descale(params: &HopperParams, scores: &mut C::Scores, scales: Self::Scales, n_begin: i32);
+    /// Turns scores into probabilities. Scores that are capped were descaled.
+    fn absorb<M: Masking>(
+        params: &HopperParams,
+        stats: &mut RowStats,
+        scores: &mut C::Scores,
+        scales: Self::Scales,
+        n_begin: i32,
+        care: Care,
+    ) -> Growth;
+    /// Rounds probabilities.
+    fn pack(scores: &C::Scores) -> Self::Probabilities;
+    /// Sums += P * V, in flight; made and taken in at once where nothing overlaps.
+    ///
+    /// # Safety
+    /// The tile stays as it is until a wait.
+    unsafe fn mma_pv(
+        params: &HopperParams,
+        sums: &mut Self::Sums,
+        p: &Self::Probabilities,
+        v: Descriptor,
+        scales: Self::Scales,
+        n_begin: i32,
+    );
+    /// After the wait: takes in what was made. `last`: no more products follow.
+    fn collect(
+        params: &HopperParams,
+        sums: &mut Self::Sums,
+        scales: Self::Scales,
+        n_begin: i32,
+        last: bool,
+    );
+    /// Brings sums to new references ([`RowStats::settle`]).
+    fn settle<M: Masking>(
+        params: &HopperParams,
+        stats: &mut RowStats,
+        sums: &mut Self::Sums,
+        growth: Growth,
+        care: Care,
+    );
+    /// The output that the sums, normalised and multiplied by [`out_factor`](Self::out_factor), are.
+    fn finish(sums: Self::Sums) -> C::Output;
+    /// See [`finish`](Self::finish).
+    fn out_factor(params: &HopperParams, work: &Work) -> f32;
+    /// What maxima of [`RowStats`] are multiplied by to be exponents of two.
+    fn max_scale(exponent_scale: f32) -> f32;
+    /// Fragments 2 n and 2 n + 1 of the output's columns as 16-bit elements, in the order of `stmatrix`.
+    fn pack_out(out: &C::Output, n: usize, flags: u32) -> [u32; 4];
 }
 
 /// Generic addresses of the launch's tensor maps.
@@ -69,38 +138,6 @@ impl Maps {
     }
 }
 
-/// Probabilities in registers: the left operands of P * V.
-pub trait Probabilities: Copy {
-    /// Steps of 16 keys.
-    const STEPS: usize;
-    /// The operand of a step.
-    fn step(&self, step: usize) -> [u32; 4];
-    /// From the accumulators of the scores.
-    fn pack<E: HopperElement, S: AccumTile>(scores: &S) -> Self;
-}
-
-/// `STEPS` left operands.
-#[derive(Clone, Copy)]
-pub struct Packed<const STEPS: usize>([[u32; 4]; STEPS]);
-
-impl<const STEPS: usize> Probabilities for Packed<STEPS> {
-    const STEPS: usize = STEPS;
-
-    #[inline(always)]
-    fn step(&self, step: usize) -> [u32; 4] {
-        self.0[step]
-    }
-
-    #[inline(always)]
-    fn pack<E: HopperElement, S: AccumTile>(scores: &S) -> Self {
-        let mut packed = [[0; 4]; STEPS];
-        for step in 0..STEPS {
-            packed[step] = E::frag_p(scores, 0, step);
-        }
-        Self(packed)
-    }
-}
-
 /// Compile-time facts that follow from a [`Config`].
 pub trait ConfigExt: Config {
     /// Where things lie in shared memory.
@@ -124,6 +161,13 @@ pub trait ConfigExt: Config {
         rows: Self::TILE.block_n,
         row_bytes: Self::TILE.head_dim_v * Self::TILE.dtype.bytes(),
     };
+    /// A tile of transposed values.
+    const VT: OperandTile = OperandTile {
+        rows: Self::TILE.head_dim_v,
+        row_bytes: Self::TILE.block_n * Self::TILE.dtype.bytes(),
+    };
+    /// Whether values are transposed on the way: products of 8-bit elements take both operands contiguous along the sum.
+    const TRANSPOSES: bool = Self::TILE.dtype.bytes() == 1;
     /// One warpgroup's output.
     const OUT: OperandTile = OperandTile {
         rows: WARPGROUP_ROWS,
@@ -142,13 +186,36 @@ pub trait ConfigExt: Config {
     };
     /// Whether warpgroups take turns with the tensor cores, one computing exponentials while another multiplies.
     const PING_PONG: bool = Self::TILE.head_dim_v <= 128 && Self::TILE.v_splits == 1;
+    /// Warps that read a V tile as it was copied.
+    const V_READERS: u32 = if Self::TRANSPOSES {
+        TRANSPOSERS
+    } else {
+        4 * Self::CONSUMERS
+    };
+    /// [`Care::polynomials`]. Where the special-function units have less to do than the tensor cores: none. A cap takes two of their
+    /// results a score besides the exponential, 8-bit products half the time, a head_dim of 64 a quarter of that of 256. From the counts of
+    /// instructions (docs/kernels-sm90.md).
+    const POLYNOMIALS: usize = {
+        let scores_of_row = Self::TILE.block_n as usize / 4;
+        match Self::ScoreMod::KIND {
+            ScoreModKind::None => match Self::TILE.head_dim_qk {
+                64 => 1,
+                128 if Self::TRANSPOSES => scores_of_row / 16,
+                _ => 0,
+            },
+            _ => scores_of_row * 3 / 4,
+        }
+    };
     /// The types agree with the tile shape; forced by every instance.
     const CONSISTENT: () = {
         let tile = Self::TILE;
         assert!(Self::Scores::M_FRAGS == 1 && Self::Output::M_FRAGS == 1);
         assert!(Self::Scores::N_FRAGS == tile.block_n as usize / 8);
         assert!(Self::Output::N_FRAGS == (tile.head_dim_v / tile.v_splits) as usize / 8);
-        assert!(Self::Probabilities::STEPS == tile.block_n as usize / 16);
+        assert!(matches!(
+            (tile.dtype, Self::Arithmetic::DTYPE),
+            (DType::F16, DType::F16) | (DType::Bf16, DType::Bf16) | (DType::E4m3, DType::E4m3)
+        ));
         assert!(tile.block_m == WARPGROUP_ROWS * Self::CONSUMERS / tile.v_splits);
         assert!(Self::V.blocks().is_multiple_of(tile.v_splits));
     };

@@ -4,26 +4,19 @@
 //! tensor cores multiply the probabilities of the tile before with its values (FlashAttention-3, arXiv:2407.08608, section 3.2), and
 //! the other warpgroups' products fill what is left (section 3.1).
 
-use super::config::{Config, ConfigExt, HopperElement, Probabilities};
+use super::config::{Arithmetic, Config, ConfigExt};
 use super::epilogue;
 use super::pipeline::{Cursor, Ring};
 use super::scheduler::{Scheduler, Work};
 use crate::attention::mask::{Masked, Masking, QueryRows, Unmasked};
 use crate::attention::score_mod::ScoreMod;
 use crate::attention::softmax::{self, Care, Growth, RowStats};
-use crate::element::Element;
-use crate::ptx::wgmma::{self, Descriptor, Wgmma};
+use crate::ptx::wgmma::{self, Descriptor};
 use crate::ptx::{special, sync};
 use crate::tile::reg::AccumTile;
 use flashtile_abi::hopper::{WARPGROUP, WARPGROUP_ROWS};
 use flashtile_abi::params::flags;
-use flashtile_abi::{BlockRange, HopperParams, KeyInterval};
-
-type Operand<C> = <<C as Config>::Element as HopperElement>::Operand;
-
-/// How far (in powers of two) a row's maximum may grow before its sums are rescaled. 0: whenever it grows. Probabilities are then
-/// up to 2^8, which 16-bit types hold as well as 1. (FlashAttention-4's kernels for Blackwell do so.)
-const RESCALE_ABOVE: f32 = 8.0;
+use flashtile_abi::{BlockRange, HopperParams, KeyInterval, ScoreModKind};
 
 /// Barriers of the block by number; 0 is everybody's.
 mod barrier {
@@ -134,11 +127,18 @@ impl QueryRows for Rows<'_> {
     }
 }
 
+/// A piece of work, as its tiles need it.
+struct Task<C: Config> {
+    row_begin: i32,
+    care: Care,
+    scales: <C::Arithmetic as Arithmetic<C>>::Scales,
+}
+
 /// What goes from tile to tile.
 struct State<C: Config> {
     stats: RowStats,
-    probabilities: C::Probabilities,
-    out: C::Output,
+    probabilities: <C::Arithmetic as Arithmetic<C>>::Probabilities,
+    sums: <C::Arithmetic as Arithmetic<C>>::Sums,
 }
 
 /// A consumer's view of the rings.
@@ -152,7 +152,7 @@ struct Consumer<'a> {
     v_tiles: Descriptor,
     k: Ring,
     v: Ring,
-    /// The next tile of keys. The next tile of values is that of the keys before: scores run one tile ahead.
+    /// The next tile of keys. The next tile of values is that of the keys before, where scores run one tile ahead.
     at: Cursor,
 }
 
@@ -163,13 +163,19 @@ pub fn consume<C: Config>(place: Place, mut scheduler: Scheduler) {
     let q = Ring::q::<C>(smem);
     let mut q_at = Cursor::START;
     let part = C::V.blocks() / C::TILE.v_splits * C::V.block_bytes();
+    let (v_tiles, v) = if C::TRANSPOSES {
+        (C::VT.along(smem + plan.vt), Ring::vt::<C>(smem))
+    } else {
+        let columns = smem + plan.v + place.v_part::<C>() * part;
+        (C::V.across(columns), Ring::v::<C>(smem))
+    };
     let mut consumer = Consumer {
         place,
         q_tile: C::Q.along(smem + plan.q + place.rows64::<C>() * C::Q_BYTES),
         k_tiles: C::K.along(smem + plan.k),
-        v_tiles: C::V.across(smem + plan.v + place.v_part::<C>() * part),
+        v_tiles,
         k: Ring::k::<C>(smem),
-        v: Ring::v::<C>(smem),
+        v,
         at: Cursor::START,
     };
     if C::PING_PONG && place.consumer == C::CONSUMERS - 1 {
@@ -180,13 +186,17 @@ pub fn consume<C: Config>(place: Place, mut scheduler: Scheduler) {
         let mut stats = RowStats::EMPTY;
         let mut out = C::Output::ZERO;
         let has_keys = work.range.begin < work.range.end;
-        if has_keys {
+        // Where the output passes through the queries' room, pieces without keys have it too.
+        let has_room = has_keys || C::OUT_OVER_Q;
+        if has_room {
             q.wait(q_at);
+        }
+        if has_keys {
             (stats, out) = consumer.run::<C>(&work, q, q_at);
         }
-        let queries = has_keys.then_some((q, q_at));
+        let queries = has_room.then_some((q, q_at));
         epilogue::finish::<C>(place.anew(), &scheduler, round, stats, out, queries);
-        if has_keys {
+        if has_room {
             q_at.advance(1);
         }
     }
@@ -228,69 +238,88 @@ impl Consumer<'_> {
             full_end,
             end,
         } = work.range;
-        let care = Care {
-            careful: work.careful,
-            factor: C::Element::CAREFUL_FACTOR,
-            slack: RESCALE_ABOVE,
-            apart: true,
-        };
         // ptxas keeps what loops count with in uniform registers, descriptors among it, if it knows the loops' bounds for uniform.
         let [begin, full_begin, full_end, end] = [begin, full_begin, full_end, end].map(uniform);
         let row_begin = uniform(work.row_begin);
+        let rows = self.place.rows::<C>(row_begin);
+        let task = Task {
+            row_begin,
+            care: Care {
+                careful: work.careful,
+                factor: C::Arithmetic::CAREFUL_FACTOR,
+                slack: C::Arithmetic::SLACK,
+                polynomials: C::POLYNOMIALS,
+                apart: true,
+            },
+            scales: C::Arithmetic::scales(self.place.params, &rows, work),
+        };
         let mut n_block = end - 1;
-        let mut state = self.first::<C>(row_begin, care, n_block);
-        n_block -= 1;
+        let mut state = if C::Arithmetic::OVERLAP {
+            n_block -= 1;
+            self.first::<C>(&task, end - 1)
+        } else {
+            State {
+                stats: RowStats::EMPTY,
+                probabilities: C::Arithmetic::NONE,
+                sums: C::Arithmetic::START,
+            }
+        };
         // Masked tiles lie on either side of the unmasked ones; both sides share one loop body.
         loop {
             while full_begin <= n_block && n_block < full_end {
-                self.step::<C, Unmasked>(row_begin, care, n_block, &mut state);
+                self.step::<C, Unmasked>(&task, n_block, &mut state);
                 n_block -= 1;
             }
             if n_block < begin {
                 break;
             }
-            self.step::<C, Masked>(row_begin, care, n_block, &mut state);
+            self.step::<C, Masked>(&task, n_block, &mut state);
             n_block -= 1;
         }
         if !C::OUT_OVER_Q && self.place.anew().lane() == 0 {
             q.release_own(q_at);
         }
-        self.last::<C>(&mut state);
-        (state.stats, state.out)
+        if C::Arithmetic::OVERLAP {
+            self.last::<C>(&task, begin, &mut state);
+        }
+        (state.stats, C::Arithmetic::finish(state.sums))
     }
 
     /// The first tile: scores and probabilities. It is taken for one with masks, which is right for any.
     #[inline(always)]
-    fn first<C: Config>(&mut self, row_begin: i32, care: Care, n_block: i32) -> State<C> {
-        self.k.wait(self.at);
-        self.take_turn::<C>();
-        wgmma::fence();
-        let mut scores = self.mm_qk::<C>();
-        wgmma::commit_group();
-        self.pass_turn::<C>();
-        wgmma::wait_group::<0>();
-        self.release(self.k, self.at);
+    fn first<C: Config>(&mut self, task: &Task<C>, n_block: i32) -> State<C> {
+        let mut scores = self.scores::<C>();
         self.at.advance(C::TILE.stages);
-
         let mut stats = RowStats::EMPTY;
-        let growth = self.absorb::<C, Masked>(&mut stats, &mut scores, row_begin, care, n_block);
+        let growth = self.absorb::<C, Masked>(&mut stats, &mut scores, task, n_block);
         stats.start(growth);
         State {
             stats,
-            probabilities: C::Probabilities::pack::<C::Element, _>(&scores),
-            out: C::Output::ZERO,
+            probabilities: C::Arithmetic::pack(&scores),
+            sums: C::Arithmetic::START,
         }
     }
 
-    /// A tile: its scores and probabilities, while the products of the tile before are made.
+    /// A tile: its scores and probabilities, while the products of the tile before are made; or everything of it, one after the other.
     #[inline(always)]
-    fn step<C: Config, M: Masking>(
-        &mut self,
-        row_begin: i32,
-        care: Care,
-        n_block: i32,
-        state: &mut State<C>,
-    ) {
+    fn step<C: Config, M: Masking>(&mut self, task: &Task<C>, n_block: i32, state: &mut State<C>) {
+        let params = self.place.params;
+        if !C::Arithmetic::OVERLAP {
+            let mut scores = self.scores::<C>();
+            let at = self.at;
+            self.at.advance(C::TILE.stages);
+            let growth = self.absorb::<C, M>(&mut state.stats, &mut scores, task, n_block);
+            C::Arithmetic::settle::<M>(
+                params,
+                &mut state.stats,
+                &mut state.sums,
+                growth,
+                task.care,
+            );
+            state.probabilities = C::Arithmetic::pack(&scores);
+            self.values::<C>(at, state, task, n_block);
+            return;
+        }
         self.k.wait(self.at);
         self.take_turn::<C>();
         wgmma::fence();
@@ -299,68 +328,93 @@ impl Consumer<'_> {
         let v_at = self.at.previous(C::TILE.stages);
         self.v.wait(v_at);
         wgmma::fence();
-        self.mma_pv::<C>(v_at, &state.probabilities, &mut state.out);
+        self.mma_pv::<C>(v_at, state, task, n_block + 1);
         wgmma::commit_group();
         self.pass_turn::<C>();
         wgmma::wait_group::<1>();
         self.release(self.k, self.at);
 
-        let growth = self.absorb::<C, M>(&mut state.stats, &mut scores, row_begin, care, n_block);
+        let growth = self.absorb::<C, M>(&mut state.stats, &mut scores, task, n_block);
         wgmma::wait_group::<0>();
-        self.release(self.v, v_at);
+        self.release_v::<C>(v_at);
         self.at.advance(C::TILE.stages);
-        let scale = self.place.params.attention.exponent_scale;
-        state
-            .stats
-            .settle(&mut state.out, growth, scale, M::exponents(care));
-        state.probabilities = C::Probabilities::pack::<C::Element, _>(&scores);
+        let before = (n_block + 1) * C::TILE.block_n as i32;
+        C::Arithmetic::collect(params, &mut state.sums, task.scales, before, false);
+        C::Arithmetic::settle::<M>(params, &mut state.stats, &mut state.sums, growth, task.care);
+        state.probabilities = C::Arithmetic::pack(&scores);
     }
 
-    /// The products of the last tile.
+    /// The products of the last tile, where they are not made yet.
     #[inline(always)]
-    fn last<C: Config>(&mut self, state: &mut State<C>) {
+    fn last<C: Config>(&mut self, task: &Task<C>, n_block: i32, state: &mut State<C>) {
         let v_at = self.at.previous(C::TILE.stages);
         self.v.wait(v_at);
         wgmma::fence();
-        self.mma_pv::<C>(v_at, &state.probabilities, &mut state.out);
+        self.mma_pv::<C>(v_at, state, task, n_block);
         wgmma::commit_group();
         wgmma::wait_group::<0>();
-        self.release(self.v, v_at);
+        self.release_v::<C>(v_at);
+        let n_begin = n_block * C::TILE.block_n as i32;
+        C::Arithmetic::collect(
+            self.place.params,
+            &mut state.sums,
+            task.scales,
+            n_begin,
+            true,
+        );
+    }
+
+    /// A tile's scores, waited for.
+    #[inline(always)]
+    fn scores<C: Config>(&self) -> C::Scores {
+        self.k.wait(self.at);
+        self.take_turn::<C>();
+        wgmma::fence();
+        let scores = self.mm_qk::<C>();
+        wgmma::commit_group();
+        self.pass_turn::<C>();
+        wgmma::wait_group::<0>();
+        self.release(self.k, self.at);
+        scores
+    }
+
+    /// A tile's products with values, waited for.
+    #[inline(always)]
+    fn values<C: Config>(&self, at: Cursor, state: &mut State<C>, task: &Task<C>, n_block: i32) {
+        self.v.wait(at);
+        self.mma_pv::<C>(at, state, task, n_block);
+        self.release_v::<C>(at);
     }
 
     /// Q * K^T, in flight.
     #[inline(always)]
     fn mm_qk<C: Config>(&self) -> C::Scores {
-        let (q, k) = (
-            self.q_tile.anew(),
-            self.k_tiles.advance(self.at.stage, C::PLAN.k_stage),
-        );
-        let mut scores = C::Scores::ZERO;
+        let k = self.k_tiles.advance(self.at.stage, C::PLAN.k_stage);
         // SAFETY: both tiles are full, and released after a wait.
-        unsafe {
-            Wgmma::<Operand<C>>::mm_ss(&mut scores, q, k);
-            for step in 1..C::Q.row_bytes / 32 {
-                let q = q.advance(1, C::Q.along_step(step));
-                Wgmma::<Operand<C>>::mma_ss(&mut scores, q, k.advance(1, C::K.along_step(step)));
-            }
-        }
-        scores
+        unsafe { C::Arithmetic::mm_qk(self.q_tile.anew(), k) }
     }
 
-    /// O += P * V, in flight.
+    /// Sums += P * V, in flight, the probabilities being those of `n_block`.
     #[inline(always)]
-    fn mma_pv<C: Config>(&self, at: Cursor, p: &C::Probabilities, out: &mut C::Output) {
+    fn mma_pv<C: Config>(&self, at: Cursor, state: &mut State<C>, task: &Task<C>, n_block: i32) {
         let v = self.v_tiles.advance(at.stage, C::PLAN.v_stage);
-        for step in 0..C::Probabilities::STEPS {
-            // SAFETY: as for `mm_qk`.
-            unsafe {
-                Wgmma::<Operand<C>>::mma_rs(
-                    out,
-                    p.step(step),
-                    v.advance(1, C::V.across_step(step as u32)),
-                )
-            };
-        }
+        let n_begin = n_block * C::TILE.block_n as i32;
+        let State {
+            sums,
+            probabilities,
+            ..
+        } = state;
+        // SAFETY: as for `mm_qk`.
+        unsafe {
+            C::Arithmetic::mma_pv(
+                self.place.params,
+                sums,
+                probabilities,
+                v,
+                task.scales,
+                n_begin,
+            )
+        };
     }
 
     /// Lets the producer overwrite a slot.
@@ -369,25 +423,38 @@ impl Consumer<'_> {
         ring.release(at, self.place.lane(), self.place.params.schedule.cluster);
     }
 
+    /// The same, of values. Transposed ones are the block's own.
+    #[inline(always)]
+    fn release_v<C: Config>(&self, at: Cursor) {
+        if !C::TRANSPOSES {
+            self.release(self.v, at);
+        } else if self.place.lane() == 0 {
+            self.v.release_own(at);
+        }
+    }
+
     /// Turns a tile's scores into probabilities.
     #[inline(always)]
     fn absorb<C: Config, M: Masking>(
         &self,
         stats: &mut RowStats,
         scores: &mut C::Scores,
-        row_begin: i32,
-        care: Care,
+        task: &Task<C>,
         n_block: i32,
     ) -> Growth {
-        let attention = &self.place.params.attention;
-        if M::MASKS && attention.flags & flags::NEGATE_Q != 0 {
+        let params = self.place.params;
+        let n_begin = n_block * C::TILE.block_n as i32;
+        if M::MASKS && params.attention.flags & flags::NEGATE_Q != 0 {
             softmax::negate(scores);
         }
-        C::ScoreMod::apply(scores, attention);
+        if !matches!(C::ScoreMod::KIND, ScoreModKind::None) {
+            C::Arithmetic::descale(params, scores, task.scales, n_begin);
+            C::ScoreMod::apply(scores, &params.attention, false);
+        }
         let place = self.place.anew();
-        let rows = place.rows::<C>(row_begin);
-        M::apply(scores, &rows, n_block * C::TILE.block_n as i32);
-        stats.absorb_lazily(scores, attention.exponent_scale, M::exponents(care))
+        let rows = place.rows::<C>(task.row_begin);
+        M::apply(scores, &rows, n_begin);
+        C::Arithmetic::absorb::<M>(params, stats, scores, task.scales, n_begin, task.care)
     }
 }
 

@@ -1,13 +1,13 @@
 //! From accumulators to global memory: out and lse.
 
-use super::config::{Config, ConfigExt, Maps};
+use super::config::{Arithmetic, Config, ConfigExt, Maps};
 use super::consumer::{Place, Rows};
 use super::pipeline::{Cursor, Ring};
 use super::scheduler::{Scheduler, Work};
 use crate::attention::softmax::{self, RowStats};
-use crate::element::Element;
 use crate::ptx::{copy, math, mma, special, sync, tma};
-use crate::tile::reg::AccumTile;
+use crate::tile::reg::{AccumTile, MAX_M_FRAGS};
+use core::f32::consts::LN_2;
 use flashtile_abi::hopper::{WARPGROUP, WARPGROUP_ROWS};
 use flashtile_abi::params::flags;
 
@@ -26,7 +26,7 @@ pub const fn barriers<C: Config>() -> u32 {
 
 /// Normalises the output and writes it, and lse. Says if the piece must be done again.
 ///
-/// `queries`: the slot of the queries, if there were any tiles; where the output passes through their room, it is released here.
+/// `queries`: the slot of the queries, if the piece has it; where the output passes through their room, it is released here.
 #[inline(always)]
 pub fn finish<C: Config>(
     place: Place,
@@ -38,7 +38,7 @@ pub fn finish<C: Config>(
 ) {
     let work = &scheduler.work::<C>(round);
     let rows = &place.rows::<C>(work.row_begin);
-    let scale = place.params.attention.exponent_scale;
+    let scale = C::Arithmetic::max_scale(place.params.attention.exponent_scale);
     // Scores that are not finite or very large spoil the fast exponents, and sums of values can overflow. Both are rare (f16 inputs can
     // hardly do it): the piece is done twice then. Without keys there is nothing to spoil.
     if !work.careful && sync::warp_any(softmax::is_spoilt(&stats, &out, scale)) && sync::elect() {
@@ -46,12 +46,16 @@ pub fn finish<C: Config>(
     }
     let inverse_sum = softmax::normalise::<C::Output>(&mut stats.sum);
     softmax::scale_rows(&mut out, &inverse_sum);
+    let out_factor = C::Arithmetic::out_factor(place.params, work);
+    if out_factor != 1.0 {
+        softmax::scale_rows(&mut out, &[[out_factor; 2]; MAX_M_FRAGS]);
+    }
     let factor = if work.careful {
-        C::Element::CAREFUL_FACTOR
+        C::Arithmetic::CAREFUL_FACTOR
     } else {
         1.0
     };
-    store_lse::<C>(&place, rows, work, &stats, factor);
+    store_lse::<C>(&place, rows, work, &stats, scale, factor);
     store_out::<C>(&place, rows, work, &out, queries);
 }
 
@@ -63,14 +67,22 @@ pub fn drain() {
 
 /// Writes lse = ln(sum) + max in natural units; -inf for a row that saw no key.
 #[inline(always)]
-fn store_lse<C: Config>(place: &Place, rows: &Rows, work: &Work, stats: &RowStats, factor: f32) {
+fn store_lse<C: Config>(
+    place: &Place,
+    rows: &Rows,
+    work: &Work,
+    stats: &RowStats,
+    max_scale: f32,
+    factor: f32,
+) {
     let params = place.params;
     let lse = &params.attention.lse;
     if lse.ptr == 0 || place.v_part::<C>() != 0 {
         return;
     }
     for half in 0..2 {
-        let value = softmax::lse(stats, 0, half, params.attention.exponent_scale, factor);
+        let value =
+            softmax::lse(stats, 0, half, max_scale, factor) - C::Arithmetic::EXPONENT_OFFSET * LN_2;
         // One lane of the quad writes.
         if place.lane().is_multiple_of(4) && rows.exists(half) {
             let offset = work.batch as i64 * lse.batch_stride
@@ -172,7 +184,10 @@ fn stage<C: Config>(place: &Place, out: &C::Output, storer: bool) -> u32 {
     let row = place.warp() * 16 + lane % 16;
     for n in 0..C::Output::N_FRAGS / 2 {
         let address = C::OUT.chunk(room, row, 2 * n as u32 + lane / 16);
-        mma::stmatrix_x4(address, C::Element::frag_p(out, 0, n));
+        mma::stmatrix_x4(
+            address,
+            C::Arithmetic::pack_out(out, n, place.params.attention.flags),
+        );
     }
     tma::fence_shared();
     sync::named_sync(barrier::WARPGROUP + place.consumer, WARPGROUP);

@@ -1,12 +1,19 @@
 //! The entry points of the tier, one for each of its variants in [`flashtile_abi::for_each_hopper_variant!`], and nothing else.
 
-use super::config::{Config, ConfigExt, Packed};
+use super::config::{Arithmetic, Config, ConfigExt};
 use super::kernel::FusedKernel;
+use super::{fp8, half};
 use crate::attention::score_mod::{self, ScoreMod};
-use crate::element::{self, Element};
+use crate::element;
 use crate::tile::reg::RegTile;
 use core::arch::asm;
 use flashtile_abi::{Algorithm, DType, HopperParams, ScoreModKind, TileShape};
+
+/// Arithmetic of an element type, for a tile of so many keys and columns of values.
+macro_rules! arithmetic {
+    (E4m3 $dv:literal) => { fp8::E4m3<RegTile<1, { if $dv > 128 { 16 } else { $dv / 8 } }>, { TILE.block_n as usize / 32 }> };
+    ($dtype:ident $dv:literal) => { half::Half<element::$dtype, { TILE.block_n as usize / 16 }> };
+}
 
 macro_rules! instances {
     ($(($name:ident $algorithm:ident $dtype:ident $dqk:tt $dv:tt $score_mod:ident))*) => { $(
@@ -18,11 +25,10 @@ macro_rules! instances {
             struct Instance;
 
             impl Config for Instance {
-                type Element = element::$dtype;
+                type Arithmetic = arithmetic!($dtype $dv);
                 type ScoreMod = score_mod::$score_mod;
                 type Scores = RegTile<1, { TILE.block_n as usize / 8 }>;
                 type Output = RegTile<1, { (TILE.head_dim_v / TILE.v_splits) as usize / 8 }>;
-                type Probabilities = Packed<{ TILE.block_n as usize / 16 }>;
                 const TILE: TileShape = TILE;
 
                 #[inline(always)]
@@ -42,7 +48,7 @@ macro_rules! instances {
             // The row of the list means the same here as to the host.
             const _: () = {
                 let () = Instance::CONSISTENT;
-                assert!(matches!(<element::$dtype as Element>::DTYPE, DType::$dtype));
+                assert!(matches!(<arithmetic!($dtype $dv) as Arithmetic<Instance>>::DTYPE, DType::$dtype));
                 assert!(matches!(<score_mod::$score_mod as ScoreMod>::KIND, ScoreModKind::$score_mod));
                 assert!(matches!(FusedKernel::ALGORITHM, Algorithm::$algorithm));
             };

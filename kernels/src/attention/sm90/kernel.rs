@@ -6,8 +6,9 @@ use super::epilogue;
 use super::pipeline::Ring;
 use super::producer;
 use super::scheduler::{self, Scheduler};
+use super::transpose;
 use crate::ptx::{cluster, mbarrier, special, sync};
-use flashtile_abi::hopper::WARPGROUP;
+use flashtile_abi::hopper::{TRANSPOSERS, WARPGROUP};
 use flashtile_abi::{Algorithm, HopperParams};
 
 /// FlashAttention-3's forward pass.
@@ -34,9 +35,12 @@ impl FusedKernel {
             let cluster = params.schedule.cluster;
             // SAFETY: this thread alone, before the cluster meets.
             unsafe {
-                Ring::q::<C>(smem).init(C::Q_READERS);
-                Ring::k::<C>(smem).init(4 * C::CONSUMERS * cluster);
-                Ring::v::<C>(smem).init(4 * C::CONSUMERS * cluster);
+                Ring::q::<C>(smem).init(1, C::Q_READERS);
+                Ring::k::<C>(smem).init(1, 4 * C::CONSUMERS * cluster);
+                Ring::v::<C>(smem).init(1, C::V_READERS * cluster);
+                if C::TRANSPOSES {
+                    Ring::vt::<C>(smem).init(TRANSPOSERS, 4 * C::CONSUMERS);
+                }
             }
             mbarrier::fence_init();
         }
@@ -46,9 +50,12 @@ impl FusedKernel {
         let scheduler = Scheduler::new(params);
         if warpgroup == 0 {
             give_registers::<C>();
-            // The copies of a block are one thread's work; the other warps only lend their registers.
-            if sync::broadcast(thread / 32) == 0 {
+            // The copies of a block are one thread's work; the other warps lend their registers, or transpose values.
+            let warp = sync::broadcast(thread / 32);
+            if warp == 0 {
                 producer::produce::<C>(params, smem, scheduler);
+            } else if C::TRANSPOSES {
+                transpose::transpose::<C>(params, warp - 1, scheduler);
             }
         } else {
             take_registers::<C>();

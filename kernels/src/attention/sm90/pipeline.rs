@@ -88,16 +88,25 @@ impl Ring {
         }
     }
 
-    /// Makes the barriers: phases of `full` end with one arrival (and the bytes it expects), those of `empty` with `readers` ones.
+    /// The ring of transposed V tiles.
+    #[inline(always)]
+    pub fn vt<C: Config>(smem: u32) -> Self {
+        Self {
+            barriers: smem + C::PLAN.barriers + 16 + 32 * C::TILE.stages,
+            stages: C::TILE.stages,
+        }
+    }
+
+    /// Makes the barriers: phases of `full` end with `writers` arrivals (and the bytes these expect), those of `empty` with `readers` ones.
     ///
     /// # Safety
     /// One thread does so, before any other uses the ring.
     #[inline(always)]
-    pub unsafe fn init(self, readers: u32) {
+    pub unsafe fn init(self, writers: u32, readers: u32) {
         for stage in 0..self.stages {
             // SAFETY: the barriers are inside the plan, and the caller's alone.
             unsafe {
-                mbarrier::init(self.full(stage), 1);
+                mbarrier::init(self.full(stage), writers);
                 mbarrier::init(self.empty(stage), readers);
             }
         }
@@ -127,6 +136,13 @@ impl Ring {
     pub fn expect(self, at: Cursor, bytes: u32) {
         // SAFETY: as for `acquire`.
         unsafe { mbarrier::arrive_expect_tx(self.full(at.stage), bytes) };
+    }
+
+    /// Producer, one thread of a warp that has written to a slot: it is done.
+    #[inline(always)]
+    pub fn fill_own(self, at: Cursor) {
+        // SAFETY: as for `acquire`.
+        unsafe { mbarrier::arrive(self.full(at.stage)) };
     }
 
     /// Consumer: waits until the slot is full.

@@ -3,7 +3,6 @@
 use super::config::{Config, ConfigExt, Maps};
 use super::pipeline::{Cursor, Ring};
 use super::scheduler::{Scheduler, Work};
-use crate::ptx::math::div_rem;
 use crate::ptx::tma::{self, CachePolicy, Coordinates};
 use crate::ptx::{cluster, sync};
 use crate::tile::operand::OperandTile;
@@ -67,21 +66,26 @@ pub fn produce<C: Config>(params: &HopperParams, smem: u32, mut scheduler: Sched
     while let Some(round) = scheduler.next::<C>() {
         let work = scheduler.work::<C>(round);
         let mut n_block = work.range.end - 1;
-        if n_block < work.range.begin {
+        let has_keys = n_block >= work.range.begin;
+        if !has_keys && !C::OUT_OVER_Q {
             continue;
         }
         q.acquire(q_at);
         if producer.elected {
-            load_query::<C>(params, maps.q, smem, q, q_at, &work);
+            if has_keys {
+                load_query::<C>(params, maps.q, smem, q, q_at, &work);
+            } else {
+                // The output wants the queries' room all the same.
+                q.expect(q_at, 0);
+            }
         }
         q_at.advance(1);
+        if !has_keys {
+            continue;
+        }
 
         // In the order in which the consumers want them: the scores run one tile ahead of the values.
-        let (kv_head, _) = div_rem(
-            work.group << params.schedule.pack,
-            params.attention.q_per_kv,
-        );
-        let head = [kv_head as i32, work.batch as i32];
+        let head = [work.kv_head(params) as i32, work.batch as i32];
         producer.fill::<C>(&mut k, n_block, head);
         while n_block > work.range.begin {
             producer.fill::<C>(&mut k, n_block - 1, head);

@@ -27,27 +27,36 @@ pub struct Work {
     pub careful: bool,
 }
 
+impl Work {
+    /// The head of keys and values.
+    #[inline(always)]
+    pub fn kv_head(&self, params: &HopperParams) -> u32 {
+        div_rem(
+            self.group << params.schedule.pack,
+            params.attention.q_per_kv,
+        )
+        .0
+    }
+}
+
 /// Hands out a block's work. Every thread of the block that lives asks in step with the others.
 ///
 /// Little is kept from piece to piece, and nothing that special registers and parameters tell: registers are scarce while a piece is
 /// computed.
 pub struct Scheduler<'a> {
     params: &'a HopperParams,
-    /// The next of the block's pieces.
+    /// The next of the block's pieces; and [`AGAIN`], the second time around: only what must be done again.
     round: u32,
-    /// The second time around: only what must be done again.
-    again: bool,
 }
+
+/// A bit of [`Scheduler`]'s counter.
+const AGAIN: u32 = 1 << 31;
 
 impl<'a> Scheduler<'a> {
     /// The block's scheduler.
     #[inline(always)]
     pub fn new(params: &'a HopperParams) -> Self {
-        Self {
-            params,
-            round: 0,
-            again: false,
-        }
+        Self { params, round: 0 }
     }
 
     /// Clusters of the grid.
@@ -59,6 +68,7 @@ impl<'a> Scheduler<'a> {
     /// The piece of work of a round, if there is one.
     #[inline(always)]
     fn piece(&self, round: u32) -> u32 {
+        let round = round & !AGAIN;
         let (clusters, block) = (self.clusters(), special::opaque(special::block_idx()));
         let (cluster, _) = div_rem(block, self.params.schedule.cluster);
         let back = round % 2 == 1;
@@ -74,23 +84,23 @@ impl<'a> Scheduler<'a> {
     #[inline(always)]
     pub fn next<C: Config>(&mut self) -> Option<u32> {
         loop {
-            while self.round < self.params.schedule.rounds {
+            let rounds = self.params.schedule.rounds | self.round & AGAIN;
+            while self.round < rounds {
                 let round = self.round;
                 self.round += 1;
-                let wanted = !self.again || is_spoilt::<C>(round);
+                let wanted = round & AGAIN == 0 || is_spoilt::<C>(round & !AGAIN);
                 if wanted && self.piece(round) < self.params.schedule.pieces {
                     return Some(round);
                 }
             }
             // All that the block has done is known in the whole cluster, and by all its threads.
             cluster::sync();
-            if self.again || !any_spoilt::<C>() {
+            if self.round & AGAIN != 0 || !any_spoilt::<C>() {
                 return None;
             }
             // What this thread has stored, it may store once more.
             tma::wait_group();
-            self.again = true;
-            self.round = 0;
+            self.round = AGAIN;
         }
     }
 
@@ -116,7 +126,7 @@ impl<'a> Scheduler<'a> {
             .band
             .block_range(first, last - first + 1, C::TILE.block_n as i32);
         // Tiles that take the way of those with masks: exponents with care, and scores whose sign is to be flipped.
-        if self.again || attention.flags & flags::NEGATE_Q != 0 {
+        if round & AGAIN != 0 || attention.flags & flags::NEGATE_Q != 0 {
             range.full_end = range.full_begin;
         }
         Work {
@@ -131,6 +141,7 @@ impl<'a> Scheduler<'a> {
     /// Says that a piece must be done again, with care: to all blocks of the cluster, which read the same keys.
     #[inline(always)]
     pub fn spoil<C: Config>(&self, round: u32) {
+        let round = round & !AGAIN;
         for rank in 0..self.params.schedule.cluster {
             let word = cluster::map(spoilt_word::<C>(round / 32), rank);
             // SAFETY: the word is inside the plan.
