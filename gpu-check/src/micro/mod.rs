@@ -341,13 +341,26 @@ pub fn module(tests: &[Test], target: Target) -> String {
     of_target.fold(header(target), |text, test| text + &entry(test))
 }
 
-/// Every test there is, in the order in which a report is best read.
+/// A group of tests: its name, and what makes them.
+pub type Group = (&'static str, fn() -> Vec<Test>);
+
+/// The groups, in the order in which a report is best read: what shows most about a tier comes first, and what could make a GPU hang
+/// after what could not.
+pub const GROUPS: [Group; 11] = [
+    ("tma", hopper::tma::tests),
+    ("wgmma", hopper::wgmma::tests),
+    ("wgmma-sums", hopper::sums::tests),
+    ("mma-fragments", fragments::tests),
+    ("mma", mma::tests),
+    ("warp", sync::tests),
+    ("convert", convert::tests),
+    ("arithmetic", arithmetic::tests),
+    ("cluster", hopper::cluster::tests),
+    ("registers", hopper::registers::tests),
+    ("pipeline", hopper::pipeline::tests),
+];
+
+/// Every test there is.
 pub fn all() -> Vec<Test> {
-    let mut tests = hopper::tests();
-    tests.extend(fragments::tests());
-    tests.extend(mma::tests());
-    tests.extend(sync::tests());
-    tests.extend(convert::tests());
-    tests.extend(arithmetic::tests());
-    tests
+    GROUPS.iter().flat_map(|(_, tests)| tests()).collect()
 }

@@ -5,25 +5,12 @@
 //! (super::Access::Memory)). No wait in them lasts: one that takes too long ends, and the thread's status says so, so that a wrong
 //! assumption shows in the results and not as a hang. A block's output begins with its threads' [`status`](Body::finish).
 
-mod cluster;
-mod pipeline;
-mod registers;
-mod sums;
-mod tma;
-mod wgmma;
-
-use super::Test;
-
-/// Every test of this kind.
-pub fn tests() -> Vec<Test> {
-    let mut tests = tma::tests();
-    tests.extend(wgmma::tests());
-    tests.extend(sums::tests());
-    tests.extend(registers::tests());
-    tests.extend(cluster::tests());
-    tests.extend(pipeline::tests());
-    tests
-}
+pub mod cluster;
+pub mod pipeline;
+pub mod registers;
+pub mod sums;
+pub mod tma;
+pub mod wgmma;
 
 /// Nanoseconds that a wait lasts at most.
 const PATIENCE: u64 = 20_000_000;

@@ -10,7 +10,7 @@ use crate::compare::Format;
 const THREADS: u32 = 128;
 
 /// The kernels' load, and the same without a hint.
-const LOAD: &str = "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint";
+pub(super) const LOAD: &str = "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint";
 const LOAD_WITHOUT_HINT: &str =
     "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes";
 /// The kernels' store.
@@ -18,7 +18,7 @@ const STORE: &str = "cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group"
 
 /// Cache hints that the kernels give.
 const EVICT_FIRST: u64 = 0x12f0_0000_0000_0000;
-const EVICT_LAST: u64 = 0x14f0_0000_0000_0000;
+pub(super) const EVICT_LAST: u64 = 0x14f0_0000_0000_0000;
 
 /// Every test of this kind.
 pub fn tests() -> Vec<Test> {
@@ -30,7 +30,7 @@ pub fn tests() -> Vec<Test> {
 /// A tensor [batch, seqlen, heads, head_dim], contiguous, as the kernels describe it: 2^pack heads share the rows of a box, which
 /// is `width` bytes wide.
 #[derive(Clone, Copy)]
-struct Tensor {
+pub(super) struct Tensor {
     element: ElementType,
     shape: [u64; 4],
     pack: u32,
@@ -39,7 +39,7 @@ struct Tensor {
 }
 
 impl Tensor {
-    const fn bf16(shape: [u64; 4], rows: u32, width: u32) -> Self {
+    pub(super) const fn bf16(shape: [u64; 4], rows: u32, width: u32) -> Self {
         Self {
             element: ElementType::Bf16,
             shape,
@@ -49,7 +49,7 @@ impl Tensor {
         }
     }
 
-    fn map(&self) -> TensorMap {
+    pub(super) fn map(&self) -> TensorMap {
         let [batch, seqlen, heads, dim] = self.shape;
         let (bytes, packed) = (u64::from(self.element.bytes()), 1 << self.pack);
         let (head, row) = (dim * bytes, heads * dim * bytes);
@@ -69,7 +69,7 @@ impl Tensor {
     }
 
     /// Bytes of the tensor.
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.shape.iter().product::<u64>() * u64::from(self.element.bytes())
     }
 }
@@ -85,12 +85,12 @@ fn swizzled(map: TensorMap) -> TensorMap {
 }
 
 /// Bytes that a box takes in shared memory.
-fn box_bytes(map: &TensorMap) -> u32 {
+pub(super) fn box_bytes(map: &TensorMap) -> u32 {
     map.box_dims.iter().product::<u32>() * map.element_type.bytes()
 }
 
 /// Registers `%r10` to `%r14` with a box's coordinates.
-fn coordinates(at: [i32; 5]) -> String {
+pub(super) fn coordinates(at: [i32; 5]) -> String {
     let each = at.iter().enumerate();
     each.map(|(n, c)| format!("mov.b32 %r{}, {c};\n", 10 + n))
         .collect()

@@ -17,7 +17,7 @@ use crate::compare::Format;
 pub(super) const THREADS: u32 = 128;
 
 /// Rows of A and of the result.
-const ROWS: u32 = 64;
+pub(super) const ROWS: u32 = 64;
 
 /// Columns of the kernels' products.
 const COLUMNS: [u32; 10] = [64, 80, 96, 112, 128, 144, 160, 176, 192, 256];
@@ -36,18 +36,18 @@ pub fn tests() -> Vec<Test> {
 }
 
 /// Products of a sum: 32 bytes of each row.
-fn sum_length(element: Element) -> u32 {
+pub(super) fn sum_length(element: Element) -> u32 {
     256 / element.width()
 }
 
 /// Bytes of an element.
-fn bytes(element: Element) -> u32 {
+pub(super) fn bytes(element: Element) -> u32 {
     element.width() / 8
 }
 
 /// An operand in shared memory, in rows of swizzled bytes, eight of which follow each other without a gap.
 #[derive(Clone, Copy, Debug)]
-struct Operand {
+pub(super) struct Operand {
     /// Bytes of a row: 128, 64 or 32.
     width: u32,
     /// Whether rows are the terms of the sum (MN-major), and not contiguous along it (K-major).
@@ -60,7 +60,7 @@ struct Operand {
 }
 
 impl Operand {
-    const fn along(width: u32, at: u32) -> Self {
+    pub(super) const fn along(width: u32, at: u32) -> Self {
         Self {
             width,
             across: false,
@@ -79,7 +79,7 @@ impl Operand {
     }
 
     /// Instructions that make the descriptor in a register of 64 bits. (Manual: section 9.7.15.5.1.2.2)
-    fn descriptor(&self, register: &str) -> String {
+    pub(super) fn descriptor(&self, register: &str) -> String {
         let code = match self.width {
             128 => 1,
             64 => 2,
@@ -150,7 +150,7 @@ fn number(element: Element, n: i32) -> u32 {
 }
 
 /// Elements as words.
-fn packed(element: Element, elements: &[u32]) -> Vec<u32> {
+pub(super) fn packed(element: Element, elements: &[u32]) -> Vec<u32> {
     let per = 32 / element.width() as usize;
     let word = |chunk: &[u32]| {
         let each = chunk.iter().enumerate();
@@ -239,7 +239,12 @@ impl Probe {
                 .map(|n| number(element, (n >> (digit * place) & mask) as i32))
                 .collect();
             if self.side == Side::A {
-                select(element, &mut image[(probed / bytes(element)) as usize..]);
+                // Column n is 1 at place n of the sum.
+                let selector = rows_along(element, k, |at, column| {
+                    number(element, i32::from(at == column))
+                });
+                let from = (probed / bytes(element)) as usize;
+                image[from..from + selector.len()].copy_from_slice(&selector);
             }
             input.extend(packed(element, &image));
         }
@@ -281,26 +286,33 @@ impl Probe {
     }
 }
 
-/// Writes the operand B that selects: column n is 1 at place n of the sum, K-major, 128-byte swizzle.
-fn select(element: Element, image: &mut [u32]) {
-    let (k, bytes) = (sum_length(element), bytes(element));
-    let per_chunk = 16 / bytes;
-    image.fill(0);
-    for n in 0..k {
-        let chunk = n / per_chunk ^ n % 8;
-        let at = n * 128 / bytes + chunk * per_chunk + n % per_chunk;
-        image[at as usize] = number(element, 1);
+/// The elements of an operand B of one step, K-major, in rows of 128 bytes under the swizzle of that width.
+pub(super) fn rows_along(
+    element: Element,
+    columns: u32,
+    b: impl Fn(usize, usize) -> u32,
+) -> Vec<u32> {
+    let row = 128 / bytes(element) as usize;
+    let per_chunk = row / 8;
+    let mut image = vec![0; row * columns as usize];
+    for column in 0..columns as usize {
+        for k in 0..sum_length(element) as usize {
+            let chunk = (k / per_chunk) ^ (column % 8);
+            image[column * row + chunk * per_chunk + k % per_chunk] = b(k, column);
+        }
     }
+    image
 }
 
-const WAIT: &str = "wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n";
+pub(super) const WAIT: &str =
+    "wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n";
 
-fn declarations(region: u32) -> String {
+pub(super) fn declarations(region: u32) -> String {
     Body::shared(region, 1) + "\n.reg .f32 %f<128>;"
 }
 
 /// Loads the thread's four registers of A, which are so many bytes after an address in a register.
-fn load_fragment(offset: u32, from: &str) -> String {
+pub(super) fn load_fragment(offset: u32, from: &str) -> String {
     format!(
         "mul.wide.u32 %d20, %r0, 16;\nadd.s64 %d20, {from}, %d20;\n\
          ld.global.v4.b32 {{%r20, %r21, %r22, %r23}}, [%d20+{offset}];\n"
@@ -308,7 +320,7 @@ fn load_fragment(offset: u32, from: &str) -> String {
 }
 
 /// Stores the thread's sums.
-fn store_sums(columns: u32) -> String {
+pub(super) fn store_sums(columns: u32) -> String {
     let mut text = format!(
         "mul.wide.u32 %d20, %r0, {};\nadd.s64 %d20, %d0, %d20;\n",
         2 * columns
