@@ -76,10 +76,11 @@ fn test(slots: u32, cluster: u32) -> Test {
     body.unless("@%p12", |body| {
         rounds(body, slots, bytes, |body| {
             body.wait("%r23", "%r22", 2);
+            // The kernels' products read as the copy engine does; these reads are ordinary ones, so that they need a fence.
             body.add(
                 "sub.u32 %r27, %r0, 128;\nshl.b32 %r27, %r27, 3;\nadd.u32 %r27, %r26, %r27;\n\
                  ld.shared.v2.b32 {%r28, %r29}, [%r27];\nmad.lo.u32 %r30, %r30, 0x01000193, %r28;\n\
-                 mad.lo.u32 %r30, %r30, 0x01000193, %r29;\nbar.warp.sync 0xffffffff;",
+                 mad.lo.u32 %r30, %r30, 0x01000193, %r29;\nfence.proxy.async.shared::cta;\nbar.warp.sync 0xffffffff;",
             );
             let lanes = body.label();
             body.add(format!(

@@ -88,7 +88,7 @@ fn test(name: String, element: Element, columns: u32, matrices: &[Matrices]) -> 
     }
     body.add(Operand::along(128, 0).descriptor("%d11"));
     body.add("wgmma.fence.sync.aligned;");
-    body.add(instruction(element, columns, true, false, true));
+    body.add(instruction(element, columns, true, false, "1"));
     body.add(WAIT).add(store_sums(columns));
     let input = matrices.iter().flat_map(|matrices| {
         let mut words = packed(

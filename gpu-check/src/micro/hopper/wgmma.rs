@@ -28,9 +28,10 @@ pub fn tests() -> Vec<Test> {
     for element in [F16, Bf16, E4m3] {
         for columns in COLUMNS {
             for from_registers in [false, true] {
-                tests.push(product(element, columns, from_registers));
+                tests.push(product(element, columns, from_registers, false));
             }
         }
+        tests.push(product(element, 64, true, true));
     }
     tests
 }
@@ -97,13 +98,14 @@ impl Operand {
     }
 }
 
-/// A product with A in `%r20` to `%r23` or described by `%d10`, B described by `%d11`, and its sums in `%f0`, ...
+/// A product with A in `%r20` to `%r23` or described by `%d10`, B described by `%d11`, and its sums in `%f0`, ... `adds`: whether it
+/// adds to them, 0, 1 or a predicate.
 pub(super) fn instruction(
     element: Element,
     columns: u32,
     a_in_registers: bool,
     b_across: bool,
-    adds: bool,
+    adds: &str,
 ) -> String {
     let sums: Vec<_> = (0..columns / 2).map(|i| format!("%f{i}")).collect();
     let (a, tail) = match (a_in_registers, element.width()) {
@@ -117,9 +119,8 @@ pub(super) fn instruction(
     };
     let (k, name) = (sum_length(element), element.name());
     format!(
-        "wgmma.mma_async.sync.aligned.m64n{columns}k{k}.f32.{name}.{name} {{{}}}, {a}, %d11, {}, 1, 1{tail};\n",
+        "wgmma.mma_async.sync.aligned.m64n{columns}k{k}.f32.{name}.{name} {{{}}}, {a}, %d11, {adds}, 1, 1{tail};\n",
         sums.join(", "),
-        u32::from(adds)
     )
 }
 
@@ -270,7 +271,7 @@ impl Probe {
             self.columns,
             from_registers,
             across,
-            false,
+            "0",
         ));
         body.add(WAIT).add(store_sums(self.columns));
         let mut test = Test::in_memory(
@@ -403,17 +404,18 @@ fn probes() -> Vec<Probe> {
 }
 
 /// Several products onto one sum, the first of which starts anew, of random whole numbers: as the kernels multiply Q with K, or P
-/// with V.
-fn product(element: Element, columns: u32, from_registers: bool) -> Test {
+/// with V. Whether a product adds to the sum is in the instruction, or in a predicate.
+fn product(element: Element, columns: u32, from_registers: bool, predicate: bool) -> Test {
     let name = format!(
-        "wgmma m64n{columns}k{} {}, A in {}",
+        "wgmma m64n{columns}k{} {}, A in {}{}",
         sum_length(element),
         element.name(),
         if from_registers {
             "registers"
         } else {
             "shared memory"
-        }
+        },
+        if predicate { ", adds by predicate" } else { "" }
     );
     let mut noise = Noise::of(&name);
     let mut random = |count: u32| -> Vec<u32> {
@@ -454,6 +456,13 @@ fn product(element: Element, columns: u32, from_registers: bool) -> Test {
                 },
             ..operand
         };
+        // %p14 is true, %p15 false, which ptxas does not know.
+        let adds = match (predicate, step > 0) {
+            (true, true) => "%p14",
+            (true, false) => "%p15",
+            (false, true) => "1",
+            (false, false) => "0",
+        };
         let (from, to) = (format!("%r{}", 20 + 4 * step), step * 4 + 20);
         if from_registers {
             let k = sum_length(element) as usize;
@@ -465,19 +474,20 @@ fn product(element: Element, columns: u32, from_registers: bool) -> Test {
             let last = format!("{{{from}, %r{}, %r{}, %r{}}}", to + 1, to + 2, to + 3);
             body.add(load.replace("{%r20, %r21, %r22, %r23}", &last));
             body.add(moved(b).descriptor(&format!("%d{}", 11 + 2 * step)));
-            let text = instruction(element, columns, true, across, step > 0);
+            let text = instruction(element, columns, true, across, adds);
             products += &text
                 .replace("{%r20, %r21, %r22, %r23}", &last)
                 .replace("%d11", &format!("%d{}", 11 + 2 * step));
         } else {
             body.add(moved(a).descriptor(&format!("%d{}", 10 + 2 * step)));
             body.add(moved(b).descriptor(&format!("%d{}", 11 + 2 * step)));
-            let text = instruction(element, columns, false, across, step > 0);
+            let text = instruction(element, columns, false, across, adds);
             products += &text
                 .replace("%d10", &format!("%d{}", 10 + 2 * step))
                 .replace("%d11", &format!("%d{}", 11 + 2 * step));
         }
     }
+    body.add("setp.lt.u32 %p14, %r0, 1024;\nsetp.ge.u32 %p15, %r0, 1024;");
     body.add("wgmma.fence.sync.aligned;").add(products);
     body.add(WAIT).add(store_sums(columns));
     let mut test = Test::in_memory(
