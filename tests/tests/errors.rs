@@ -127,6 +127,7 @@ fn tensors_that_the_copy_engine_cannot_take() {
         out: 0x3000_0000,
         lse: Some(0x4000_0000),
         workspace: 0,
+        ..Pointers::default()
     };
     let asked = sound().arch(ArchChoice::Sm90a);
     for device in devices() {

@@ -209,6 +209,7 @@ fn heads_that_share_tiles_are_computed_as_if_they_did_not() {
             q: tensors.q.clone(),
             k: rebuild(&tensors.k, k, all_k, pick),
             v: rebuild(&tensors.v, v, all_v, pick),
+            scales: tensors.scales.clone(),
         };
         let a = run(&device, &shared, &tensors).unwrap();
         same(
