@@ -148,7 +148,11 @@ impl Problem {
                     let both =
                         |error| choose::name_both(error, self, softmax.capped, device, obstacle);
                     let chosen = of_arch(Arch::Sm80).map_err(both)?;
-                    Ok(plan(chosen, None, obstacle.filter(|_| hopper.is_ok())))
+                    let obstacle = match hopper {
+                        Ok(_) => obstacle,
+                        Err(_) => choose::driver_obstacle(self, softmax.capped, device),
+                    };
+                    Ok(plan(chosen, None, obstacle))
                 }
             },
         }
@@ -279,7 +283,7 @@ impl Plan {
     }
 
     /// Why the kernel is not of the sm_90a tier, although device and problem have one, and nobody asked for another: how a tensor lies
-    /// in memory.
+    /// in memory, or a driver that is too old.
     pub fn obstacle(&self) -> Option<&Obstacle> {
         self.obstacle.as_ref()
     }

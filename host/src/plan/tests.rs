@@ -18,6 +18,7 @@ fn hopper() -> DeviceInfo {
         multiprocessors: 132,
         shared_bytes_per_block: 227 * 1024,
         total_memory: 80 << 30,
+        driver_lacks: None,
     }
 }
 
