@@ -69,8 +69,24 @@ fn of_kind(problem: &Problem, arch: Arch) -> impl Iterator<Item = &'static Varia
     of_arch.filter(move |x| (x.algorithm, x.tile.dtype) == kind)
 }
 
-/// The error of the sm_80 tier with the reason for which it had to be that one, if the sm_90a tier has a kernel for the problem.
-/// The error of the sm_90a tier, if it alone has kernels of this kind.
+/// Why a problem cannot have its kernel of the sm_90a tier, if that is the driver's fault alone.
+pub(crate) fn driver_obstacle(
+    problem: &Problem,
+    capped: bool,
+    device: &DeviceInfo,
+) -> Option<Obstacle> {
+    let obstacle = Obstacle::of_driver(device)?;
+    let newer = DeviceInfo {
+        driver_lacks: None,
+        ..device.clone()
+    };
+    choose(problem, capped, &newer, Arch::Sm90a)
+        .is_ok()
+        .then_some(obstacle)
+}
+
+/// The error of the sm_80 tier with the reason for which it had to be that one, if the sm_90a tier has a kernel for the problem;
+/// or the error of the sm_90a tier, if it alone has kernels of this kind.
 pub(crate) fn name_both(
     error: Error,
     problem: &Problem,
@@ -156,7 +172,10 @@ pub(crate) fn supports(device: &DeviceInfo, arch: Arch) -> Result<()> {
         (_, Arch::Sm90a) => (major, minor) == (9, 0),
     };
     if runs {
-        return Ok(());
+        return match arch {
+            Arch::Sm80 => Ok(()),
+            Arch::Sm90a => Obstacle::of_driver(device).map_or(Ok(()), |it| Err(it.error())),
+        };
     }
     let wanted = match arch {
         Arch::Sm80 => "8.0 or later (Ampere)",

@@ -56,6 +56,48 @@ fn the_smallest_kernel_of_the_tier_is_chosen() {
     }
 }
 
+#[test]
+fn a_driver_that_is_too_old_is_named() {
+    let lacks = "cuTensorMapEncodeTiled, which comes with CUDA 12.0";
+    let old = DeviceInfo {
+        driver_lacks: Some(lacks),
+        ..hopper()
+    };
+    let reason = format!(
+        "driver: expected one that is new enough for the copy engine of the sm_90a tier, found one that lacks {lacks}"
+    );
+    let plan = sound().plan(&old).unwrap();
+    assert_eq!(plan.variant().arch, Arch::Sm80);
+    assert_eq!(plan.obstacle().unwrap().to_string(), reason);
+    let asked = sound().arch(ArchChoice::Sm80).plan(&old).unwrap();
+    assert_eq!(asked.obstacle(), None);
+    let named = Problem::contiguous(DType::F16, shape(64, 64));
+    let variant = named.plan(&hopper()).unwrap().variant();
+    for error in [
+        sound().arch(ArchChoice::Sm90a).plan(&old).unwrap_err(),
+        named.plan_variant(&old, variant).unwrap_err(),
+    ] {
+        assert_eq!(error.class(), ErrorClass::NoDevice);
+        assert_eq!(error.to_string(), format!("no device: {reason}"));
+    }
+    // Problems that have no kernel of the tier lose nothing; those that have no other one say both.
+    let f32s = Problem::contiguous(DType::F32, shape(64, 64));
+    assert_eq!(f32s.plan(&old).unwrap().obstacle(), None);
+    let wide = Problem::contiguous(DType::F16, shape(512, 512));
+    let error = wide.plan(&old).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::NoVariant);
+    assert!(
+        error.to_string().ends_with(&format!("but {reason}")),
+        "{error}"
+    );
+    // An older GPU has another reason.
+    let ampere = DeviceInfo {
+        driver_lacks: Some(lacks),
+        ..ampere()
+    };
+    assert_eq!(sound().plan(&ampere).unwrap().obstacle(), None);
+}
+
 type Tensor = fn(&mut Problem) -> &mut TensorLayout;
 
 const TENSORS: [(&str, Tensor); 4] = [
