@@ -33,7 +33,7 @@ pub enum Command {
     /// (natural logarithm). Tensors of other names are ignored.
     ///
     /// F8_E4M3 tensors may have scales in F32, q_scale, k_scale and v_scale: an element means itself times its scale. Each is
-    /// [1] (for the tensor), [batch, heads] or [batch, heads, blocks], for each block of --scale-block rows.
+    /// one number for the tensor, [batch, heads] or [batch, heads, blocks], for each block of --scale-block rows.
     Attend(Box<AttendArgs>),
     /// Compare the kernels with the reference on this machine's device
     Verify(VerifyArgs),
