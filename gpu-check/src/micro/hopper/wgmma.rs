@@ -88,7 +88,7 @@ impl Operand {
         };
         let (lower, upper) = (
             (self.block_bytes >> 4) << 16,
-            8 * self.width / 16 | self.base_offset << 17 | code << 30,
+            (8 * self.width / 16) | (self.base_offset << 17) | (code << 30),
         );
         format!(
             "add.u32 %r51, %r2, {};\nand.b32 %r51, %r51, 0x3ffff;\nshr.u32 %r51, %r51, 4;\nor.b32 %r51, %r51, {lower};\n\
@@ -430,7 +430,7 @@ fn product(element: Element, columns: u32, from_registers: bool, predicate: bool
         true => {
             let width = [128, 64, 32]
                 .into_iter()
-                .find(|width| columns * 2 % width == 0);
+                .find(|width| (columns * 2).is_multiple_of(*width));
             (2, Operand::across(width.unwrap_or(32), 0, 32))
         }
         false => (4, Operand::along(128, 0)),
