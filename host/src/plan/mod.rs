@@ -10,7 +10,9 @@ mod validate;
 
 use flashtile_abi::{
     Arch, AttentionParams, DType, HopperParams, LseView, Schedule, TensorMap, TensorView, Variant,
-    params::flags::{K_ALIGNED, NEGATE_Q, OUT_ALIGNED, OUT_F16, OUT_F32, Q_ALIGNED, V_ALIGNED},
+    params::flags::{
+        K_ALIGNED, NEGATE_Q, OUT_ALIGNED, OUT_F16, OUT_F32, Q_ALIGNED, V_ALIGNED, WIDE_CAP,
+    },
 };
 
 use crate::{
@@ -202,6 +204,9 @@ impl Chosen {
         let mut flags = 0;
         if softmax.negate_q {
             flags |= NEGATE_Q;
+        }
+        if softmax.wide_cap && problem.dtype != DType::F32 {
+            flags |= WIDE_CAP;
         }
         match (problem.dtype, problem.out_element()) {
             (_, DType::F32) => flags |= OUT_F32,

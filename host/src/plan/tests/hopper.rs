@@ -456,10 +456,13 @@ proptest! {
         };
         let mut problem = Problem::contiguous(tile.dtype, shape);
         problem.softcap = (variant.score_mod != flashtile_abi::ScoreModKind::None).then_some(9.0);
+        let (input, output) = (tile.dtype.bytes() as usize, problem.out_element().bytes() as usize);
+        let widths = [input, input, input, output];
         // Any head dimensions, in rows that begin at multiples of 16 bytes.
-        for ((_, tensor), gap) in TENSORS.into_iter().zip(gap) {
+        for (((_, tensor), gap), width) in TENSORS.into_iter().zip(gap).zip(widths) {
             let layout = tensor(&mut problem);
-            let mut stride = layout.shape[3].next_multiple_of(8) + 8 * gap;
+            let whole = 16 / width;
+            let mut stride = layout.shape[3].next_multiple_of(whole) + whole * gap;
             for dim in if heads_first { [1, 2, 0] } else { [2, 1, 0] } {
                 layout.strides[dim] = stride as i64;
                 stride *= layout.shape[dim];
@@ -471,7 +474,7 @@ proptest! {
         let maps = tensor_maps(&problem, variant, &s, &addresses);
         let bases = [addresses.q, addresses.k, addresses.v, addresses.out];
         let packs = [s.pack, 0, 0, s.pack];
-        for (((map, (_, tensor)), base), pack) in maps.iter().zip(TENSORS).zip(bases).zip(packs) {
+        for ((((map, (_, tensor)), base), pack), width) in maps.iter().zip(TENSORS).zip(bases).zip(packs).zip(widths) {
             #[cfg(feature = "emulator")]
             crate::device::emulator::tensor_map(map).unwrap();
             let layout = *tensor(&mut problem);
@@ -482,20 +485,20 @@ proptest! {
             let elements: u64 = map.dims.iter().product();
             prop_assert_eq!(Some(elements as usize), layout.elements());
             let steps = coordinates[1..].iter().zip(map.strides);
-            let offset: u64 = 2 * x as u64 + steps.map(|(&c, stride)| c as u64 * stride).sum::<u64>();
+            let offset: u64 = (width * x) as u64 + steps.map(|(&c, stride)| c as u64 * stride).sum::<u64>();
             let element: i64 = [b, i, h, x].iter().zip(layout.strides).map(|(&n, stride)| n as i64 * stride).sum();
-            prop_assert_eq!(map.address + offset, base + 2 * element as u64);
+            prop_assert_eq!(map.address + offset, base + width as u64 * element as u64);
         }
         // Boxes of 64 rows of queries, of a block's part of the keys; as wide as the swizzled columns of the tile.
         let rows = maps.map(|map| map.extents[1] * map.extents[2]);
         let part = tile.block_n / s.cluster;
         prop_assert_eq!(rows, [64, part, part, 64]);
         let columns = [tile.head_dim_qk, tile.head_dim_qk, tile.head_dim_v, tile.head_dim_v / tile.v_splits];
-        for (map, columns) in maps.iter().zip(columns) {
+        for ((map, columns), width) in maps.iter().zip(columns).zip(widths) {
             prop_assert_eq!(&map.extents[3..], &[1, 1]);
             prop_assert!(columns.is_multiple_of(map.extents[0]));
             // A swizzle as wide as it can be.
-            prop_assert!(map.swizzle == 128 || !(2 * columns).is_multiple_of(2 * map.swizzle));
+            prop_assert!(map.swizzle == 128 || !(width as u32 * columns).is_multiple_of(2 * map.swizzle));
         }
     }
 }
