@@ -4,6 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`micro`] | single instructions: the same PTX on GPU and emulator, bit by bit |
+//! | [`maps`] | the driver's tensor maps beside the emulator's |
 //! | [`dense`] | approximations over whole binades, kept so that the hardware's function can be rebuilt |
 //! | [`repeat`] | every kernel again and again: equal bits, whatever else is in memory |
 //! | [`run`](mod@run) | everything, step by step, each with a time limit, into one folder of results |

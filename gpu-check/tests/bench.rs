@@ -80,7 +80,7 @@ fn without_graphs_launches_are_timed_inner() {
 /// A device is of no use after a fault: the run ends with what it has.
 #[test]
 fn a_fault_ends_the_run() {
-    let variables = [("FLASHTILE_STAND_IN_FAULT", ".entry fused_f16_d64_sm80")];
+    let variables = [("FLASHTILE_STAND_IN_FAULT", ".entry fused_f16_d64_sm90a")];
     with_the_stand_in_and("a_fault_ends_the_run_inner", &variables);
 }
 

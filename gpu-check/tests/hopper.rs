@@ -15,7 +15,7 @@ use flashtile::{
 use flashtile_verify::{Case, Tensors, judge, memory};
 
 /// Masks, packed heads, pairs of blocks, several pieces of work, padded head dimensions, f32 output, tensors of all layouts.
-const CASES: [&str; 9] = [
+const CASES: [&str; 11] = [
     "fused bf16 sm_90a b1 q130 k70 h2/1 d64/64 seed=1",
     "fused f16 sm_90a b2 q37 k333 h6/2 d64/64 causal=bottom-right seed=2",
     "fused bf16 sm_90a b1 q256 k390 h2/2 d128/128 seed=3",
@@ -25,6 +25,8 @@ const CASES: [&str; 9] = [
     "fused bf16 sm_90a b1 q70 k90 h2/1 d256/256 seed=7",
     "fused f16 sm_90a b1 q65 k70 h1/1 d64/512 seed=8",
     "fused bf16 sm_90a b2 q3 k65 h2/2 d512/512 causal=bottom-right seed=9",
+    "fused e4m3 sm_90a b1 q70 k200 h2/1 d64/64 causal=bottom-right scales=head,tensor,block128 seed=10",
+    "fused e4m3 sm_90a b1 q130 k257 h1/1 d128/128 out-dtype=f16 scales=tensor seed=11",
 ];
 
 #[test]

@@ -165,6 +165,12 @@ fn bad_input() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
+    let output = check()
+        .args(["micro", "--device", "emulator", "--group", "tpu"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output).contains("wgmma-sums"), "{}", text(&output));
 }
 
 #[test]
@@ -215,6 +221,59 @@ fn over_the_stand_in_every_kernel_and_instruction_takes_the_drivers_way() {
     assert_eq!(status, Some(0), "{said}");
 }
 
+/// Tensor maps, in parameters and in memory, and clusters go the driver's way too; so do whole kernels of 8-bit elements.
+#[test]
+fn over_the_stand_in_hopper_takes_the_drivers_way() {
+    let (driver, results) = (stand_in(), tempfile::tempdir().unwrap());
+    let with_driver = |args: &[&str]| {
+        let mut command = check();
+        command.env("LD_LIBRARY_PATH", driver.path()).args(args);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        text(&output)
+    };
+    for group in ["tma", "cluster", "registers", "pipeline"] {
+        let said = with_driver(&["micro", "--group", group]);
+        assert!(said.contains(" 0 DIFFERENT, 0 failed, 0 skipped"), "{said}");
+    }
+    let out = results.path().join("maps.json");
+    let said = with_driver(&["maps", "--out", out.to_str().unwrap()]);
+    assert!(
+        said.ends_with("19 tensor maps, 19 with the same bytes or refused\n"),
+        "{said}"
+    );
+    let maps: serde_json::Value = serde_json::from_slice(&fs::read(&out).unwrap()).unwrap();
+    assert_eq!(maps["maps"][0]["device"], maps["maps"][0]["emulator"]);
+
+    let small = ["repeat", "--quick", "--launches", "2", "--filter"];
+    let said = with_driver(&[&small[..], &["e4m3_d64_sm90a"]].concat());
+    assert!(said.contains(" 0 not; 0 kernels skipped"), "{said}");
+    assert!(said.contains("emulator (fast): 0 of "), "{said}");
+}
+
+/// On a GPU without the tier its tests and kernels are left out, which is no failure.
+#[test]
+fn what_an_older_gpu_lacks_is_left_out() {
+    let driver = stand_in();
+    for (args, says) in [
+        (&["micro", "--group", "pipeline"][..], "0 failed, 6 skipped"),
+        (
+            &["repeat", "--filter", "e4m3_d64_sm90a"],
+            "0 problems: 0 with equal bits, 0 not; 1 kernels skipped",
+        ),
+        (&["maps"], "tensor maps"),
+    ] {
+        let mut command = check();
+        command
+            .env("LD_LIBRARY_PATH", driver.path())
+            .env("FLASHTILE_STAND_IN_CAPABILITY", "8.0")
+            .args(args);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        assert!(text(&output).contains(says), "{}", text(&output));
+    }
+}
+
 /// A fault costs a process its GPU. The tests after it run in another.
 #[test]
 fn after_a_fault_a_new_process_goes_on() {
@@ -234,6 +293,6 @@ fn after_a_fault_a_new_process_goes_on() {
         said.contains("the device is lost; a new process goes on"),
         "{said}"
     );
-    assert!(said.contains("7 tests: 6 identical, 0 differ in bits of NaN, 0 differ as allowed, 0 DIFFERENT, 1 failed, 0 skipped"), "{said}");
-    assert_eq!(fs::read_to_string(&out).unwrap().lines().count(), 8);
+    assert!(said.contains("9 tests: 8 identical, 0 differ in bits of NaN, 0 differ as allowed, 0 answered, 0 DIFFERENT, 1 failed, 0 skipped"), "{said}");
+    assert_eq!(fs::read_to_string(&out).unwrap().lines().count(), 10);
 }

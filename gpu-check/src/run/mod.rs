@@ -5,8 +5,9 @@
 //! |---|---|
 //! | `summary.txt`, `summary.json` | every step and how it ended; rewritten after each |
 //! | `log.txt` | what the steps printed |
-//! | `micro.jsonl`, `dense.bin` | instructions ([`crate::report`], [`crate::dense`]) |
-//! | `repeat.json` | repeated launches |
+//! | `maps.json` | the driver's tensor maps ([`crate::maps`]) |
+//! | `micro-GROUP.jsonl`, `dense.bin` | instructions ([`crate::report`], [`crate::dense`]) |
+//! | `repeat-TIER.json` | repeated launches |
 //! | `bench/` | times: what `flashtile bench` writes |
 //!
 //! Exit status: 0 all is well, 1 something failed, 2 bad input, 3 no GPU.
@@ -353,6 +354,9 @@ mod tests {
         assert!(!chosen("suite-laws", &wanted(&["sui", "laws"])));
         assert!(!chosen("verify-quick", &wanted(&["verify"])));
         assert!(chosen("verify", &wanted(&["verify"])));
+        assert!(chosen("verify-quick-sm90a", &wanted(&["verify-quick"])));
+        assert!(!chosen("verify-quick-sm90a", &wanted(&["verify"])));
+        assert!(!chosen("micro-wgmma-sums", &wanted(&["micro-wgmma-s"])));
     }
 
     #[test]

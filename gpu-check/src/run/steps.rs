@@ -258,3 +258,39 @@ pub fn chosen(step: &str, wanted: &[String]) -> bool {
         .iter()
         .any(|want| want == step || want != "verify" && group(want))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_instructions_come_before_whole_kernels_and_every_kernel_is_asked_for() {
+        let folder = Path::new("nowhere");
+        let plan = |quick| {
+            let plan = Plan {
+                folder,
+                results: folder,
+                device: "cuda",
+                quick,
+            };
+            plan.steps()
+        };
+        for quick in [false, true] {
+            let steps = plan(quick);
+            let place = |name: &str| steps.iter().position(|step| step.name == name).unwrap();
+            let first_kernel = place("verify-quick-sm80");
+            let micro = |(group, _)| place(&format!("micro-{group}"));
+            assert!(GROUPS.map(micro).iter().all(|&at| at < first_kernel));
+            assert!(place("maps") < place("micro-tma"));
+            let mut names: Vec<_> = steps.iter().map(|step| &step.name).collect();
+            names.sort();
+            names.dedup();
+            assert_eq!(names.len(), steps.len());
+        }
+        // Steps name tiers by what their kernels' names end with.
+        for variant in flashtile_abi::variants() {
+            let tiers = TIERS.iter().filter(|tier| variant.name.contains(**tier));
+            assert_eq!(tiers.count(), 1, "{}", variant.name);
+        }
+    }
+}

@@ -1,9 +1,9 @@
 //! Hopper: what the kernels of the sm_90a tier assume of the copy engine, the tensor cores and the blocks of a cluster, one
 //! assumption at a time.
 //!
-//! Most of these tests are kernels of one or a few blocks that read and write memory by themselves ([`Access::Memory`]
-//! (super::Access::Memory)). No wait in them lasts: one that takes too long ends, and the thread's status says so, so that a wrong
-//! assumption shows in the results and not as a hang. A block's output begins with its threads' [`status`](Body::finish).
+//! Most of these tests are kernels of one or a few blocks that read and write memory by themselves ([`super::Access::Memory`]). No
+//! wait for an mbarrier lasts in them: one that takes too long ends, and the thread's status says so, so that a wrong assumption
+//! shows in the results and not as a hang. A block's output begins with its threads' statuses, where they wait.
 
 pub mod cluster;
 pub mod pipeline;
