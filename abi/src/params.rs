@@ -82,7 +82,13 @@ pub mod flags {
     pub const OUT_F16: u32 = 1 << 6;
     /// softmax_scale is negative: the kernel negates q, and `exponent_scale` is made of its magnitude.
     pub const NEGATE_Q: u32 = 1 << 5;
+    /// softcap is more than [`WIDEST_QUICK_CAP`](super::WIDEST_QUICK_CAP).
+    pub const WIDE_CAP: u32 = 1 << 7;
 }
+
+/// The largest softcap of which fused kernels with 16-bit elements compute tanh the quick way, whose error is 6 * 2^-23, absolute: times
+/// this cap it is less than 2^-12, what rounding to f16 can do to a probability. With 8-bit elements, the largest at all.
+pub const WIDEST_QUICK_CAP: f32 = 256.0;
 
 /// A tensor map: what the copy engine knows of a tensor, as `cuTensorMapEncodeTiled` writes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

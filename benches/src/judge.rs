@@ -262,7 +262,7 @@ mod tests {
             }
             // A right output passes, whoever computed it; a wrong one does not, nor one with a hole.
             let output = cpu::attention(&problem, &inputs).unwrap().out;
-            let verdict = judge.judge_output(&cell, cell.dtype, &output);
+            let verdict = judge.judge_output(&cell, problem.out_element(), &output);
             assert!(
                 verdict.ok && verdict.max_abs_error > 0.0,
                 "{cell}: {verdict:?}"
@@ -270,10 +270,15 @@ mod tests {
             assert!(verdict.rms_error <= verdict.max_abs_error);
             let mut hole = output.clone();
             hole[2 * dim + 6..][..2].fill(0xff);
-            assert!(!judge.judge_output(&cell, cell.dtype, &hole).ok, "{cell}");
+            assert!(
+                !judge.judge_output(&cell, problem.out_element(), &hole).ok,
+                "{cell}"
+            );
             let shifted = [&output[2 * dim..], &output[..2 * dim]].concat();
             assert!(
-                !judge.judge_output(&cell, cell.dtype, &shifted).ok,
+                !judge
+                    .judge_output(&cell, problem.out_element(), &shifted)
+                    .ok,
                 "{cell}"
             );
         }

@@ -34,7 +34,7 @@ pub struct TileWork {
     pub keys: u32,
     /// head_dim_qk, padded.
     pub head_dim_qk: u32,
-    /// head_dim_v, padded.
+    /// Columns of head_dim_v, padded, that a warp owns: all, or a part where warps share the columns.
     pub head_dim_v: u32,
     /// Tensor-core products for each product of the operation: three where f32 is made of tf32.
     pub products: u32,
@@ -61,10 +61,10 @@ impl From<&Variant> for TileWork {
     fn from(variant: &Variant) -> Self {
         let tile = &variant.tile;
         Self {
-            rows: tile.block_m / tile.warps.max(1),
+            rows: tile.block_m * tile.v_splits / tile.warps.max(1),
             keys: tile.block_n,
             head_dim_qk: tile.head_dim_qk,
-            head_dim_v: tile.head_dim_v,
+            head_dim_v: tile.head_dim_v / tile.v_splits,
             products: if tile.dtype == DType::F32 { 3 } else { 1 },
         }
     }

@@ -3,7 +3,7 @@
 use std::{ffi::OsString, num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
-use flashtile::{Algorithm, ArchChoice, CausalAlignment, DType, Window};
+use flashtile::{Algorithm, ArchChoice, CausalAlignment, DType, OutDType, Window};
 use flashtile_benches::{Group, HeadDim};
 
 use crate::failure::{Failure, Result};
@@ -28,9 +28,12 @@ pub enum Command {
     /// Run attention on tensors from a file
     ///
     /// IN holds q [batch, seqlen_q, heads_q, head_dim_qk], k [batch, seqlen_k, heads_kv, head_dim_qk] and
-    /// v [batch, seqlen_k, heads_kv, head_dim_v], all F16, BF16 or F32. OUT gets
-    /// out [batch, seqlen_q, heads_q, head_dim_v] in that dtype, and lse [batch, heads_q, seqlen_q] in F32
+    /// v [batch, seqlen_k, heads_kv, head_dim_v], all F16, BF16, F32 or F8_E4M3. OUT gets
+    /// out [batch, seqlen_q, heads_q, head_dim_v] in that dtype (BF16 for F8_E4M3), and lse [batch, heads_q, seqlen_q] in F32
     /// (natural logarithm). Tensors of other names are ignored.
+    ///
+    /// F8_E4M3 tensors may have scales in F32, q_scale, k_scale and v_scale: an element means itself times its scale. Each is
+    /// [1] (for the tensor), [batch, heads] or [batch, heads, blocks], for each block of --scale-block rows.
     Attend(Box<AttendArgs>),
     /// Compare the kernels with the reference on this machine's device
     Verify(VerifyArgs),
@@ -75,7 +78,10 @@ pub struct AttendArgs {
     /// Caps scores: C * tanh(score / C) [default: off]
     #[arg(long, value_name = "C", allow_hyphen_values = true)]
     pub softcap: Option<f32>,
-    /// Dtype of out [default: that of q, k and v]
+    /// Rows that share a scale, where scales are [batch, heads, blocks]; a power of two [default: 128]
+    #[arg(long, value_name = "ROWS", allow_hyphen_values = true)]
+    pub scale_block: Option<u32>,
+    /// Dtype of out: f32, or that of q, k and v; f16 too for F8_E4M3 [default: that of q, k and v; bf16 for F8_E4M3]
     #[arg(long, value_enum, value_name = "DTYPE")]
     pub out_dtype: Option<OutDTypeArg>,
     /// Compare with the f64 reference; exit status 1 if an error is past its bound
@@ -330,8 +336,22 @@ impl From<CausalArg> for CausalAlignment {
 /// `--out-dtype`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OutDTypeArg {
+    /// Half precision
+    F16,
+    /// The upper half of single precision
+    Bf16,
     /// Single precision
     F32,
+}
+
+impl From<OutDTypeArg> for OutDType {
+    fn from(arg: OutDTypeArg) -> Self {
+        match arg {
+            OutDTypeArg::F16 => Self::F16,
+            OutDTypeArg::Bf16 => Self::Bf16,
+            OutDTypeArg::F32 => Self::F32,
+        }
+    }
 }
 
 /// `LEFT,RIGHT`.

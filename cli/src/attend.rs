@@ -10,7 +10,7 @@ use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
 use crate::{
-    args::{AttendArgs, DeviceChoice, OutDTypeArg},
+    args::{AttendArgs, DeviceChoice},
     failure::{Failure, Outcome, Result},
     findings,
     input::Source,
@@ -33,9 +33,10 @@ pub fn run(args: &AttendArgs) -> Result<Outcome> {
         ));
     }
     let source = Source::open(&args.input)?;
-    let mut problem = problem(args, &source);
+    let mut problem = problem(args, &source)?;
     let target = Target::open(args.device, args.sanitize)?;
     let mut plan = target.plan(&problem)?;
+    source.check_scales(&problem)?;
     let ptx = args.ptx.as_deref().map(Ptx::read).transpose()?;
     if let (Some(ptx), Some(chosen)) = (&ptx, &plan)
         && problem.arch == ArchChoice::Auto
@@ -57,13 +58,8 @@ pub fn run(args: &AttendArgs) -> Result<Outcome> {
         None => None,
     };
     target.load(variant, ptx.as_ref())?;
-    let [q, k, v] = source.read()?;
-    let inputs = Inputs {
-        q: &q,
-        k: &k,
-        v: &v,
-        ..Inputs::default()
-    };
+    let contents = source.read()?;
+    let inputs = contents.inputs();
 
     let spinner = progress::spinner("attention", args.json);
     let start = Instant::now();
@@ -131,19 +127,16 @@ fn findings(
     Ok(Outcome::Wrong)
 }
 
-fn problem(args: &AttendArgs, source: &Source) -> Problem {
-    let mut problem = source.problem().lse(true);
+fn problem(args: &AttendArgs, source: &Source) -> Result<Problem> {
+    let mut problem = source.problem(args.scale_block)?.lse(true);
     problem.algorithm = args.algorithm.into();
     problem.arch = args.arch.into();
     problem.causal = args.causal.map(Into::into);
     problem.window = args.window.unwrap_or_default();
     problem.scale = args.scale;
     problem.softcap = args.softcap;
-    problem.out_dtype = match args.out_dtype {
-        Some(OutDTypeArg::F32) => OutDType::F32,
-        None => OutDType::Same,
-    };
-    problem
+    problem.out_dtype = args.out_dtype.map_or(OutDType::Same, Into::into);
+    Ok(problem)
 }
 
 /// Bytes of the host's memory that the whole command takes, roughly. `None` on overflow.

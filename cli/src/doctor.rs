@@ -141,6 +141,7 @@ impl Findings {
                     "compute_capability": format!("{}.{}", gpu.compute_capability.0, gpu.compute_capability.1),
                     "multiprocessors": gpu.multiprocessors,
                     "memory_bytes": gpu.total_memory,
+                    "driver_lacks": gpu.driver_lacks,
                     "tiers": tiers_of(gpu),
                 })
             })

@@ -1,4 +1,6 @@
-//! q, k and v from a safetensors file that may be anything.
+//! q, k and v from a safetensors file that may be anything, and their scales.
+
+mod scales;
 
 use std::{
     collections::HashSet,
@@ -8,11 +10,12 @@ use std::{
     path::Path,
 };
 
-use flashtile::{DType, Problem, TensorLayout};
+use flashtile::{DType, Inputs, Problem, Scales, TensorLayout};
 use safetensors::{
     Dtype,
     tensor::{Metadata, TensorInfo},
 };
+use scales::ScaleTensor;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
@@ -49,15 +52,74 @@ pub struct Source<R = File> {
     file: R,
     dtype: DType,
     tensors: [Tensor; 3],
+    scales: [Option<ScaleTensor>; 3],
 }
 
-/// Where a tensor is in its file.
+/// A tensor of its file.
 #[derive(Clone, Copy, Debug)]
 struct Tensor {
-    name: &'static str,
     shape: [usize; 4],
+    data: Span,
+}
+
+/// Where a tensor's bytes are in its file.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    name: &'static str,
     begin: u64,
     bytes: usize,
+}
+
+impl Span {
+    fn new(name: &'static str, info: &TensorInfo, data_begin: u64) -> Self {
+        let (begin, end) = info.data_offsets;
+        Self {
+            name,
+            begin: data_begin.saturating_add(begin as u64),
+            bytes: end.saturating_sub(begin),
+        }
+    }
+
+    /// Reads the bytes.
+    fn read(&self, file: &mut (impl Read + Seek)) -> Result<Vec<u8>> {
+        let failed = |found: String| {
+            let expected = format!("{} readable bytes", self.bytes);
+            Failure::bad(self.name, expected, found)
+        };
+        let mut content = memory::vector(self.name, self.bytes)?;
+        file.seek(SeekFrom::Start(self.begin))
+            .and_then(|_| {
+                let file = Read::by_ref(file);
+                file.take(self.bytes as u64).read_to_end(&mut content)
+            })
+            .map_err(|error| failed(error.to_string()))?;
+        match content.len() == self.bytes {
+            true => Ok(content),
+            false => Err(failed(content.len().to_string())),
+        }
+    }
+}
+
+/// A file's tensors.
+#[derive(Debug)]
+pub struct Contents {
+    tensors: [Vec<u8>; 3],
+    scales: [Vec<f32>; 3],
+}
+
+impl Contents {
+    /// As the library takes them.
+    pub fn inputs(&self) -> Inputs<'_> {
+        let ([q, k, v], [q_scale, k_scale, v_scale]) = (&self.tensors, &self.scales);
+        Inputs {
+            q,
+            k,
+            v,
+            q_scale,
+            k_scale,
+            v_scale,
+        }
+    }
 }
 
 impl Source {
@@ -124,50 +186,64 @@ impl<R: Read + Seek> Source<R> {
             ));
         }
         let (dtype, tensors) = tensors(&metadata, data_begin)?;
+        let scales = scales::find(&metadata, data_begin)?;
         Ok(Self {
             file,
             dtype,
             tensors,
+            scales,
         })
     }
 
-    /// Unmasked attention over these tensors, not yet checked.
-    pub fn problem(&self) -> Problem {
+    /// Unmasked attention over these tensors, not yet checked. Scales by blocks are of so many rows; `None` is the default.
+    ///
+    /// # Errors
+    /// Rows of blocks are given, but no scales are by blocks.
+    pub fn problem(&self, scale_block: Option<u32>) -> Result<Problem> {
         let [q, k, v] = self.tensors.map(|t| TensorLayout::contiguous(t.shape));
         let [batch, seqlen, heads, _] = q.shape;
         let out = TensorLayout::contiguous([batch, seqlen, heads, v.shape[3]]);
-        Problem::new(self.dtype, q, k, v, out)
+        let [q_scale, k_scale, v_scale] = scales::layouts(&self.scales, scale_block)?;
+        let problem = Problem::new(self.dtype, q, k, v, out);
+        Ok(problem.scales(Scales {
+            q: q_scale,
+            k: k_scale,
+            v: v_scale,
+        }))
     }
 
     /// Bytes of all tensors.
     pub fn bytes(&self) -> u64 {
-        self.tensors.iter().map(|t| t.bytes as u64).sum()
+        let scales = self.scales.iter().flatten().map(|scales| scales.data);
+        let all = self.tensors.iter().map(|t| t.data).chain(scales);
+        all.map(|data| data.bytes as u64).sum()
     }
 
-    /// Reads q, k and v.
+    /// Refuses scales whose shape is not that of the problem's.
+    ///
+    /// # Errors
+    /// It names the shapes that there may be.
+    pub fn check_scales(&self, problem: &Problem) -> Result<()> {
+        scales::check(&self.scales, problem)
+    }
+
+    /// Reads q, k, v and their scales.
     ///
     /// # Errors
     /// The file got shorter, can't be read, or a tensor does not fit in memory.
-    pub fn read(mut self) -> Result<[Vec<u8>; 3]> {
-        let mut contents = [const { Vec::new() }; 3];
-        for (content, tensor) in contents.iter_mut().zip(self.tensors) {
-            let failed = |found: String| {
-                Failure::bad(
-                    tensor.name,
-                    format!("{} readable bytes", tensor.bytes),
-                    found,
-                )
-            };
-            *content = memory::vector(tensor.name, tensor.bytes)?;
-            self.file
-                .seek(SeekFrom::Start(tensor.begin))
-                .and_then(|_| {
-                    let file = Read::by_ref(&mut self.file);
-                    file.take(tensor.bytes as u64).read_to_end(content)
-                })
-                .map_err(|error| failed(error.to_string()))?;
-            if content.len() != tensor.bytes {
-                return Err(failed(content.len().to_string()));
+    pub fn read(mut self) -> Result<Contents> {
+        let mut contents = Contents {
+            tensors: [const { Vec::new() }; 3],
+            scales: [const { Vec::new() }; 3],
+        };
+        for (content, tensor) in contents.tensors.iter_mut().zip(self.tensors) {
+            *content = tensor.data.read(&mut self.file)?;
+        }
+        for (content, scales) in contents.scales.iter_mut().zip(&self.scales) {
+            if let Some(scales) = scales {
+                let bytes = scales.data.read(&mut self.file)?;
+                let (words, _) = bytes.as_chunks::<4>();
+                *content = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
             }
         }
         Ok(contents)
@@ -200,12 +276,9 @@ fn tensors(metadata: &Metadata, data_begin: u64) -> Result<(DType, [Tensor; 3])>
                 format!("shape {:?}", info.shape),
             )
         })?;
-        let (begin, end) = info.data_offsets;
         let tensor = Tensor {
-            name,
             shape,
-            begin: data_begin.saturating_add(begin as u64),
-            bytes: end.saturating_sub(begin),
+            data: Span::new(name, info, data_begin),
         };
         found.push((tensor, info.dtype));
     }
@@ -214,7 +287,7 @@ fn tensors(metadata: &Metadata, data_begin: u64) -> Result<(DType, [Tensor; 3])>
     for (tensor, other) in &found[1..] {
         if *other != dtypes[0] {
             return Err(Failure::bad(
-                tensor.name,
+                tensor.data.name,
                 format!("{:?}, the dtype of q", dtypes[0]),
                 format!("{other:?}"),
             ));
@@ -232,12 +305,12 @@ fn dtype(name: &str, dtype: Dtype) -> Result<DType> {
         Dtype::F16 => Ok(DType::F16),
         Dtype::BF16 => Ok(DType::Bf16),
         Dtype::F32 => Ok(DType::F32),
-        Dtype::F8_E4M3 => Err(Failure::bad(
+        Dtype::F8_E4M3 => Ok(DType::E4m3),
+        other => Err(Failure::bad(
             name,
-            "F16, BF16 or F32",
-            "F8_E4M3, for which there are no kernels yet",
+            "F16, BF16, F32 or F8_E4M3",
+            format!("{other:?}"),
         )),
-        other => Err(Failure::bad(name, "F16, BF16 or F32", format!("{other:?}"))),
     }
 }
 

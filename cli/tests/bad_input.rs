@@ -116,13 +116,13 @@ fn absurd_shapes() {
 #[test]
 fn dtypes() {
     let of = |dtype| encode(&qkv(dtype, &Q, &K, &V));
-    for (dtype, words) in [
-        (Dtype::F64, ["q: expected F16, BF16 or F32", "found F64"]),
-        (Dtype::I32, ["q: expected F16, BF16 or F32", "found I32"]),
-        (Dtype::BOOL, ["q: expected F16, BF16 or F32", "found BOOL"]),
-        (Dtype::F8_E4M3, ["F8_E4M3", "no kernels yet"]),
-        (Dtype::F8_E5M2, ["q: expected", "found F8_E5M2"]),
+    for (dtype, found) in [
+        (Dtype::F64, "found F64"),
+        (Dtype::I32, "found I32"),
+        (Dtype::BOOL, "found BOOL"),
+        (Dtype::F8_E5M2, "found F8_E5M2"),
     ] {
+        let words = ["q: expected F16, BF16, F32 or F8_E4M3", found];
         Bench::new(&of(dtype)).refuses(&[], &words);
     }
     let mut mixed = qkv(Dtype::F16, &Q, &K, &V);

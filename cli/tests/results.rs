@@ -7,16 +7,6 @@ use half::f16;
 use safetensors::Dtype;
 use serde_json::Value;
 
-fn json(text: &str) -> Value {
-    assert_eq!(text.trim_end().lines().count(), 1, "{text}");
-    serde_json::from_str(text).unwrap()
-}
-
-fn f32s(bytes: &[u8]) -> Vec<f32> {
-    let (words, _) = bytes.as_chunks::<4>();
-    words.iter().map(|&word| f32::from_le_bytes(word)).collect()
-}
-
 #[test]
 fn equal_scores_average_the_values() {
     for device in ["cpu", "emulator"] {

@@ -4,8 +4,14 @@
 //! runs its whole way: the driver table, contexts, modules, launches, the suite, the benches (whose times then mean
 //! nothing). It is written from `cuda.h`, not from the code that calls it, and strict where a driver may be lenient:
 //! calls without a context fail, as do pops without a push, and after a fault every call gives that fault's code again.
-//! `FLASHTILE_STAND_IN_FAULT` plants one: launches from modules whose text contains it fault. With
-//! `FLASHTILE_STAND_IN_GRAPHS=no` there are no graphs.
+//!
+//! | variable | what it changes |
+//! |---|---|
+//! | `FLASHTILE_STAND_IN_FAULT` | launches from modules whose text contains it fault |
+//! | `FLASHTILE_STAND_IN_HANG` | launches from modules whose text contains it never end |
+//! | `FLASHTILE_STAND_IN_GRAPHS` | `no`: there are no graphs |
+//! | `FLASHTILE_STAND_IN_CAPABILITY` | the GPU's compute capability, 9.0 without it: `8.0` |
+//! | `FLASHTILE_STAND_IN_CUDA` | the driver's version, 13.0 without it: `11.8` |
 
 use std::{
     cell::RefCell,
@@ -17,7 +23,7 @@ use std::{
     },
 };
 
-use flashtile_emulator::{Emulator, Launch, LaunchError, Module, Options};
+use flashtile_emulator::{Emulator, Module, Options};
 
 /// `CUresult`.
 type Status = c_int;
@@ -28,6 +34,7 @@ const OUT_OF_MEMORY: Status = 2;
 const NOT_INITIALIZED: Status = 3;
 const INVALID_DEVICE: Status = 101;
 const INVALID_CONTEXT: Status = 201;
+const NO_BINARY_FOR_GPU: Status = 209;
 const INVALID_PTX: Status = 218;
 const INVALID_HANDLE: Status = 400;
 const NOT_FOUND: Status = 500;
@@ -69,6 +76,7 @@ struct State {
 struct Loaded {
     module: std::sync::Arc<Module>,
     faulty: bool,
+    hangs: bool,
 }
 
 #[derive(Clone)]
@@ -155,7 +163,24 @@ macro_rules! api {
     };
 }
 
-// Next to this file, but not a second example.
+/// A variable of the environment that says a version.
+fn version(variable: &str, otherwise: (c_int, c_int)) -> (c_int, c_int) {
+    let text = std::env::var(variable).unwrap_or_default();
+    let parsed = text
+        .split_once('.')
+        .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    parsed.unwrap_or(otherwise)
+}
+
+fn capability() -> (c_int, c_int) {
+    version("FLASHTILE_STAND_IN_CAPABILITY", (9, 0))
+}
+
+// Next to this file, but not further examples.
+#[path = "cuda/launch.rs"]
+mod launch;
+#[path = "cuda/tensor_map.rs"]
+mod tensor_map;
 #[path = "cuda/timing.rs"]
 mod timing;
 
@@ -166,8 +191,9 @@ api! {
     }
 
     cuDriverGetVersion(version: *mut c_int) {
+        let (major, minor) = self::version("FLASHTILE_STAND_IN_CUDA", (13, 0));
         // SAFETY: the caller's pointer is good for one int. It is the same below, for each result.
-        unsafe { put(version, 13000) }.err().unwrap_or(SUCCESS)
+        unsafe { put(version, 1000 * major + 10 * minor) }.err().unwrap_or(SUCCESS)
     }
 
     cuGetErrorName(code: Status, text: *mut *const c_char) {
@@ -177,6 +203,7 @@ api! {
             OUT_OF_MEMORY => c"CUDA_ERROR_OUT_OF_MEMORY",
             INVALID_DEVICE => c"CUDA_ERROR_INVALID_DEVICE",
             INVALID_CONTEXT => c"CUDA_ERROR_INVALID_CONTEXT",
+            NO_BINARY_FOR_GPU => c"CUDA_ERROR_NO_BINARY_FOR_GPU",
             INVALID_PTX => c"CUDA_ERROR_INVALID_PTX",
             INVALID_HANDLE => c"CUDA_ERROR_INVALID_HANDLE",
             NOT_FOUND => c"CUDA_ERROR_NOT_FOUND",
@@ -219,8 +246,8 @@ api! {
             let known = match attribute {
                 16 => 132,          // MULTIPROCESSOR_COUNT
                 38 => 1 << 20,      // L2_CACHE_SIZE
-                75 => 9,            // COMPUTE_CAPABILITY_MAJOR
-                76 => 0,            // COMPUTE_CAPABILITY_MINOR
+                75 => capability().0, // COMPUTE_CAPABILITY_MAJOR
+                76 => capability().1, // COMPUTE_CAPABILITY_MINOR
                 97 => SHARED_OPTIN, // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
                 _ => return Err(INVALID_VALUE),
             };
@@ -299,6 +326,10 @@ api! {
             }
             // SAFETY: PTX text ends with 0.
             let text = unsafe { CStr::from_ptr(image.cast()) }.to_string_lossy();
+            // Code for an architecture alone runs on no other.
+            if text.contains(".target sm_90a") && capability() != (9, 0) {
+                return Err(NO_BINARY_FOR_GPU);
+            }
             let parsed = Module::parse(&text).and_then(|module| {
                 let names: Vec<_> = module.entries().map(|entry| entry.name.clone()).collect();
                 names.iter().try_for_each(|name| module.decode(name)).map(|()| module)
@@ -306,9 +337,9 @@ api! {
             match parsed {
                 Ok(parsed) => {
                     state.next += 16;
-                    let planted = std::env::var("FLASHTILE_STAND_IN_FAULT");
-                    let faulty = planted.is_ok_and(|planted| text.contains(&planted));
-                    state.modules.insert(state.next, Loaded { module: parsed.into(), faulty });
+                    let planted = |name| std::env::var(name).is_ok_and(|planted| text.contains(&planted));
+                    let (faulty, hangs) = (planted("FLASHTILE_STAND_IN_FAULT"), planted("FLASHTILE_STAND_IN_HANG"));
+                    state.modules.insert(state.next, Loaded { module: parsed.into(), faulty, hangs });
                     // SAFETY: see cuDriverGetVersion.
                     unsafe { put(module, state.next as *mut c_void) }
                 }
@@ -388,62 +419,6 @@ api! {
     cuMemsetD8_v2(address: u64, value: u8, bytes: usize) {
         current(|_| EMULATOR.fill(address, bytes as u64, value).map_err(|_| INVALID_VALUE))
     }
-
-    cuLaunchKernel(
-        function: *mut c_void, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,
-        block_z: c_uint, shared_bytes: c_uint, stream: *mut c_void, params: *mut *mut c_void, extra: *mut *mut c_void
-    ) {
-        let mut launched = None;
-        let status = current(|state| {
-            let function = state.functions.get(&(function as usize)).ok_or(INVALID_HANDLE)?.clone();
-            let loaded = state.modules.get(&function.module).ok_or(INVALID_HANDLE)?.clone();
-            if shared_bytes > function.most_shared {
-                return Err(INVALID_VALUE);
-            }
-            // SAFETY: the caller passes parameters in one of the two ways that the API has.
-            let params = unsafe { parameters(&loaded.module, &function.entry, params, extra) }?;
-            let work = timing::Work {
-                loaded,
-                function,
-                grid: [grid_x, grid_y, grid_z],
-                block: [block_x, block_y, block_z],
-                shared_bytes,
-                params,
-            };
-            if !timing::takes_down(stream, &work)? {
-                launched = Some(work);
-            }
-            Ok(())
-        });
-        // The state is free while the kernel runs.
-        launched.as_ref().map_or(status, perform)
-    }
-}
-
-/// Runs a kernel.
-fn perform(work: &timing::Work) -> Status {
-    if work.loaded.faulty {
-        STICKY.store(ILLEGAL_ADDRESS, Relaxed);
-        return SUCCESS;
-    }
-    let launch = Launch {
-        grid: work.grid,
-        block: work.block,
-        cluster: None,
-        dynamic_shared: work.shared_bytes,
-        params: &work.params,
-    };
-    match EMULATOR.launch(&work.loaded.module, &work.function.entry, &launch) {
-        Ok(_) => SUCCESS,
-        Err(LaunchError::BadGeometry { .. }) => INVALID_VALUE,
-        Err(LaunchError::BadParams { .. }) => LAUNCH_OUT_OF_RESOURCES,
-        Err(error) => {
-            // A GPU says so only later: the launch itself succeeds.
-            eprintln!("{}: {error}", work.function.entry);
-            STICKY.store(ILLEGAL_ADDRESS, Relaxed);
-            SUCCESS
-        }
-    }
 }
 
 /// Writes the compiler's words where the caller wants them.
@@ -470,55 +445,4 @@ unsafe fn complain(count: c_uint, names: *mut c_int, values: *mut *mut c_void, t
         std::ptr::copy_nonoverlapping(text.as_ptr(), buffer, len);
         buffer.add(len).write(0);
     }
-}
-
-/// A launch's parameters, each at its offset.
-///
-/// # Safety
-/// `params` has a pointer for each parameter, or `extra` names a buffer and its size.
-unsafe fn parameters(
-    module: &Module,
-    entry: &str,
-    params: *mut *mut c_void,
-    extra: *mut *mut c_void,
-) -> Result<Vec<u8>, Status> {
-    let entry = module.entry(entry).ok_or(NOT_FOUND)?;
-    if params.is_null() == extra.is_null() {
-        return Err(INVALID_VALUE);
-    }
-    let mut bytes = vec![0; entry.params_size];
-    if !params.is_null() {
-        for (i, param) in entry.params.iter().enumerate() {
-            // SAFETY: there is a pointer for each parameter, to as many bytes as it has.
-            let source =
-                unsafe { std::slice::from_raw_parts((*params.add(i)).cast::<u8>(), param.size) };
-            bytes[param.offset..][..param.size].copy_from_slice(source);
-        }
-        return Ok(bytes);
-    }
-    let (mut buffer, mut size) = (std::ptr::null::<u8>(), None);
-    let mut at = 0;
-    loop {
-        // SAFETY: names and values alternate until the end's name.
-        let name = unsafe { *extra.add(at) } as usize;
-        if name == 0 {
-            break;
-        }
-        // SAFETY: as above.
-        let value = unsafe { *extra.add(at + 1) };
-        match name {
-            1 => buffer = value.cast(),
-            // SAFETY: the size is behind a pointer.
-            2 => size = Some(unsafe { *value.cast::<usize>() }),
-            _ => return Err(INVALID_VALUE),
-        }
-        at += 2;
-    }
-    if buffer.is_null() || size != Some(bytes.len()) {
-        return Err(INVALID_VALUE);
-    }
-    // SAFETY: the buffer has the size that was just compared.
-    let source = unsafe { std::slice::from_raw_parts(buffer, bytes.len()) };
-    bytes.copy_from_slice(source);
-    Ok(bytes)
 }

@@ -12,6 +12,7 @@
 pub mod compare;
 pub mod dense;
 pub mod machine;
+pub mod maps;
 pub mod micro;
 pub mod pack;
 pub mod repeat;

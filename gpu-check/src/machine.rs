@@ -1,11 +1,16 @@
 //! Where a test's PTX runs: a GPU, or the emulator.
 
-use flashtile::{CudaDevice, Device, DeviceBuffer, LaunchConfig, Stream};
-use flashtile_emulator::{Emulator, Launch, Module, Numerics, Options, TensorCores};
+use flashtile::{
+    CudaDevice, Device, DeviceBuffer, LaunchConfig, Stream, device::cuda::TensorMapArguments,
+};
+use flashtile_emulator::{
+    ElementType, Emulator, L2Promotion, Launch, Module, Numerics, OobFill, Options, Swizzle,
+    TENSOR_MAP_BYTES, TensorCores, TensorMap,
+};
 
 use crate::{
     compare::Format,
-    micro::{Target, Test},
+    micro::{Buffer, Map, Target, Test},
 };
 
 /// Something that runs PTX of our own.
@@ -21,6 +26,12 @@ pub trait Machine {
     /// # Errors
     /// What the machine says: text that it refuses, a fault.
     fn run(&self, test: &Test) -> Result<Vec<u32>, String>;
+
+    /// The bytes of a tensor map.
+    ///
+    /// # Errors
+    /// What the machine says of its arguments.
+    fn encode(&self, map: &TensorMap) -> Result<[u8; TENSOR_MAP_BYTES], String>;
 }
 
 /// A test that any machine passes that works at all.
@@ -47,15 +58,22 @@ fn words(bytes: &[u8]) -> Vec<u32> {
     words.iter().map(|&word| u32::from_le_bytes(word)).collect()
 }
 
-fn parameters(input: u64, output: u64) -> [u8; 16] {
-    let mut params = [0; 16];
-    params[..8].copy_from_slice(&input.to_le_bytes());
-    params[8..].copy_from_slice(&output.to_le_bytes());
-    params
-}
-
-fn grid(test: &Test) -> [u32; 3] {
-    [(test.threads() / test.block as usize) as u32, 1, 1]
+/// A test's tensor maps, where input and output are at these addresses.
+fn maps(
+    machine: &dyn Machine,
+    test: &Test,
+    [input, output]: [u64; 2],
+) -> Result<Vec<[u8; TENSOR_MAP_BYTES]>, String> {
+    let encode = |map: &Map| {
+        let base = match map.of {
+            Buffer::Input => input,
+            Buffer::Output => output,
+        };
+        let mut tensor = map.tensor.clone();
+        tensor.address += base;
+        machine.encode(&tensor)
+    };
+    test.maps.iter().map(encode).collect()
 }
 
 /// A GPU.
@@ -74,21 +92,61 @@ impl Machine for Gpu {
     fn run(&self, test: &Test) -> Result<Vec<u32>, String> {
         let text = |error: flashtile::Error| error.to_string();
         let module = self.0.load_ptx(&test.ptx()).map_err(text)?;
-        let input = DeviceBuffer::from_bytes(&self.0, &bytes(&test.input)).map_err(text)?;
-        let blank = vec![UNWRITTEN; 4 * test.threads() * test.outs.len()];
-        let output = DeviceBuffer::from_bytes(&self.0, &blank).map_err(text)?;
+        let buffer = |bytes: &[u8]| DeviceBuffer::from_bytes(&self.0, bytes).map_err(text);
+        let input = buffer(&bytes(&test.input))?;
+        let output = buffer(&vec![UNWRITTEN; 4 * test.threads() * test.outs.len()])?;
+        let encoded = maps(self, test, [input.address(), output.address()])?;
+        let global = buffer(encoded.as_flattened())?;
         let config = LaunchConfig {
-            grid: grid(test),
+            grid: [test.grid, 1, 1],
             block: [test.block, 1, 1],
             shared_bytes: 0,
-            cluster: 1,
+            cluster: test.cluster,
         };
-        let params = parameters(input.address(), output.address());
-        // SAFETY: a test's entry takes two addresses and reads `ins` words, writes `outs` words for each thread of this
-        // geometry; the buffers have that many, and live until the results are read.
+        let addresses = [input.address(), output.address(), global.address()];
+        let params = test.params(addresses, &encoded);
+        // SAFETY: a test's entry takes these parameters, and its body accesses what they are addresses of in this geometry, or what
+        // the maps describe of it; the buffers live until the results are read.
         unsafe { module.launch(Test::ENTRY, &config, &params, Stream::DEFAULT) }.map_err(text)?;
         self.0.synchronize().map_err(text)?;
         Ok(words(&output.to_vec().map_err(text)?))
+    }
+
+    fn encode(&self, map: &TensorMap) -> Result<[u8; TENSOR_MAP_BYTES], String> {
+        // The driver's numbers are those of the emulator's lists.
+        let place = |found: Option<usize>| found.map_or(-1, |n| n as i32);
+        let arguments = TensorMapArguments {
+            element: place(
+                ElementType::ALL
+                    .iter()
+                    .position(|it| *it == map.element_type),
+            ),
+            address: map.address,
+            dims: &map.dims,
+            strides: &map.strides,
+            extents: &map.box_dims,
+            steps: &map.element_strides,
+            swizzle: match map.swizzle {
+                Swizzle::None => 0,
+                Swizzle::B32 => 1,
+                Swizzle::B64 => 2,
+                Swizzle::B128 => 3,
+            },
+            promotion: match map.l2_promotion {
+                L2Promotion::None => 0,
+                L2Promotion::B64 => 1,
+                L2Promotion::B128 => 2,
+                L2Promotion::B256 => 3,
+            },
+            fill: i32::from(map.oob_fill == OobFill::Nan),
+        };
+        let made = self.0.encode_tensor_map(&arguments);
+        let made = made.map_err(|error| error.to_string())?;
+        let mut bytes = [0; TENSOR_MAP_BYTES];
+        for (to, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(made.0) {
+            *to = word.to_le_bytes();
+        }
+        Ok(bytes)
     }
 }
 
@@ -129,34 +187,41 @@ impl Machine for Emulated {
             error.to_string()
         }
         let module = Module::parse(&test.ptx()).map_err(text)?;
-        let input = self
-            .emulator
-            .allocate(4 * test.input.len() as u64)
-            .map_err(text)?;
         let mut results = vec![UNWRITTEN; 4 * test.threads() * test.outs.len()];
-        let output = self.emulator.allocate(results.len() as u64).map_err(text)?;
-        let ran = self
-            .emulator
-            .write(input, &bytes(&test.input))
-            .map_err(text)
-            .and_then(|()| {
-                self.emulator.write(output, &results).map_err(text)?;
-                let launch = Launch {
-                    grid: grid(test),
-                    block: [test.block, 1, 1],
-                    cluster: None,
-                    dynamic_shared: 0,
-                    params: &parameters(input, output),
-                };
-                self.emulator
-                    .launch(&module, Test::ENTRY, &launch)
-                    .map_err(text)?;
-                self.emulator.read(output, &mut results).map_err(text)
-            });
-        for address in [input, output] {
+        let mut allocated = Vec::new();
+        let mut buffer = |bytes: &[u8]| {
+            let address = self
+                .emulator
+                .allocate(bytes.len().max(1) as u64)
+                .map_err(text)?;
+            allocated.push(address);
+            self.emulator.write(address, bytes).map_err(text)?;
+            Ok::<u64, String>(address)
+        };
+        let ran = (|| {
+            let (input, output) = (buffer(&bytes(&test.input))?, buffer(&results)?);
+            let encoded = maps(self, test, [input, output])?;
+            let global = buffer(encoded.as_flattened())?;
+            let launch = Launch {
+                grid: [test.grid, 1, 1],
+                block: [test.block, 1, 1],
+                cluster: (test.cluster > 1).then_some([test.cluster, 1, 1]),
+                dynamic_shared: 0,
+                params: &test.params([input, output, global], &encoded),
+            };
+            self.emulator
+                .launch(&module, Test::ENTRY, &launch)
+                .map_err(text)?;
+            self.emulator.read(output, &mut results).map_err(text)
+        })();
+        for address in allocated {
             self.emulator.free(address).map_err(text)?;
         }
         ran.map(|()| words(&results))
+    }
+
+    fn encode(&self, map: &TensorMap) -> Result<[u8; TENSOR_MAP_BYTES], String> {
+        map.encode().map_err(|error| error.to_string())
     }
 }
 

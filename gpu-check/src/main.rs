@@ -15,7 +15,7 @@ use flashtile::{CudaDevice, Device, EmulatorDevice, ErrorClass};
 use flashtile_gpu_check::{
     dense,
     machine::{self, Emulated, Gpu, Machine},
-    micro, pack, repeat,
+    maps, micro, pack, repeat,
     report::{self, Verdict},
     run,
 };
@@ -43,6 +43,8 @@ enum Command {
     Run(run::Options),
     /// Compare single instructions
     Micro(Micro),
+    /// Compare the driver's tensor maps with the emulator's
+    Maps(Maps),
     /// Run approximations over whole binades
     Dense(Dense),
     /// Run every kernel again and again
@@ -68,6 +70,9 @@ struct Micro {
     /// Only tests whose name contains this
     #[arg(long, default_value = "")]
     filter: String,
+    /// Only this group of tests
+    #[arg(long, value_parser = micro::GROUPS.map(|(name, _)| name))]
+    group: Option<String>,
     /// File for all results: a line of JSON for the device, one for each test
     #[arg(long)]
     out: Option<PathBuf>,
@@ -77,6 +82,16 @@ struct Micro {
     /// How the tests before ended
     #[arg(long, hide = true, value_delimiter = ',')]
     counts: Vec<usize>,
+}
+
+#[derive(Args, Debug)]
+struct Maps {
+    /// cuda, cuda:N or emulator
+    #[arg(long, default_value = "cuda")]
+    device: Choice,
+    /// File for all results, JSON
+    #[arg(long)]
+    out: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -190,6 +205,7 @@ fn main() -> ExitCode {
             .map_err(|error| Failure(2, error)),
         Command::Run(options) => return ExitCode::from(run::run(&options)),
         Command::Micro(options) => compare_micro(&options),
+        Command::Maps(options) => compare_maps(&options),
         Command::Dense(options) => compare_dense(&options),
         Command::Repeat(options) => compare_repeats(&options),
         Command::Ptx { dir } => write_ptx(dir.as_deref()).map(|()| true),
@@ -206,10 +222,11 @@ fn main() -> ExitCode {
 }
 
 /// How tests end, in the order of the summary.
-const VERDICTS: [(Verdict, &str); 6] = [
+const VERDICTS: [(Verdict, &str); 7] = [
     (Verdict::Identical, "identical"),
     (Verdict::NanBitsDiffer, "differ in bits of NaN"),
     (Verdict::Allowed, "differ as allowed"),
+    (Verdict::Answered, "answered"),
     (Verdict::Different, "DIFFERENT"),
     (Verdict::Failed, "failed"),
     (Verdict::Skipped, "skipped"),
@@ -245,8 +262,10 @@ fn compare_micro(options: &Micro) -> Result<bool, Failure> {
     for (count, before) in counts.iter_mut().zip(&options.counts) {
         *count = *before;
     }
-    let tests: Vec<_> = micro::all()
-        .into_iter()
+    let of_group =
+        |(name, _): &&micro::Group| options.group.as_deref().is_none_or(|it| it == *name);
+    let tests: Vec<_> = (micro::GROUPS.iter().filter(of_group))
+        .flat_map(|(_, tests)| tests())
         .filter(|test| test.name.contains(&options.filter))
         .collect();
     for (number, test) in tests.iter().enumerate().skip(options.resume) {
@@ -262,7 +281,7 @@ fn compare_micro(options: &Micro) -> Result<bool, Failure> {
             *count += usize::from(outcome.verdict == *verdict);
         }
         // After a fault a process has lost its GPU: the others go on in a new one.
-        let lost = outcome.verdict == Verdict::Failed && device.run(&machine::probe()).is_err();
+        let lost = outcome.error.is_some() && device.run(&machine::probe()).is_err();
         if lost && number + 1 < tests.len() {
             println!("the device is lost; a new process goes on");
             return resume(options, number + 1, &counts);
@@ -278,8 +297,12 @@ fn compare_micro(options: &Micro) -> Result<bool, Failure> {
         counts.iter().sum::<usize>(),
         words.join(", ")
     );
-    // Different and failed.
-    Ok(counts[3] + counts[4] == 0 && counts.iter().sum::<usize>() > 0)
+    let bad = |verdict: Verdict| matches!(verdict, Verdict::Different | Verdict::Failed);
+    let wrong = counts
+        .iter()
+        .zip(&VERDICTS)
+        .filter(|(_, (verdict, _))| bad(*verdict));
+    Ok(wrong.map(|(count, _)| count).sum::<usize>() == 0 && counts.iter().sum::<usize>() > 0)
 }
 
 /// Runs the rest of the micro-tests in a new process.
@@ -289,10 +312,36 @@ fn resume(options: &Micro, from: usize, counts: &[usize]) -> Result<bool, Failur
     command.args(["micro", "--device", &options.device.to_string()]);
     command.args(["--filter", &options.filter, "--resume", &from.to_string()]);
     command.args(["--counts", &counts.join(",")]);
+    if let Some(group) = &options.group {
+        command.args(["--group", group]);
+    }
     if let Some(path) = &options.out {
         command.arg("--out").arg(path);
     }
     Ok(command.status()?.success())
+}
+
+fn compare_maps(options: &Maps) -> Result<bool, Failure> {
+    let device = options.device.machine()?;
+    let models = machine::models();
+    let emulator = models
+        .first()
+        .ok_or_else(|| Failure(2, "no model".into()))?;
+    let outcomes = maps::run(device.as_ref(), emulator);
+    for outcome in &outcomes {
+        println!("{}", outcome.line());
+    }
+    let same = |outcome: &&maps::Outcome| outcome.differing.is_empty();
+    println!(
+        "{} tensor maps, {} with the same bytes or refused",
+        outcomes.len(),
+        outcomes.iter().filter(same).count()
+    );
+    if let Some(path) = &options.out {
+        let all = json!({ "device": device.name(), "maps": outcomes });
+        written(path, fs::write(path, all.to_string()))?;
+    }
+    Ok(outcomes.iter().all(maps::Outcome::ok))
 }
 
 fn compare_dense(options: &Dense) -> Result<bool, Failure> {
@@ -354,8 +403,9 @@ fn compare_repeats(options: &Repeat) -> Result<bool, Failure> {
         }
     });
     let bad = outcomes.iter().filter(|outcome| !outcome.ok()).count();
+    let skipped = repeat::skipped(device.as_ref(), &wanted);
     println!(
-        "{} problems: {} with equal bits, {bad} not",
+        "{} problems: {} with equal bits, {bad} not; {skipped} kernels skipped, which the device does not run",
         outcomes.len(),
         outcomes.len() - bad
     );
@@ -363,7 +413,7 @@ fn compare_repeats(options: &Repeat) -> Result<bool, Failure> {
         let all = json!({ "device": device.info().name, "problems": outcomes });
         written(path, fs::write(path, all.to_string()))?;
     }
-    Ok(bad == 0 && !outcomes.is_empty())
+    Ok(bad == 0 && (!outcomes.is_empty() || skipped > 0))
 }
 
 fn write_ptx(dir: Option<&Path>) -> Result<(), Failure> {

@@ -281,12 +281,13 @@ fn fits(problem: &Problem, data: &[Vec<u8>; 3], gpu: &[u8]) -> Result<Vec<Fit>> 
     Ok(fits)
 }
 
-/// Runs every kernel's problems. `each` hears of every outcome.
+/// Runs the problems of every kernel that the device runs. `each` hears of every outcome.
 pub fn run(device: &dyn Device, options: &Options, mut each: impl FnMut(&Outcome)) -> Vec<Outcome> {
     let mut outcomes = Vec::new();
     for variant in variants()
         .iter()
         .filter(|variant| variant.name.contains(&options.filter))
+        .filter(|variant| device.info().supports(variant.arch).is_ok())
     {
         for (at, (name, problem)) in problems(variant, options.large).into_iter().enumerate() {
             let mut outcome = Outcome {
@@ -318,6 +319,15 @@ pub fn run(device: &dyn Device, options: &Options, mut each: impl FnMut(&Outcome
         }
     }
     outcomes
+}
+
+/// Kernels that are asked for and that the device does not run.
+pub fn skipped(device: &dyn Device, options: &Options) -> usize {
+    let asked = variants()
+        .iter()
+        .filter(|variant| variant.name.contains(&options.filter));
+    let skipped = asked.filter(|variant| device.info().supports(variant.arch).is_err());
+    skipped.count()
 }
 
 impl Outcome {

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::{
     compare::{Comparison, Relation, compare},
     machine::{Emulated, Machine},
-    micro::{Promise, Test},
+    micro::{Access, Promise, Test},
 };
 
 /// How a test ended.
@@ -18,6 +18,8 @@ pub enum Verdict {
     NanBitsDiffer,
     /// Differs, as the manual allows.
     Allowed,
+    /// Nobody knows better.
+    Answered,
     /// Differs where the manual does not allow it: a mistake of the emulator, or of our reading.
     Different,
     /// The device or the emulator refused.
@@ -44,7 +46,7 @@ pub struct Answer {
     pub experiment: String,
     /// The device's first output word.
     pub device: String,
-    /// Whether all of the warp's words are the same, as they should be.
+    /// Whether all of its words are the same, as they should be.
     pub uniform: bool,
     /// Each model's first output word.
     pub models: Vec<String>,
@@ -70,10 +72,19 @@ pub struct Outcome {
     /// Answers to questions, where the test asks any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<Answer>,
-    /// Why it failed.
+    /// All that the device gave, of a test that reads and writes memory by itself, where it is not what the emulator gives.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub words: Vec<String>,
+    /// Why it failed, or was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
+
+/// Words of an answer in its line.
+const SHOWN: usize = 8;
+
+/// Words of a device that are kept.
+const KEPT: usize = 16 << 10;
 
 impl Outcome {
     fn of(test: &Test, verdict: Verdict) -> Self {
@@ -85,6 +96,7 @@ impl Outcome {
             comparison: None,
             models: Vec::new(),
             answers: Vec::new(),
+            words: Vec::new(),
             error: None,
         }
     }
@@ -117,6 +129,12 @@ impl Outcome {
                 let error = self.error.as_deref().unwrap_or_default();
                 return Some(format!("FAILED     {}: {error}", self.name));
             }
+            Verdict::Answered => {
+                let words = self.words.iter().take(SHOWN).cloned().collect::<Vec<_>>();
+                let words = words.join(" ");
+                let answer = self.error.as_deref().unwrap_or(&words);
+                return Some(format!("answered   {}: {answer}", self.name));
+            }
             Verdict::NanBitsDiffer => "NaN bits  ",
             Verdict::Allowed => "allowed   ",
             Verdict::Different => "DIFFERENT ",
@@ -145,7 +163,7 @@ impl Outcome {
 
 /// Runs a test on a device and on the models, and compares.
 pub fn judge(device: &dyn Machine, models: &[Emulated], test: &Test) -> Outcome {
-    if device.capability() < test.target.capability() {
+    if !test.target.runs_on(device.capability()) {
         return Outcome::of(test, Verdict::Skipped);
     }
     let failed = |who: String, error: String| Outcome {
@@ -154,8 +172,22 @@ pub fn judge(device: &dyn Machine, models: &[Emulated], test: &Test) -> Outcome 
     };
     let given = match device.run(test) {
         Ok(given) => given,
+        Err(error) if test.promise == Promise::Unknown => {
+            return Outcome {
+                error: Some(error),
+                ..Outcome::of(test, Verdict::Answered)
+            };
+        }
         Err(error) => return failed(device.name(), error),
     };
+    let hex = |word: &u32| format!("{word:08x}");
+    let kept = |given: &[u32]| given.iter().take(KEPT).map(hex).collect();
+    if test.promise == Promise::Unknown {
+        return Outcome {
+            words: kept(&given),
+            ..Outcome::of(test, Verdict::Answered)
+        };
+    }
     let tried = if test.models {
         models
     } else {
@@ -178,7 +210,7 @@ pub fn judge(device: &dyn Machine, models: &[Emulated], test: &Test) -> Outcome 
     let verdict = match test.promise {
         _ if first.differing == 0 => Verdict::Identical,
         _ if first.differing == first.nan_bits => Verdict::NanBitsDiffer,
-        Promise::Open => Verdict::Allowed,
+        Promise::Open | Promise::Unknown => Verdict::Allowed,
         Promise::Approximate(0) if first.incomparable == 0 => Verdict::Allowed,
         Promise::Approximate(ulp) if first.incomparable == 0 && first.max_ulp <= ulp => {
             Verdict::Allowed
@@ -194,25 +226,27 @@ pub fn judge(device: &dyn Machine, models: &[Emulated], test: &Test) -> Outcome 
         };
         outcome.models = tried.iter().zip(&comparisons).map(fit).collect();
     }
-    let warp = 32 * test.outs.len();
-    let hex = |output: &[u32], at: usize| {
-        output
-            .get(at * warp)
-            .map_or(String::new(), |word| format!("{word:08x}"))
-    };
+    let each = test.experiment_threads * test.outs.len();
+    let first_word = |output: &[u32], at: usize| output.get(at * each).map_or(String::new(), hex);
     outcome.answers = (test.experiments.iter().enumerate())
         .map(|(at, experiment)| {
-            let words = given.get(at * warp..(at + 1) * warp).unwrap_or_default();
+            let words = given.get(at * each..(at + 1) * each).unwrap_or_default();
             Answer {
                 experiment: experiment.clone(),
-                device: hex(&given, at),
+                device: first_word(&given, at),
                 uniform: words
                     .iter()
                     .all(|&word| test.outs[0].relate(word, words[0]) == Relation::Same),
-                models: outputs.iter().map(|output| hex(output, at)).collect(),
+                models: outputs
+                    .iter()
+                    .map(|output| first_word(output, at))
+                    .collect(),
             }
         })
         .collect();
+    if test.access == Access::Memory && matches!(verdict, Verdict::Different | Verdict::Allowed) {
+        outcome.words = kept(&given);
+    }
     outcome.comparison = comparisons.into_iter().next();
     outcome
 }

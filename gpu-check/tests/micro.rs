@@ -2,10 +2,12 @@
 
 use std::{collections::HashSet, fs, process::Command};
 
+use flashtile_emulator::{Options, TENSOR_MAP_BYTES, TensorMap};
 use flashtile_gpu_check::{
     dense,
     machine::{Emulated, Machine, models},
-    micro::{Target, Test, all, module},
+    maps,
+    micro::{Access, Promise, Target, Test, all, module},
     report::{Outcome, Verdict, judge},
 };
 
@@ -18,7 +20,7 @@ fn the_emulator_agrees_with_itself() {
     let (device, models) = (device(), models());
     let wrong: Vec<_> = (all().iter())
         .map(|test| judge(&device, &models, test))
-        .filter(|outcome| outcome.verdict != Verdict::Identical)
+        .filter(|outcome| !matches!(outcome.verdict, Verdict::Identical | Verdict::Answered))
         .filter_map(|outcome| outcome.line())
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -29,9 +31,23 @@ fn the_emulator_agrees_with_itself() {
 fn results_depend_on_the_inputs() {
     // The same in every warp, or zero always.
     let constant = ["activemask.b32", "elect.sync", "lop3.b32, 0"];
-    let constant = |name: &str| constant.contains(&name) || name.ends_with("source size 0");
+    let constant = |name: &str| {
+        constant.contains(&name)
+            || name.ends_with("source size 0")
+            // Zeros arrive, and nothing is written.
+            || name.starts_with("TMA ") && name.contains("all outside")
+            || name == "TMA load, a batch outside"
+            // Every block of four words counts the same rounds.
+            || name == "cluster, arrivals at both blocks' barriers"
+    };
     let device = device();
-    for test in all().iter().filter(|test| !constant(&test.name)) {
+    // Of what nobody knows, the emulator refuses some.
+    let known = |test: &&Test| test.promise != Promise::Unknown;
+    for test in all()
+        .iter()
+        .filter(known)
+        .filter(|test| !constant(&test.name))
+    {
         let output = device.run(test).unwrap();
         let differs = (0..test.outs.len()).any(|word| {
             let values: HashSet<u32> = output
@@ -44,6 +60,70 @@ fn results_depend_on_the_inputs() {
         });
         assert!(differs, "{}", test.name);
     }
+}
+
+/// Tests of several threads that wait for each other: those that write and read memory by themselves.
+fn of_hopper() -> Vec<Test> {
+    let tests = all().into_iter();
+    let hopper = tests.filter(|test| test.access == Access::Memory);
+    hopper
+        .filter(|test| test.promise != Promise::Unknown)
+        .collect()
+}
+
+/// What they do is right: no race, nothing read that was not written, no wait left behind.
+#[test]
+fn the_sanitizer_finds_nothing_in_tests_of_several_threads() {
+    let options = Options {
+        sanitize: true,
+        ..Options::default()
+    };
+    let device = Emulated::new("sanitizing", options);
+    let found: Vec<_> = (of_hopper().iter())
+        .filter_map(|test| Some(format!("{}: {}", test.name, device.run(test).err()?)))
+        .collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+/// Waits end by themselves, before their time is over: the status of every thread is 0.
+#[test]
+fn no_wait_is_given_up() {
+    let device = device();
+    let mut waiting = 0;
+    for test in of_hopper() {
+        let status = test.ptx().contains("st.global.u32 [%d20], %r50;");
+        let pair = test.ptx().contains("{%r50, %r30}");
+        if !status && !pair {
+            continue;
+        }
+        waiting += 1;
+        let output = device.run(&test).unwrap();
+        let block = test.block as usize * test.outs.len();
+        for words in output.chunks(block) {
+            let statuses: Vec<_> = match pair {
+                true => words.iter().step_by(2).collect(),
+                false => words[..test.block as usize].iter().collect(),
+            };
+            assert!(statuses.iter().all(|&&it| it == 0), "{}", test.name);
+        }
+    }
+    assert!(waiting > 40, "{waiting}");
+}
+
+/// A load whose bytes are announced as more than come: the wait is given up, and the status says how many are missing.
+#[test]
+fn missing_bytes_are_counted() {
+    let mut test = named("TMA load, 128-byte swizzle");
+    let said = "expect_tx.shared::cta.b64 _, [%r3], 8192;";
+    assert!(test.body.contains(said));
+    test.body = test.body.replace(said, &said.replace("8192", "8224"));
+    // The emulator calls a wait that nobody ends a deadlock, unless time is over at once.
+    test.body = test.body.replace(
+        "setp.lt.u64 %p11, %d21, 20000000;",
+        "setp.lt.u64 %p11, %d21, 0;",
+    );
+    let output = device().run(&test).unwrap();
+    assert_eq!(output[0], 0x8000_0020);
 }
 
 /// The opcodes of PTX text, with their modifiers.
@@ -125,6 +205,10 @@ impl Machine for Broken {
         output[self.word] ^= 1 << self.bit;
         Ok(output)
     }
+
+    fn encode(&self, map: &TensorMap) -> Result<[u8; TENSOR_MAP_BYTES], String> {
+        self.inner.encode(map)
+    }
 }
 
 fn named(name: &str) -> Test {
@@ -172,6 +256,62 @@ fn a_planted_difference_is_found() {
     );
     assert_eq!(found.verdict, Verdict::Allowed);
     assert_eq!((found.models[0].differing, found.models[0].max_ulp), (1, 1));
+}
+
+/// Another word of a test that reads and writes memory by itself: the report keeps all that the device gave.
+#[test]
+fn a_planted_difference_in_memory_is_kept_whole() {
+    let found = with_bit("TMA load, rows partly outside", 200, 7);
+    assert_eq!(found.verdict, Verdict::Different);
+    let comparison = found.comparison.as_ref().unwrap();
+    assert_eq!(comparison.differing, 1);
+    assert_eq!(found.words.len(), comparison.words);
+}
+
+/// A driver whose maps have other bits, and that refuses some.
+struct Driver(Emulated);
+
+impl Machine for Driver {
+    fn name(&self) -> String {
+        "driver".into()
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        (9, 0)
+    }
+
+    fn run(&self, _: &Test) -> Result<Vec<u32>, String> {
+        Err("no".into())
+    }
+
+    fn encode(&self, map: &TensorMap) -> Result<[u8; TENSOR_MAP_BYTES], String> {
+        if map.dims.len() == 1 || map.strides.contains(&0) {
+            return Err("no".into());
+        }
+        let mut bytes = self.0.encode(map)?;
+        bytes[10] ^= 0x20;
+        Ok(bytes)
+    }
+}
+
+#[test]
+fn tensor_maps_of_a_driver_are_compared() {
+    let same = maps::run(&device(), &device());
+    assert!(same.iter().all(|map| map.ok() && map.differing.is_empty()));
+    let found = maps::run(&Driver(device()), &device());
+    let named = |name: &str| found.iter().find(|map| map.name == name).unwrap();
+    // Another layout is no mistake of the driver's; the report shows it.
+    let kernels = named("as the kernels");
+    assert!(kernels.ok());
+    let [(at, there, here)] = kernels.differing[..] else {
+        panic!("{kernels:?}");
+    };
+    assert_eq!((at, there ^ here), (10, 0x20));
+    assert!(kernels.line().contains("OTHER BYTES 0x0a: "));
+    // What is documented to be good must be taken, and only that.
+    assert!(!named("rank 1").ok());
+    assert!(named("a stride of 0").ok());
+    assert!(named("a stride of 0").line().contains("REFUSED"));
 }
 
 #[test]
@@ -237,6 +377,10 @@ impl Machine for Old {
             _ => panic!("{} is too new", test.name),
         }
     }
+
+    fn encode(&self, _: &TensorMap) -> Result<[u8; TENSOR_MAP_BYTES], String> {
+        Err("no".into())
+    }
 }
 
 #[test]
@@ -286,7 +430,7 @@ fn everything_assembles() {
     };
     let folder = tempfile::tempdir().unwrap();
     let tests = all();
-    for target in [Target::Sm80, Target::Sm89, Target::Sm90] {
+    for target in Target::ALL {
         let path = folder.path().join(target.name()).with_extension("ptx");
         fs::write(&path, module(&tests, target)).unwrap();
         let arch = format!("-arch={}", target.name());

@@ -110,7 +110,7 @@ pub struct Problem {
     pub window: Window,
     /// Factor of the scores; default 1/sqrt(head_dim_qk). Any finite number, negative and 0 included.
     pub scale: Option<f32>,
-    /// Soft cap `c` of the scores: `c * tanh(score / c)` (Gemma 2, arXiv:2408.00118, section 2). Positive.
+    /// Soft cap `c` of the scores: `c * tanh(score / c)` (Gemma 2, arXiv:2408.00118, section 2). Positive; at most 256 with 8-bit elements.
     pub softcap: Option<f32>,
     /// Which algorithm.
     pub algorithm: Algorithm,

@@ -52,14 +52,15 @@ pub fn devices() -> Devices {
     DEVICES.with(|lent| lent.0)
 }
 
-/// The devices that run the tier of kernels that the case asks for, with their numbers.
+/// The devices that run the tier of kernels that the case asks for, or that alone has one for it, with their numbers.
 pub fn devices_for(case: &Case) -> impl Iterator<Item = (usize, &'static dyn Device)> + use<> {
-    let arch = case.arch;
+    let needs_hopper = match case.arch {
+        ArchChoice::Sm90a => true,
+        ArchChoice::Sm80 => false,
+        ArchChoice::Auto => case.arch(ArchChoice::Sm80).planned().is_err(),
+    };
     let devices = devices().iter().map(|device| &**device).enumerate();
-    devices.filter(move |(_, device)| match arch {
-        ArchChoice::Sm90a => device.info().supports(Arch::Sm90a).is_ok(),
-        ArchChoice::Auto | ArchChoice::Sm80 => true,
-    })
+    devices.filter(move |(_, device)| !needs_hopper || device.info().supports(Arch::Sm90a).is_ok())
 }
 
 fn open() -> Vec<Box<dyn Device>> {

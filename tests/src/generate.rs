@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use flashtile::{
-    Algorithm, Arch, ArchChoice, CausalAlignment, DType, OutDType, ScoreModKind, Variant, Window,
+    Algorithm, Arch, ArchChoice, CausalAlignment, DType, OutDType, ScaleLayout, Scales,
+    ScoreModKind, Variant, Window,
 };
 use flashtile_abi::variants;
 use flashtile_verify::{
@@ -151,6 +152,8 @@ pub struct Axes {
     pub placements: bool,
     /// Whether there may be masks.
     pub masks: bool,
+    /// Whether q, k and v may have scales, if their elements are such that have them.
+    pub scales: bool,
     /// Algorithms to choose from.
     pub algorithms: &'static [Algorithm],
     /// The variant that all cases are of; its algorithm, tier, dtype and head dimensions are taken then.
@@ -168,6 +171,7 @@ impl Axes {
         mixed_dims: true,
         placements: true,
         masks: true,
+        scales: true,
         algorithms: &Algorithm::ALL,
         variant: None,
     };
@@ -179,6 +183,7 @@ impl Axes {
         mixed_dims: true,
         placements: false,
         masks: true,
+        scales: true,
         algorithms: &Algorithm::ALL,
         variant: None,
     };
@@ -326,6 +331,33 @@ fn data() -> impl Strategy<Value = Distribution> {
     ]
 }
 
+/// Element types of the output of such inputs.
+fn outputs(dtype: DType) -> impl Strategy<Value = OutDType> {
+    let kinds = match dtype {
+        DType::E4m3 => vec![OutDType::Same, OutDType::F32, OutDType::F16, OutDType::Bf16],
+        _ => vec![OutDType::Same, OutDType::F32],
+    };
+    select(kinds)
+}
+
+/// How many scales q, k and v have.
+fn scales(dtype: DType, any: bool) -> BoxedStrategy<Scales> {
+    let none = Just(Scales::default());
+    if dtype != DType::E4m3 || !any {
+        return none.boxed();
+    }
+    let layout = || {
+        prop_oneof![
+            1 => Just(ScaleLayout::One),
+            1 => Just(ScaleLayout::PerTensor),
+            1 => Just(ScaleLayout::PerHead),
+            2 => (7u32..10).prop_map(|power| ScaleLayout::PerBlock { rows: 1 << power }),
+        ]
+    };
+    let any = (layout(), layout(), layout()).prop_map(|(q, k, v)| Scales { q, k, v });
+    prop_oneof![1 => none, 3 => any].boxed()
+}
+
 /// Head dimensions of queries and keys, and of values: mostly the same.
 fn dims_of_models(axes: Axes) -> impl Strategy<Value = (usize, usize)> {
     let dim = || head_dim(axes.head_dim);
@@ -347,12 +379,13 @@ fn dims_of(variant: &Variant, axes: Axes) -> impl Strategy<Value = (usize, usize
     });
     let widest = of_tier.map(|other| other.tile.head_dim_qk as usize).max();
     let largest = axes.head_dim.min(widest.unwrap_or_default() - axes.spare);
+    let whole = 16 / variant.tile.dtype.bytes() as usize;
     let between = |least: usize, most: u32| {
         let most = (most as usize).min(largest);
         // Rows of whole 16 bytes more often than not.
         prop_oneof![
             2 => Just(most),
-            1 => Just((most - most % 8).max(least)),
+            1 => Just((most - most % whole).max(least)),
             2 => least..=most,
         ]
     };
@@ -399,16 +432,25 @@ fn of_variant(axes: Axes, variant: &'static Variant) -> impl Strategy<Value = Ca
 
 /// Cases of the head dimensions of models, for whatever kernel there is.
 fn of_models(axes: Axes) -> impl Strategy<Value = Case> {
-    let dtypes = select(vec![DType::F16, DType::Bf16, DType::F32]);
+    let mut kinds: Vec<(DType, Algorithm)> = Vec::new();
+    for variant in variants() {
+        let kind = (variant.tile.dtype, variant.algorithm);
+        if axes.algorithms.contains(&kind.1) && !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
     let tiers = prop_oneof![
         2 => Just(ArchChoice::Auto),
         1 => Just(ArchChoice::Sm80),
         1 => Just(ArchChoice::Sm90a),
     ];
-    let kernel = (dtypes, select(axes.algorithms.to_vec()), tiers);
+    let kernel =
+        (select(kinds), tiers).prop_map(|((dtype, algorithm), arch)| (dtype, algorithm, arch));
     let cases = unsized_case(axes, kernel.boxed(), dims_of_models(axes).boxed());
     cases.prop_map(move |(mut case, q, k)| {
-        if case.arch == ArchChoice::Sm90a && axes.placements {
+        // Of 8-bit elements there are no kernels that need no copy engine.
+        let always_addressable = case.dtype == DType::E4m3;
+        if always_addressable || case.arch == ArchChoice::Sm90a && axes.placements {
             case = case.addressable();
         }
         let sized = resolve(case, q, k);
@@ -424,6 +466,9 @@ fn of_models(axes: Axes) -> impl Strategy<Value = Case> {
         let s = &mut case.shape;
         s.head_dim_qk = s.head_dim_qk.min(COMMON_HEAD_DIM);
         s.head_dim_v = s.head_dim_v.min(COMMON_HEAD_DIM);
+        if always_addressable {
+            case = case.addressable();
+        }
         resolve(case, q, k)
     })
 }
@@ -435,34 +480,38 @@ fn unsized_case(
     dims: BoxedStrategy<(usize, usize)>,
 ) -> impl Strategy<Value = (Case, Length, Length)> {
     let shape = (1usize..=2, length(), length(), heads(), dims);
-    let softmax = (scale(), softcap(), data(), any::<bool>());
+    let softmax = (scale(), softcap(), data());
     (kernel, shape, mask(axes.masks), softmax, any::<u32>())
         .prop_flat_map(move |(kernel, shape, mask, softmax, seed)| {
-            let places = placements(kernel.0, axes.placements);
-            (Just((kernel, shape, mask, softmax, seed)), places)
+            let dtype = kernel.0;
+            let places = placements(dtype, axes.placements);
+            let elements = (outputs(dtype), scales(dtype, axes.scales));
+            (Just((kernel, shape, mask, softmax, seed)), places, elements)
         })
-        .prop_map(|((kernel, shape, mask, softmax, seed), placements)| {
-            let (dtype, algorithm, arch) = kernel;
-            let (batch, q, k, heads, (head_dim_qk, head_dim_v)) = shape;
-            let (scale, softcap, data, out_f32) = softmax;
-            let mut case = Case {
-                scale,
-                softcap,
-                causal: mask.0,
-                window: mask.1,
-                placements,
-                ..Case::new(dtype, sizes(1, 1, heads, head_dim_qk))
-            }
-            .algorithm(algorithm)
-            .arch(arch)
-            .data(data, seed.into());
-            if out_f32 {
-                case.out_dtype = OutDType::F32;
-            }
-            case.shape.batch = batch;
-            case.shape.head_dim_v = head_dim_v;
-            (case, q, k)
-        })
+        .prop_map(
+            |((kernel, shape, mask, softmax, seed), placements, elements)| {
+                let (dtype, algorithm, arch) = kernel;
+                let (batch, q, k, heads, (head_dim_qk, head_dim_v)) = shape;
+                let (scale, softcap, data) = softmax;
+                let (out_dtype, scales) = elements;
+                let mut case = Case {
+                    out_dtype,
+                    scales,
+                    scale,
+                    softcap,
+                    causal: mask.0,
+                    window: mask.1,
+                    placements,
+                    ..Case::new(dtype, sizes(1, 1, heads, head_dim_qk))
+                }
+                .algorithm(algorithm)
+                .arch(arch)
+                .data(data, seed.into());
+                case.shape.batch = batch;
+                case.shape.head_dim_v = head_dim_v;
+                (case, q, k)
+            },
+        )
 }
 
 /// The case with lengths, as far as it does not take too long; as it is, if it has no kernel.

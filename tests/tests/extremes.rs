@@ -166,6 +166,19 @@ fn large_values() {
     });
 }
 
+#[test]
+fn wide_caps_keep_small_scores() {
+    everywhere(|kind| {
+        let case = kind.case(sizes(140, kind.keys(70), [2, 1], 32));
+        let wider = [256.1, 1e4, 1e6, 1e30];
+        let wider = wider.into_iter().filter(|_| kind.dtype != DType::E4m3);
+        for cap in std::iter::once(256.0).chain(wider) {
+            check_on(&case.softcap(cap), &Tensors::of(&case))?;
+        }
+        Ok(())
+    });
+}
+
 /// Scores up to 3e9 before scaling, each exact in f32, so that the oracle's ties are ties.
 #[test]
 fn large_scores() {

@@ -61,11 +61,14 @@ fn attention_is_a_launch() {
         let tensors = Tensors::of(case);
         // These cases have no offsets.
         let [q, k, v, _] = images(case, &tensors).map(|image| image.bytes);
+        let [q_scale, k_scale, v_scale] = &tensors.scales;
         let inputs = Inputs {
             q: &q,
             k: &k,
             v: &v,
-            ..Inputs::default()
+            q_scale,
+            k_scale,
+            v_scale,
         };
         for (_, device) in devices_for(case) {
             let expected = run(device, case, &tensors)?;

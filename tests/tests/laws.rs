@@ -1,6 +1,6 @@
 //! Algebraic laws: what holds between the results of different problems.
 
-use flashtile::{ArchChoice, CausalAlignment, Window};
+use flashtile::{ArchChoice, CausalAlignment, DType, ScaleLayout, Window};
 use flashtile_tests::{
     Case, Results, Tensors, assert_near, assert_same_bits, bound,
     data::{Random, rebuild, row},
@@ -14,9 +14,10 @@ type Outcome = Result<(), String>;
 /// Cases of each variant that a law is tried on.
 const CASES: u32 = 2;
 
-/// Contiguous problems of any head dimensions.
+/// Contiguous problems of any head dimensions. Where tensors are taken apart, scales would have to be, too.
 const ANY: Axes = Axes {
     placements: false,
+    scales: false,
     ..Axes::ALL
 };
 
@@ -362,6 +363,31 @@ fn two_runs_give_the_same_bits() {
         let tensors = Tensors::of(case);
         let (a, b) = (run(device, case, &tensors)?, run(device, case, &tensors)?);
         same(&format!("{case}\n  second run"), &a, &b)
+    });
+}
+
+/// Scales of heads or of blocks that are all alike are a scale of the tensor.
+#[test]
+fn equal_scales_are_one_scale() {
+    law(ANY, |device, case| {
+        if case.dtype != DType::E4m3 {
+            return Ok(());
+        }
+        let run = |layout: ScaleLayout| {
+            let case = case.scales(layout);
+            let mut tensors = Tensors::of(&case);
+            for (scales, x) in tensors.scales.iter_mut().zip([0.7, 1.3, 0.6]) {
+                scales.fill(x);
+            }
+            let results = run(device, &case, &tensors)?;
+            Ok::<_, String>((case, tensors, results))
+        };
+        let (one, tensors, expected) = run(ScaleLayout::PerTensor)?;
+        for layout in [ScaleLayout::PerHead, ScaleLayout::PerBlock { rows: 128 }] {
+            let (scaled, _, found) = run(layout)?;
+            near(&format!("{scaled}"), &one, &tensors, &expected, &found)?;
+        }
+        Ok(())
     });
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use flashtile::{Algorithm, CausalAlignment, DType};
+use flashtile::{Algorithm, CausalAlignment, DType, ScaleLayout, Scales};
 use flashtile_tests::{
     Distribution, Tensors, check, devices,
     generate::{Axes, case, for_all},
@@ -120,6 +120,31 @@ fn generated_cases_reach_everything() {
             "f32 out of 16 bits",
             case.dtype != DType::F32 && case.out_element() == DType::F32,
         );
+        note(
+            "f16 out of 8 bits",
+            case.dtype == DType::E4m3 && case.out_element() == DType::F16,
+        );
+        let Scales { q, k, v } = case.scales;
+        for (tensor, layout) in [("q", q), ("k", k), ("v", v)] {
+            note(
+                &format!("{tensor} scaled"),
+                layout == ScaleLayout::PerTensor,
+            );
+            note(
+                &format!("{tensor} scaled by head"),
+                layout == ScaleLayout::PerHead,
+            );
+            let several = |rows: u32, seqlen: usize| seqlen > rows as usize;
+            let seqlen = if tensor == "q" {
+                s.seqlen_q
+            } else {
+                s.seqlen_k
+            };
+            note(
+                &format!("{tensor} scaled by block"),
+                matches!(layout, ScaleLayout::PerBlock { rows } if several(rows, seqlen)),
+            );
+        }
         note(
             "odd ratio of heads",
             s.heads_q / s.heads_kv > 1 && !(s.heads_q / s.heads_kv).is_multiple_of(2),

@@ -19,7 +19,7 @@ pub struct Tensor {
     pub data: Vec<u8>,
 }
 
-/// A tensor of that shape. 16-bit and 32-bit floats get numbers in [-1, 1), others zeros.
+/// A tensor of that shape. Floats that the command takes get numbers in [-1, 1), others zeros.
 pub fn tensor(name: &'static str, dtype: Dtype, shape: &[usize]) -> Tensor {
     let count: usize = shape.iter().product();
     let mut state = name.bytes().map(u32::from).sum::<u32>();
@@ -35,6 +35,10 @@ pub fn tensor(name: &'static str, dtype: Dtype, shape: &[usize]) -> Tensor {
             .flat_map(|_| half::bf16::from_f32(next()).to_le_bytes())
             .collect(),
         Dtype::F32 => (0..count).flat_map(|_| next().to_le_bytes()).collect(),
+        Dtype::F8_E4M3 => {
+            let numbers: Vec<f32> = (0..count).map(|_| next()).collect();
+            flashtile::element::encode(flashtile::DType::E4m3, &numbers)
+        }
         other => vec![0; count * other.bitsize() / 8],
     };
     Tensor {
@@ -43,6 +47,28 @@ pub fn tensor(name: &'static str, dtype: Dtype, shape: &[usize]) -> Tensor {
         shape: shape.to_vec(),
         data,
     }
+}
+
+/// An F32 tensor of these numbers.
+pub fn f32_tensor(name: &'static str, shape: &[usize], numbers: &[f32]) -> Tensor {
+    Tensor {
+        name,
+        dtype: Dtype::F32,
+        shape: shape.to_vec(),
+        data: numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    }
+}
+
+/// The numbers of an F32 tensor.
+pub fn f32s(bytes: &[u8]) -> Vec<f32> {
+    let (words, _) = bytes.as_chunks::<4>();
+    words.iter().map(|&word| f32::from_le_bytes(word)).collect()
+}
+
+/// The object that the command printed.
+pub fn json(text: &str) -> serde_json::Value {
+    assert_eq!(text.trim_end().lines().count(), 1, "{text}");
+    serde_json::from_str(text).unwrap()
 }
 
 /// q, k and v of these shapes.

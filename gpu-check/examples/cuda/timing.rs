@@ -19,6 +19,7 @@ pub struct Work {
     pub function: Function,
     pub grid: [c_uint; 3],
     pub block: [c_uint; 3],
+    pub cluster: Option<[c_uint; 3]>,
     pub shared_bytes: c_uint,
     pub params: Vec<u8>,
 }
@@ -151,7 +152,7 @@ api! {
             work.clone_from(timing.executables.get(&(executable as usize)).ok_or(INVALID_HANDLE)?);
             Ok(())
         });
-        let done = work.iter().map(super::perform).find(|&status| status != SUCCESS);
+        let done = work.iter().map(super::launch::perform).find(|&status| status != SUCCESS);
         done.unwrap_or(status)
     }
 

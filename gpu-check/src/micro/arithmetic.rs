@@ -292,6 +292,9 @@ fn integers() -> Vec<Form> {
     for name in ["add.sat", "sub.sat"] {
         forms.push(Form::new(format!("{name}.s32"), &[B32, B32], B32));
     }
+    for name in ["min.relu", "max.relu"] {
+        forms.push(Form::new(format!("{name}.s32"), &[B32, B32], B32).target(Target::Sm90));
+    }
     forms.push(Form::new("mad.hi.sat.s32", &[B32; 3], B32));
     forms
 }

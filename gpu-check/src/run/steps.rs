@@ -6,6 +6,10 @@ use std::{
     time::Duration,
 };
 
+use flashtile_abi::Arch;
+
+use crate::micro::GROUPS;
+
 /// A program and how it is run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -78,29 +82,45 @@ impl Plan<'_> {
             self.step("doctor", 60, &["flashtile", "doctor"]),
             self.tool("smi", 30, &["nvidia-smi"]),
         ];
-        let out = self.result("micro.jsonl");
+        let out = self.result("maps.json");
         steps.push(self.step(
-            "micro",
-            240,
-            &[SELF, "micro", "--device", device, "--out", &out],
+            "maps",
+            60,
+            &[SELF, "maps", "--device", device, "--out", &out],
         ));
-        steps.push(self.step(
-            "verify-quick",
-            150,
-            &["flashtile", "verify", "--quick", "--device", device],
-        ));
+        // Each group is a process of its own: one that hangs takes no other along.
+        for (group, _) in GROUPS {
+            let out = self.result(&format!("micro-{group}.jsonl"));
+            let name = format!("micro-{group}");
+            steps.push(self.step(
+                &name,
+                120,
+                &[
+                    SELF, "micro", "--group", group, "--device", device, "--out", &out,
+                ],
+            ));
+        }
+        for tier in TIERS {
+            let name = format!("verify-quick-{tier}");
+            let quick = ["flashtile", "verify", "--quick", "--filter", tier];
+            steps.push(self.step(&name, 150, &[&quick[..], &["--device", device]].concat()));
+        }
         let data = self.path("data/minilm-128.safetensors");
         steps.push(self.step(
             "attend",
             60,
             &["flashtile", "attend", &data, "--check", "--device", device],
         ));
-        let out = self.result("repeat.json");
-        let mut repeat = vec![SELF, "repeat", "--device", device, "--out", &out];
-        if self.quick {
-            repeat.extend(["--quick", "--launches", "4", "--filter", "_d64"]);
+        for tier in TIERS {
+            let out = self.result(&format!("repeat-{tier}.json"));
+            let mut repeat = vec![SELF, "repeat", "--device", device, "--out", &out];
+            let small = format!("_d64_{tier}");
+            match self.quick {
+                true => repeat.extend(["--quick", "--launches", "4", "--filter", &small]),
+                false => repeat.extend(["--filter", tier]),
+            }
+            steps.push(self.step(&format!("repeat-{tier}"), 200, &repeat));
         }
-        steps.push(self.step("repeat", 200, &repeat));
         steps.extend(self.suite());
         let out = self.result("dense.bin");
         let mut dense = vec![SELF, "dense", "--device", device, "--out", &out];
@@ -182,11 +202,10 @@ impl Plan<'_> {
         self.step("bench", 480, &command)
     }
 
-    /// NVIDIA's own checkers, over every kernel once.
+    /// NVIDIA's own checkers, over every kernel once. The newest tier comes first, by itself: it is what they know least of.
     fn sanitizers(&self) -> Vec<Step> {
         let verify = self.path("flashtile");
-        let tools = ["memcheck", "racecheck", "initcheck", "synccheck"];
-        let step = |tool: &&str| {
+        let step = |tier: &str, tool: &str| {
             let command = [
                 "compute-sanitizer",
                 "--tool",
@@ -198,14 +217,23 @@ impl Plan<'_> {
                 &verify,
                 "verify",
                 "--quick",
+                "--filter",
+                tier,
                 "--device",
                 self.device,
             ];
-            self.tool(&format!("sanitize-{tool}"), 200, &command)
+            self.tool(&format!("sanitize-{tool}-{tier}"), 150, &command)
         };
-        tools.iter().map(step).collect()
+        let tools = ["memcheck", "racecheck", "initcheck", "synccheck"];
+        let tiers = TIERS.iter().rev();
+        tiers
+            .flat_map(|tier| tools.map(|tool| step(tier, tool)))
+            .collect()
     }
 }
+
+/// What the names of each tier's kernels end with.
+const TIERS: [&str; Arch::ALL.len()] = ["sm80", "sm90a"];
 
 /// A program on the path, or where CUDA keeps its own.
 fn find(name: &str) -> Option<PathBuf> {

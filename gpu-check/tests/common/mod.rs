@@ -23,6 +23,23 @@ pub fn stand_in() -> tempfile::TempDir {
     folder
 }
 
+/// The same without one of its functions, as an older driver is: under the function's name there is another one.
+pub fn stand_in_without(function: &str) -> tempfile::TempDir {
+    let folder = stand_in();
+    let library = folder.path().join("libcuda.so.1");
+    let mut bytes = fs::read(&library).unwrap();
+    let name = format!("\0{function}\0").into_bytes();
+    let places: Vec<_> = (0..bytes.len())
+        .filter(|&at| bytes[at..].starts_with(&name))
+        .collect();
+    assert!(!places.is_empty(), "there is no {function}");
+    for at in places {
+        bytes[at + 1] = b'x';
+    }
+    fs::write(&library, bytes).unwrap();
+    folder
+}
+
 /// Runs an ignored test of this program in a process that finds the stand-in.
 pub fn in_a_process_with_the_stand_in(test: &str) {
     with_the_stand_in_and(test, &[]);
@@ -30,8 +47,12 @@ pub fn in_a_process_with_the_stand_in(test: &str) {
 
 /// The same, with variables of its environment.
 pub fn with_the_stand_in_and(test: &str, variables: &[(&str, &str)]) {
+    with_driver(test, &stand_in(), variables);
+}
+
+/// The same with the driver of this folder.
+pub fn with_driver(test: &str, folder: &tempfile::TempDir, variables: &[(&str, &str)]) {
     let program = env::current_exe().unwrap();
-    let folder = stand_in();
     let mut command = Command::new(&program);
     command
         .args(["--exact", test, "--ignored", "--nocapture"])

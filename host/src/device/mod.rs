@@ -41,6 +41,8 @@ pub struct DeviceInfo {
     pub shared_bytes_per_block: u32,
     /// Device memory in bytes.
     pub total_memory: u64,
+    /// What the device's driver is too old for and launches of the sm_90a tier need, if anything.
+    pub driver_lacks: Option<&'static str>,
 }
 
 /// The emulator's blocks run on the host's cores, however many there are; kernels that share out their work among the
@@ -57,6 +59,7 @@ impl DeviceInfo {
             multiprocessors: EMULATED_MULTIPROCESSORS,
             shared_bytes_per_block: 227 * 1024,
             total_memory: u64::MAX,
+            driver_lacks: None,
         }
     }
 

@@ -26,9 +26,7 @@ pub(crate) fn choose(
     supports(device, arch)?;
 
     // Requirement by requirement, so that the message names the first that nothing meets.
-    let of_arch = || variants().iter().filter(|x| x.arch == arch);
-    let of_kind =
-        || of_arch().filter(|x| x.algorithm == problem.algorithm && x.tile.dtype == problem.dtype);
+    let of_kind = || of_kind(problem, arch);
     if of_kind().next().is_none() {
         return Err(missing(
             "this algorithm has no kernel of this element type".into(),
@@ -64,7 +62,31 @@ pub(crate) fn choose(
         })
 }
 
-/// The error of the sm_80 tier with the reason for which it had to be that one, if the sm_90a tier has a kernel for the problem.
+/// A tier's kernels of the problem's algorithm and element type.
+fn of_kind(problem: &Problem, arch: Arch) -> impl Iterator<Item = &'static Variant> {
+    let kind = (problem.algorithm, problem.dtype);
+    let of_arch = variants().iter().filter(move |x| x.arch == arch);
+    of_arch.filter(move |x| (x.algorithm, x.tile.dtype) == kind)
+}
+
+/// Why a problem cannot have its kernel of the sm_90a tier, if that is the driver's fault alone.
+pub(crate) fn driver_obstacle(
+    problem: &Problem,
+    capped: bool,
+    device: &DeviceInfo,
+) -> Option<Obstacle> {
+    let obstacle = Obstacle::of_driver(device)?;
+    let newer = DeviceInfo {
+        driver_lacks: None,
+        ..device.clone()
+    };
+    choose(problem, capped, &newer, Arch::Sm90a)
+        .is_ok()
+        .then_some(obstacle)
+}
+
+/// The error of the sm_80 tier with the reason for which it had to be that one, if the sm_90a tier has a kernel for the problem;
+/// or the error of the sm_90a tier, if it alone has kernels of this kind.
 pub(crate) fn name_both(
     error: Error,
     problem: &Problem,
@@ -82,9 +104,16 @@ pub(crate) fn name_both(
         return error;
     };
     let hopper = Arch::Sm90a;
+    // The emulator runs every tier.
+    let of_hopper = choose(problem, capped, &DeviceInfo::emulator(), hopper);
+    if of_kind(problem, arch).next().is_none()
+        && of_kind(problem, hopper).next().is_some()
+        && let Err(error) = of_hopper
+    {
+        return error;
+    }
     let reason = match supports(device, hopper) {
-        // The emulator runs every tier.
-        _ if choose(problem, capped, &DeviceInfo::emulator(), hopper).is_err() => None,
+        _ if of_hopper.is_err() => None,
         Err(Error::NoDevice { reason }) => Some(reason),
         _ => obstacle.map(|obstacle| obstacle.to_string()),
     };
@@ -143,7 +172,10 @@ pub(crate) fn supports(device: &DeviceInfo, arch: Arch) -> Result<()> {
         (_, Arch::Sm90a) => (major, minor) == (9, 0),
     };
     if runs {
-        return Ok(());
+        return match arch {
+            Arch::Sm80 => Ok(()),
+            Arch::Sm90a => Obstacle::of_driver(device).map_or(Ok(()), |it| Err(it.error())),
+        };
     }
     let wanted = match arch {
         Arch::Sm80 => "8.0 or later (Ampere)",

@@ -28,7 +28,8 @@ const SECTION_BYTES: u64 = 32 << 20;
 /// The same on the emulator, which has no cache: so small that small problems have several sections.
 const EMULATED_SECTION_BYTES: u64 = 128 << 10;
 
-/// Why the copy engine cannot address a tensor.
+/// Why no kernel of the sm_90a tier computes a problem that it has a kernel for: the copy engine cannot address a tensor, or the driver
+/// is too old.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Obstacle {
     argument: &'static str,
@@ -40,9 +41,21 @@ pub struct Obstacle {
 enum What {
     Address,
     Stride,
+    /// What the driver lacks.
+    Driver(&'static str),
 }
 
 impl Obstacle {
+    /// Of a device that would have the tier.
+    pub(super) fn of_driver(device: &DeviceInfo) -> Option<Self> {
+        let lacks = device.driver_lacks?;
+        Some(Self {
+            argument: "driver",
+            what: What::Driver(lacks),
+            found: 0,
+        })
+    }
+
     fn expected(&self) -> &'static str {
         match self.what {
             What::Address => {
@@ -51,6 +64,7 @@ impl Obstacle {
             What::Stride => {
                 "strides that are positive multiples of 16 bytes below 2^40, as the copy engine of the sm_90a tier needs them"
             }
+            What::Driver(_) => "one that is new enough for the copy engine of the sm_90a tier",
         }
     }
 
@@ -58,11 +72,19 @@ impl Obstacle {
         match self.what {
             What::Address => format!("{:#x}", self.found),
             What::Stride => format!("a stride of {} bytes", self.found),
+            What::Driver(lacks) => format!("one that lacks {lacks}"),
         }
     }
 
     pub(super) fn error(&self) -> Error {
-        Error::bad(self.argument, self.expected(), self.found())
+        match self.what {
+            What::Driver(_) => Error::NoDevice {
+                reason: self.to_string(),
+            },
+            What::Address | What::Stride => {
+                Error::bad(self.argument, self.expected(), self.found())
+            }
+        }
     }
 
     /// The same, where no other tier has a kernel for the problem.

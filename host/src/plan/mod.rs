@@ -10,7 +10,9 @@ mod validate;
 
 use flashtile_abi::{
     Arch, AttentionParams, DType, HopperParams, LseView, Schedule, TensorMap, TensorView, Variant,
-    params::flags::{K_ALIGNED, NEGATE_Q, OUT_ALIGNED, OUT_F16, OUT_F32, Q_ALIGNED, V_ALIGNED},
+    params::flags::{
+        K_ALIGNED, NEGATE_Q, OUT_ALIGNED, OUT_F16, OUT_F32, Q_ALIGNED, V_ALIGNED, WIDE_CAP,
+    },
 };
 
 use crate::{
@@ -146,7 +148,11 @@ impl Problem {
                     let both =
                         |error| choose::name_both(error, self, softmax.capped, device, obstacle);
                     let chosen = of_arch(Arch::Sm80).map_err(both)?;
-                    Ok(plan(chosen, None, obstacle.filter(|_| hopper.is_ok())))
+                    let obstacle = match hopper {
+                        Ok(_) => obstacle,
+                        Err(_) => choose::driver_obstacle(self, softmax.capped, device),
+                    };
+                    Ok(plan(chosen, None, obstacle))
                 }
             },
         }
@@ -198,6 +204,9 @@ impl Chosen {
         let mut flags = 0;
         if softmax.negate_q {
             flags |= NEGATE_Q;
+        }
+        if softmax.wide_cap && problem.dtype != DType::F32 {
+            flags |= WIDE_CAP;
         }
         match (problem.dtype, problem.out_element()) {
             (_, DType::F32) => flags |= OUT_F32,
@@ -274,7 +283,7 @@ impl Plan {
     }
 
     /// Why the kernel is not of the sm_90a tier, although device and problem have one, and nobody asked for another: how a tensor lies
-    /// in memory.
+    /// in memory, or a driver that is too old.
     pub fn obstacle(&self) -> Option<&Obstacle> {
         self.obstacle.as_ref()
     }

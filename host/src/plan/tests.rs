@@ -2,7 +2,7 @@
 
 mod hopper;
 
-use flashtile_abi::{Band, variants};
+use flashtile_abi::{Band, params::WIDEST_QUICK_CAP, variants};
 use proptest::prelude::*;
 
 use super::*;
@@ -18,6 +18,7 @@ fn hopper() -> DeviceInfo {
         multiprocessors: 132,
         shared_bytes_per_block: 227 * 1024,
         total_memory: 80 << 30,
+        driver_lacks: None,
     }
 }
 
@@ -170,6 +171,31 @@ fn geometry_and_parameters() {
     assert_eq!(params.flags, NEGATE_Q | OUT_F32);
     assert_eq!(params.cap_scale, 0.25);
     assert_eq!(params.exponent_scale, 2.0 * std::f32::consts::LOG2_E);
+}
+
+#[test]
+fn wide_caps_of_short_elements_are_flagged() {
+    let flags = |dtype: DType, cap: f32| {
+        let problem = Problem::contiguous(dtype, shape(9, 9)).softcap(cap);
+        problem.plan(&hopper()).unwrap().template().flags
+    };
+    for dtype in [DType::F16, DType::Bf16] {
+        assert_eq!(flags(dtype, WIDEST_QUICK_CAP) & WIDE_CAP, 0);
+        assert_eq!(
+            flags(dtype, WIDEST_QUICK_CAP.next_up()) & WIDE_CAP,
+            WIDE_CAP
+        );
+    }
+    assert_eq!(flags(DType::F32, 1e5) & WIDE_CAP, 0);
+
+    // 8-bit kernels have no longer way.
+    let problem = Problem::contiguous(DType::E4m3, shape(64, 64));
+    assert!(problem.softcap(WIDEST_QUICK_CAP).plan(&hopper()).is_ok());
+    let error = problem.softcap(300.0).plan(&hopper()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "softcap: expected at most 256 with e4m3 elements, found 300"
+    );
 }
 
 #[test]

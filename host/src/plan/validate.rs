@@ -1,6 +1,6 @@
 //! Checks of a problem, each with its own message.
 
-use flashtile_abi::{Band, DType, variants};
+use flashtile_abi::{Band, DType, params::WIDEST_QUICK_CAP, variants};
 
 use crate::{
     error::{Error, Result},
@@ -171,6 +171,8 @@ pub(crate) struct Softmax {
     pub negate_q: bool,
     /// Scores are capped.
     pub capped: bool,
+    /// And so wide that kernels take a longer way.
+    pub wide_cap: bool,
 }
 
 /// Checks scale and softcap and folds them together.
@@ -185,6 +187,16 @@ pub(crate) fn softmax(problem: &Problem) -> Result<Softmax> {
         return Err(Error::bad(
             "softcap",
             "a positive finite number",
+            cap.to_string(),
+        ));
+    }
+    if let Some(cap) = problem.softcap
+        && problem.dtype == DType::E4m3
+        && cap > WIDEST_QUICK_CAP
+    {
+        return Err(Error::bad(
+            "softcap",
+            format!("at most {WIDEST_QUICK_CAP} with e4m3 elements"),
             cap.to_string(),
         ));
     }
@@ -224,5 +236,6 @@ pub(crate) fn softmax(problem: &Problem) -> Result<Softmax> {
         cap_scale,
         negate_q: scale < 0.0,
         capped: cap.is_some(),
+        wide_cap: cap.is_some_and(|cap| cap > f64::from(WIDEST_QUICK_CAP)),
     })
 }

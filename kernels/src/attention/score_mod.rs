@@ -9,7 +9,7 @@ pub trait ScoreMod {
     /// Its name on both sides of a launch.
     const KIND: ScoreModKind;
     /// Applies it to every score of a tile. `relative`: capped scores are good to a few units in their own last place; else to a few in
-    /// that of the cap, which is all that exponentials of 16-bit probabilities and f32 sums can tell.
+    /// that of the cap, which probabilities of 16 bits and less cannot tell if the cap is at most [`flashtile_abi::params::WIDEST_QUICK_CAP`].
     fn apply<S: AccumTile>(scores: &mut S, params: &AttentionParams, relative: bool);
 }
 
@@ -34,16 +34,21 @@ impl ScoreMod for Softcap {
 
     #[inline(always)]
     fn apply<S: AccumTile>(scores: &mut S, params: &AttentionParams, relative: bool) {
-        for m in 0..S::M_FRAGS {
-            for n in 0..S::N_FRAGS {
-                for i in 0..4 {
-                    let score = &mut scores.frag_mut(m, n)[i];
-                    *score = if relative {
-                        tanh(*score * params.cap_scale)
-                    } else {
-                        quick_tanh(*score, params.cap_scale)
-                    };
-                }
+        // One branch for all.
+        if relative {
+            replace(scores, |score| tanh(score * params.cap_scale));
+        } else {
+            replace(scores, |score| quick_tanh(score, params.cap_scale));
+        }
+    }
+}
+
+#[inline(always)]
+fn replace<S: AccumTile>(scores: &mut S, f: impl Fn(f32) -> f32) {
+    for m in 0..S::M_FRAGS {
+        for n in 0..S::N_FRAGS {
+            for score in scores.frag_mut(m, n) {
+                *score = f(*score);
             }
         }
     }

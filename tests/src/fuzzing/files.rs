@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use flashtile::{DeviceInfo, ErrorClass, Inputs, cpu};
+use flashtile::{DeviceInfo, ErrorClass, cpu};
 use flashtile_cli::{failure::Result, input::Source};
 use safetensors::tensor::Metadata;
 
@@ -36,22 +36,17 @@ fn check(outcome: Result<()>) {
 fn attend(file: &[u8]) -> Result<()> {
     let source = Source::new(Cursor::new(file), file.len() as u64, "in.safetensors")?;
     assert!(source.bytes() <= file.len() as u64);
-    let problem = source.problem().lse(true);
+    let problem = source.problem(None)?.lse(true);
     match problem.plan(&DeviceInfo::emulator()) {
         Err(error) if error.class() == ErrorClass::BadInput => return Err(error.into()),
         _ => {}
     }
-    let [q, k, v] = source.read()?;
-    let inputs = Inputs {
-        q: &q,
-        k: &k,
-        v: &v,
-        ..Inputs::default()
-    };
+    source.check_scales(&problem)?;
+    let contents = source.read()?;
     if work(&problem).is_some_and(|work| work <= MOST_WORK) {
-        let outputs = cpu::attention(&problem, &inputs)?;
+        let outputs = cpu::attention(&problem, &contents.inputs())?;
         assert_eq!(
-            Some(outputs.out.len() / problem.dtype.bytes() as usize),
+            Some(outputs.out.len() / problem.out_element().bytes() as usize),
             problem.out.elements()
         );
     }

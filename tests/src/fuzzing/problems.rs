@@ -4,14 +4,14 @@ use std::sync::OnceLock;
 
 use arbitrary::{Result, Unstructured};
 use flashtile::{
-    Algorithm, ArchChoice, CausalAlignment, DType, Device, EmulatorDevice, Inputs, OutDType,
-    Outputs, Pointers, Problem, Shape, TensorLayout, Window, element,
+    Algorithm, ArchChoice, CausalAlignment, DType, Device, EmulatorDevice, OutDType, Outputs,
+    Pointers, Problem, ScaleLayout, Scales, Shape, TensorLayout, Window, element,
     reference::{attention_f64, attention_low_precision, compare, error_bound},
 };
 
 use super::{options, work};
 use crate::{
-    data::{Random, Tensors},
+    data::{Random, Tensors, scales},
     memory::{Results, run_problem},
 };
 
@@ -67,8 +67,13 @@ fn is_small(problem: &Problem) -> bool {
         .try_fold(0usize, |sum, layout| {
             sum.checked_add(layout.span()?.checked_mul(4)?)
         });
+    // Of tensors without elements there may be any number of scales.
+    let tensors = [&problem.q, &problem.k, &problem.v];
+    let layouts = [problem.scales.q, problem.scales.k, problem.scales.v];
+    let mut counts = layouts.iter().zip(tensors);
     work(problem).is_some_and(|work| work <= MOST_WORK)
         && bytes.is_some_and(|bytes| bytes <= MOST_BYTES)
+        && counts.all(|(layout, tensor)| layout.count(tensor).is_some_and(|n| n <= MOST_BYTES / 4))
 }
 
 /// A problem, and what else a run of it needs.
@@ -84,11 +89,14 @@ struct Described {
 
 impl Described {
     fn new(u: &mut Unstructured<'_>) -> Result<Self> {
-        let dtype = *u.choose(&[DType::F16, DType::Bf16, DType::F32])?;
+        let dtype = *u.choose(&DType::ALL)?;
         let shape = shape(u)?;
         let mut problem = Problem::contiguous(dtype, shape);
         if u.ratio(1, 4)? {
-            problem.out_dtype = OutDType::F32;
+            problem.out_dtype = match dtype {
+                DType::E4m3 => *u.choose(&[OutDType::F32, OutDType::F16, OutDType::Bf16])?,
+                _ => OutDType::F32,
+            };
         }
         problem.lse = u.arbitrary()?;
         problem.causal = *u.choose(&[
@@ -142,6 +150,14 @@ impl Described {
         for offset in &mut offsets {
             *offset = u.int_in_range(0..=9)?;
         }
+        // Hardly ever where there must be none.
+        if dtype == DType::E4m3 || u.ratio(1, 32)? {
+            problem.scales = Scales {
+                q: scale_layout(u)?,
+                k: scale_layout(u)?,
+                v: scale_layout(u)?,
+            };
+        }
         let seed = u.arbitrary()?;
         let pointers = Pointers {
             q: hostile(u)? as u64,
@@ -152,7 +168,10 @@ impl Described {
                 true => Some(hostile(u)? as u64),
                 false => None,
             },
-            ..Pointers::default()
+            q_scale: scale_address(u, problem.scales.q)?,
+            k_scale: scale_address(u, problem.scales.k)?,
+            v_scale: scale_address(u, problem.scales.v)?,
+            workspace: 0,
         };
         Ok(Self {
             problem,
@@ -186,7 +205,7 @@ impl Described {
             q: tensor(0, &self.problem.q),
             k: tensor(1, &self.problem.k),
             v: tensor(2, &self.problem.v),
-            ..Tensors::default()
+            scales: scales(&self.problem, seed),
         }
     }
 
@@ -200,6 +219,7 @@ impl Described {
     fn judge(&self, tensors: &Tensors, results: &Results) {
         let mut problem = Problem::contiguous(self.problem.dtype, self.problem.shape());
         problem.out_dtype = self.problem.out_dtype;
+        problem.scales = self.problem.scales;
         problem.lse = self.problem.lse;
         problem.causal = self.problem.causal;
         problem.window = self.problem.window;
@@ -209,33 +229,16 @@ impl Described {
             out: element::encode(problem.out_element(), &results.out),
             lse: problem.lse.then(|| results.lse.clone()),
         };
-        let bytes = |tensors: &Tensors| {
-            [&tensors.q, &tensors.k, &tensors.v].map(|x| element::encode(problem.dtype, x))
-        };
-        let [q, k, v] = &bytes(tensors);
-        let found = compare(
-            &problem,
-            &Inputs {
-                q,
-                k,
-                v,
-                ..Inputs::default()
-            },
-            &outputs,
-        )
-        .expect("it ran");
+        let encoded = tensors.encode(problem.dtype);
+        let found = compare(&problem, &encoded.inputs(), &outputs).expect("it ran");
         if found.ok {
             return;
         }
         let mut bound = found.bound;
         for seed in 1..SEEDS {
-            let [q, k, v] = &bytes(&self.tensors(self.seed.wrapping_add(seed << 40)));
-            let inputs = Inputs {
-                q,
-                k,
-                v,
-                ..Inputs::default()
-            };
+            let tensors = self.tensors(self.seed.wrapping_add(seed << 40));
+            let encoded = tensors.encode(problem.dtype);
+            let inputs = encoded.inputs();
             let reference = attention_f64(&problem, &inputs).expect("it ran");
             let low = attention_low_precision(&problem, &inputs).expect("it ran");
             let other = error_bound(&problem, &inputs, &reference, &low).expect("it ran");
@@ -291,6 +294,27 @@ fn place(u: &mut Unstructured<'_>, layout: &mut TensorLayout) -> Result<()> {
         stride = stride * layout.shape[dim].max(1) as i64 + u.int_in_range(0..=8)?;
     }
     Ok(())
+}
+
+/// How many scales a tensor has; sometimes by blocks that no kernel takes.
+fn scale_layout(u: &mut Unstructured<'_>) -> Result<ScaleLayout> {
+    Ok(match u.int_in_range(0..=7)? {
+        0..=2 => ScaleLayout::One,
+        3 => ScaleLayout::PerTensor,
+        4 => ScaleLayout::PerHead,
+        5 => ScaleLayout::PerBlock {
+            rows: hostile(u)? as u32,
+        },
+        _ => ScaleLayout::PerBlock { rows: 128 },
+    })
+}
+
+/// The address of such scales: none where there are none, but for some.
+fn scale_address(u: &mut Unstructured<'_>, layout: ScaleLayout) -> Result<u64> {
+    match layout == ScaleLayout::One && !u.ratio(1, 16)? {
+        true => Ok(0),
+        false => Ok(hostile(u)? as u64),
+    }
 }
 
 fn window_side(u: &mut Unstructured<'_>) -> Result<Option<u32>> {

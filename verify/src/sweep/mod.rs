@@ -27,17 +27,18 @@ pub fn full() -> Vec<Case> {
     unique(flashtile::kernels().flat_map(|kernel| of_variant(kernel.variant)))
 }
 
-/// Every variant once at its own head dimensions, and every tenth class: another tenth for each variant,
-/// so that all classes are reached by some.
+/// Every variant once at its own head dimensions, and every class with every tenth of the variants that it applies to: with one at
+/// least.
 pub fn quick() -> Vec<Case> {
-    let classes = Class::all();
-    let variants = flashtile::kernels().enumerate();
-    unique(variants.flat_map(|(turn, kernel)| {
-        let some = classes.iter().enumerate();
-        let some = some.filter(move |(at, class)| {
-            (at + turn) % 10 == 0 || **class == Class::Dims(Dims::Widest)
-        });
-        some.filter_map(move |(_, &class)| case(kernel.variant, class))
+    let classes = Class::all().into_iter().enumerate();
+    unique(classes.flat_map(|(turn, class)| {
+        let variants = flashtile::kernels().map(|kernel| kernel.variant);
+        let variants: Vec<_> = variants.filter(|variant| class.applies(variant)).collect();
+        let step = variants.len().clamp(1, 10);
+        let some = variants.into_iter().enumerate();
+        let some = some
+            .filter(move |(at, _)| (at + turn) % step == 0 || class == Class::Dims(Dims::Widest));
+        some.filter_map(move |(_, variant)| case(variant, class))
     }))
 }
 

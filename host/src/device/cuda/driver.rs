@@ -77,7 +77,8 @@ macro_rules! driver {
     (
         always { $($(#[$doc:meta])* $name:ident = $symbol:literal ($($argument:ident: $type:ty),*);)* }
         newer {
-            $($(#[$newer_doc:meta])* $newer:ident = $newer_symbol:literal since $since:literal ($($newer_argument:ident: $newer_type:ty),*);)*
+            $($(#[$newer_doc:meta])* $newer:ident = $newer_symbol:literal since $since:literal
+                ($($newer_argument:ident: $newer_type:ty),*);)*
         }
     ) => {
         /// The driver's functions.
@@ -107,7 +108,7 @@ macro_rules! driver {
                     // SAFETY: as above.
                     let $newer = unsafe {
                         library
-                            .get::<unsafe extern "system" fn($($newer_type),*) -> c_int>($newer_symbol)
+                            .get::<unsafe extern "system" fn($($newer_type),*) -> c_int>(concat!($newer_symbol, "\0").as_bytes())
                             .ok()
                             .map(|function| *function)
                     };
@@ -152,7 +153,7 @@ macro_rules! driver {
                 pub unsafe fn $newer(&self, $($newer_argument: $newer_type),*) -> Result<()> {
                     let call = stringify!($newer);
                     let Some(function) = self.$newer else {
-                        let reason = concat!("the driver is too old: it comes with CUDA ", $since);
+                        let reason = concat!("the driver is too old: ", $newer_symbol, " comes with CUDA ", $since);
                         return Err(Error::Driver { call, reason: reason.into() });
                     };
                     // SAFETY: the caller keeps the function's contract.
@@ -160,6 +161,17 @@ macro_rules! driver {
                     self.check(call, code)
                 }
             )*
+
+            /// The newer functions that this driver does not have: the field's name, and the driver's name with the CUDA version that
+            /// brings it.
+            pub fn lacking(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+                let all = [$((
+                    self.$newer.is_none(),
+                    stringify!($newer),
+                    concat!($newer_symbol, ", which comes with CUDA ", $since),
+                )),*];
+                all.into_iter().filter(|(lacks, ..)| *lacks).map(|(_, name, text)| (name, text))
+            }
         }
     };
 }
@@ -252,19 +264,28 @@ driver! {
     }
     newer {
         /// Makes a graph ready to run.
-        graph_instantiate = b"cuGraphInstantiateWithFlags\0" since "11.4" (
+        graph_instantiate = "cuGraphInstantiateWithFlags" since "11.4" (
             executable: *mut Handle, graph: Handle, flags: c_ulonglong
         );
         /// Launches with attributes.
-        launch_kernel_with = b"cuLaunchKernelEx\0" since "11.8" (
+        launch_kernel_with = "cuLaunchKernelEx" since "11.8" (
             config: *const LaunchAttributes, function: Handle, params: *mut *mut c_void, extra: *mut *mut c_void
         );
         /// Writes a tensor map.
-        tensor_map_encode = b"cuTensorMapEncodeTiled\0" since "12.0" (
+        tensor_map_encode = "cuTensorMapEncodeTiled" since "12.0" (
             map: *mut AlignedMap, element: c_int, rank: c_uint, address: *mut c_void, dims: *const u64,
             strides: *const u64, extents: *const u32, steps: *const u32, interleave: c_int, swizzle: c_int,
             promotion: c_int, fill: c_int
         );
+    }
+}
+
+impl Driver {
+    /// What this driver lacks of what launches of the sm_90a tier call, if anything.
+    pub fn lacks_for_hopper(&self) -> Option<&'static str> {
+        let needed = ["tensor_map_encode", "launch_kernel_with"];
+        let mut lacking = self.lacking().filter(|(name, _)| needed.contains(name));
+        lacking.next().map(|(_, text)| text)
     }
 }
 

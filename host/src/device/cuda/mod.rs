@@ -13,8 +13,8 @@ use std::{
 
 use flashtile_abi::{DType, TensorMap, Variant};
 
-use self::driver::{AlignedMap, Driver, Handle, LaunchAttribute, LaunchAttributes, Ordinal, codes};
-pub use self::raw::RawModule;
+use self::driver::{Driver, Handle, LaunchAttribute, LaunchAttributes, Ordinal, codes};
+pub use self::raw::{RawModule, TensorMapArguments};
 pub use self::timing::{Event, Graph, OwnedStream};
 use super::{Device, DeviceInfo, DeviceKind, LaunchConfig, Stream, TensorMapSpec};
 use crate::error::{Error, Result};
@@ -151,6 +151,7 @@ fn info(driver: &Driver, device: Ordinal) -> Result<DeviceInfo> {
         multiprocessors: attribute(codes::ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_bytes_per_block: attribute(codes::ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         total_memory: total_memory as u64,
+        driver_lacks: driver.lacks_for_hopper(),
     })
 }
 
@@ -521,39 +522,28 @@ impl Device for CudaDevice {
     }
 
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap> {
-        let _pushed = self.push()?;
-        let element = match spec.dtype {
-            DType::F16 => codes::TENSOR_MAP_FLOAT16,
-            DType::Bf16 => codes::TENSOR_MAP_BFLOAT16,
-            DType::F32 => codes::TENSOR_MAP_FLOAT32,
-            // The engine moves bytes; it has no type of its own for these.
-            DType::E4m3 => codes::TENSOR_MAP_UINT8,
-        };
-        // CU_TENSOR_MAP_SWIZZLE_32B, _64B, _128B.
-        let swizzle = match spec.swizzle {
-            128 => 3,
-            64 => 2,
-            _ => 1,
-        };
-        let mut map = AlignedMap([0; 16]);
-        // SAFETY: a context is current; the map is aligned, the arrays have five entries, and four; the address is only written down.
-        unsafe {
-            self.driver.tensor_map_encode(
-                &raw mut map,
-                element,
-                5,
-                spec.address as *mut c_void,
-                spec.dims.as_ptr(),
-                spec.strides.as_ptr(),
-                spec.extents.as_ptr(),
-                [1; 5].as_ptr(),
-                codes::TENSOR_MAP_NONE,
-                swizzle,
-                codes::TENSOR_MAP_L2_PROMOTION_128B,
-                codes::TENSOR_MAP_NONE,
-            )?;
-        }
-        Ok(TensorMap(map.0))
+        self.encode_tensor_map(&TensorMapArguments {
+            element: match spec.dtype {
+                DType::F16 => codes::TENSOR_MAP_FLOAT16,
+                DType::Bf16 => codes::TENSOR_MAP_BFLOAT16,
+                DType::F32 => codes::TENSOR_MAP_FLOAT32,
+                // The engine moves bytes; it has no type of its own for these.
+                DType::E4m3 => codes::TENSOR_MAP_UINT8,
+            },
+            address: spec.address,
+            dims: &spec.dims,
+            strides: &spec.strides,
+            extents: &spec.extents,
+            steps: &[1; 5],
+            // CU_TENSOR_MAP_SWIZZLE_32B, _64B, _128B.
+            swizzle: match spec.swizzle {
+                128 => 3,
+                64 => 2,
+                _ => 1,
+            },
+            promotion: codes::TENSOR_MAP_L2_PROMOTION_128B,
+            fill: codes::TENSOR_MAP_NONE,
+        })
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -1,12 +1,17 @@
-//! PTX of the caller's own.
+//! PTX of the caller's own, and tensor maps of any kind.
 
 use std::{
     ffi::c_void,
     ptr::{null_mut, without_provenance_mut},
 };
 
-use super::{CudaDevice, LaunchConfig, Stream, codes, driver::Handle};
-use crate::error::Result;
+use flashtile_abi::TensorMap;
+
+use super::{
+    CudaDevice, LaunchConfig, Stream, codes,
+    driver::{AlignedMap, Handle},
+};
+use crate::error::{Error, Result};
 
 /// A module of the caller's own PTX on a GPU: the way round plans and the archive, for programs that look
 /// at single instructions. What a module computes and touches is the caller's business. Unloaded on drop.
@@ -24,7 +29,72 @@ impl std::fmt::Debug for RawModule<'_> {
     }
 }
 
+/// The arguments of `cuTensorMapEncodeTiled` without interleaving, in the driver's own numbers. The rank is the number of `dims`, the
+/// contiguous one first.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorMapArguments<'a> {
+    /// `CUtensorMapDataType`.
+    pub element: i32,
+    /// Device address of the first element.
+    pub address: u64,
+    /// Elements of each dimension.
+    pub dims: &'a [u64],
+    /// Bytes from one element to the next of each dimension but the first.
+    pub strides: &'a [u64],
+    /// Elements of a box in each dimension.
+    pub extents: &'a [u32],
+    /// Every how many-th element of a box is moved, in each dimension.
+    pub steps: &'a [u32],
+    /// `CUtensorMapSwizzle`.
+    pub swizzle: i32,
+    /// `CUtensorMapL2promotion`.
+    pub promotion: i32,
+    /// `CUtensorMapFloatOOBfill`.
+    pub fill: i32,
+}
+
 impl CudaDevice {
+    /// A tensor map as the driver makes it.
+    ///
+    /// # Errors
+    /// [`Error::BadInput`] for slices that do not belong together; what the driver says of the arguments, or that it is too old.
+    pub fn encode_tensor_map(&self, arguments: &TensorMapArguments<'_>) -> Result<TensorMap> {
+        let rank = arguments.dims.len();
+        let lengths = [
+            arguments.strides.len() + 1,
+            arguments.extents.len(),
+            arguments.steps.len(),
+        ];
+        if rank == 0 || lengths != [rank; 3] {
+            return Err(Error::bad(
+                "tensor_map",
+                "as many extents and steps as dimensions, at least one, and one stride less",
+                format!("{rank} dimensions, {arguments:?}"),
+            ));
+        }
+        let _pushed = self.push()?;
+        let mut map = AlignedMap([0; 16]);
+        // SAFETY: a context is current; the map is aligned; the arrays have as many numbers as the rank says, which was checked; the
+        // address is only written down.
+        unsafe {
+            self.driver.tensor_map_encode(
+                &raw mut map,
+                arguments.element,
+                rank as u32,
+                arguments.address as *mut c_void,
+                arguments.dims.as_ptr(),
+                arguments.strides.as_ptr(),
+                arguments.extents.as_ptr(),
+                arguments.steps.as_ptr(),
+                codes::TENSOR_MAP_NONE,
+                arguments.swizzle,
+                arguments.promotion,
+                arguments.fill,
+            )?;
+        }
+        Ok(TensorMap(map.0))
+    }
+
     /// Compiles and loads PTX text.
     ///
     /// # Errors

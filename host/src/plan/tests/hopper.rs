@@ -56,6 +56,48 @@ fn the_smallest_kernel_of_the_tier_is_chosen() {
     }
 }
 
+#[test]
+fn a_driver_that_is_too_old_is_named() {
+    let lacks = "cuTensorMapEncodeTiled, which comes with CUDA 12.0";
+    let old = DeviceInfo {
+        driver_lacks: Some(lacks),
+        ..hopper()
+    };
+    let reason = format!(
+        "driver: expected one that is new enough for the copy engine of the sm_90a tier, found one that lacks {lacks}"
+    );
+    let plan = sound().plan(&old).unwrap();
+    assert_eq!(plan.variant().arch, Arch::Sm80);
+    assert_eq!(plan.obstacle().unwrap().to_string(), reason);
+    let asked = sound().arch(ArchChoice::Sm80).plan(&old).unwrap();
+    assert_eq!(asked.obstacle(), None);
+    let named = Problem::contiguous(DType::F16, shape(64, 64));
+    let variant = named.plan(&hopper()).unwrap().variant();
+    for error in [
+        sound().arch(ArchChoice::Sm90a).plan(&old).unwrap_err(),
+        named.plan_variant(&old, variant).unwrap_err(),
+    ] {
+        assert_eq!(error.class(), ErrorClass::NoDevice);
+        assert_eq!(error.to_string(), format!("no device: {reason}"));
+    }
+    // Problems that have no kernel of the tier lose nothing; those that have no other one say both.
+    let f32s = Problem::contiguous(DType::F32, shape(64, 64));
+    assert_eq!(f32s.plan(&old).unwrap().obstacle(), None);
+    let wide = Problem::contiguous(DType::F16, shape(512, 512));
+    let error = wide.plan(&old).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::NoVariant);
+    assert!(
+        error.to_string().ends_with(&format!("but {reason}")),
+        "{error}"
+    );
+    // An older GPU has another reason.
+    let ampere = DeviceInfo {
+        driver_lacks: Some(lacks),
+        ..ampere()
+    };
+    assert_eq!(sound().plan(&ampere).unwrap().obstacle(), None);
+}
+
 type Tensor = fn(&mut Problem) -> &mut TensorLayout;
 
 const TENSORS: [(&str, Tensor); 4] = [
@@ -414,10 +456,13 @@ proptest! {
         };
         let mut problem = Problem::contiguous(tile.dtype, shape);
         problem.softcap = (variant.score_mod != flashtile_abi::ScoreModKind::None).then_some(9.0);
+        let (input, output) = (tile.dtype.bytes() as usize, problem.out_element().bytes() as usize);
+        let widths = [input, input, input, output];
         // Any head dimensions, in rows that begin at multiples of 16 bytes.
-        for ((_, tensor), gap) in TENSORS.into_iter().zip(gap) {
+        for (((_, tensor), gap), width) in TENSORS.into_iter().zip(gap).zip(widths) {
             let layout = tensor(&mut problem);
-            let mut stride = layout.shape[3].next_multiple_of(8) + 8 * gap;
+            let whole = 16 / width;
+            let mut stride = layout.shape[3].next_multiple_of(whole) + whole * gap;
             for dim in if heads_first { [1, 2, 0] } else { [2, 1, 0] } {
                 layout.strides[dim] = stride as i64;
                 stride *= layout.shape[dim];
@@ -429,7 +474,7 @@ proptest! {
         let maps = tensor_maps(&problem, variant, &s, &addresses);
         let bases = [addresses.q, addresses.k, addresses.v, addresses.out];
         let packs = [s.pack, 0, 0, s.pack];
-        for (((map, (_, tensor)), base), pack) in maps.iter().zip(TENSORS).zip(bases).zip(packs) {
+        for ((((map, (_, tensor)), base), pack), width) in maps.iter().zip(TENSORS).zip(bases).zip(packs).zip(widths) {
             #[cfg(feature = "emulator")]
             crate::device::emulator::tensor_map(map).unwrap();
             let layout = *tensor(&mut problem);
@@ -440,20 +485,20 @@ proptest! {
             let elements: u64 = map.dims.iter().product();
             prop_assert_eq!(Some(elements as usize), layout.elements());
             let steps = coordinates[1..].iter().zip(map.strides);
-            let offset: u64 = 2 * x as u64 + steps.map(|(&c, stride)| c as u64 * stride).sum::<u64>();
+            let offset: u64 = (width * x) as u64 + steps.map(|(&c, stride)| c as u64 * stride).sum::<u64>();
             let element: i64 = [b, i, h, x].iter().zip(layout.strides).map(|(&n, stride)| n as i64 * stride).sum();
-            prop_assert_eq!(map.address + offset, base + 2 * element as u64);
+            prop_assert_eq!(map.address + offset, base + width as u64 * element as u64);
         }
         // Boxes of 64 rows of queries, of a block's part of the keys; as wide as the swizzled columns of the tile.
         let rows = maps.map(|map| map.extents[1] * map.extents[2]);
         let part = tile.block_n / s.cluster;
         prop_assert_eq!(rows, [64, part, part, 64]);
         let columns = [tile.head_dim_qk, tile.head_dim_qk, tile.head_dim_v, tile.head_dim_v / tile.v_splits];
-        for (map, columns) in maps.iter().zip(columns) {
+        for ((map, columns), width) in maps.iter().zip(columns).zip(widths) {
             prop_assert_eq!(&map.extents[3..], &[1, 1]);
             prop_assert!(columns.is_multiple_of(map.extents[0]));
             // A swizzle as wide as it can be.
-            prop_assert!(map.swizzle == 128 || !(2 * columns).is_multiple_of(2 * map.swizzle));
+            prop_assert!(map.swizzle == 128 || !(width as u32 * columns).is_multiple_of(2 * map.swizzle));
         }
     }
 }

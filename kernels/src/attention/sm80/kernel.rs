@@ -5,11 +5,13 @@ use super::epilogue::{store_lse, store_out};
 use super::pass::{Fused, Max, MaxSum, Pass, Sum, WeightedSum};
 use super::pipeline::{Block, Stream, load_query, receive_query};
 use super::query::QueryFrags;
+use crate::attention::score_mod::ScoreMod;
 use crate::attention::softmax::{self, RowStats};
 use crate::element::Element;
 use crate::ptx::sync;
 use crate::tile::reg::AccumTile;
-use flashtile_abi::{Algorithm, AttentionParams};
+use flashtile_abi::params::flags;
+use flashtile_abi::{Algorithm, AttentionParams, ScoreModKind};
 
 /// A kernel: one block's work, in the shape of one instance.
 pub trait Kernel<C: Config> {
@@ -40,6 +42,10 @@ impl<C: Config> Kernel<C> for FusedKernel {
     fn run(params: &AttentionParams) {
         let () = C::CONSISTENT;
         let mut block = Block::new::<C>(params);
+        // Scores with a wide cap are the business of the loop body with masks.
+        if matches!(C::ScoreMod::KIND, ScoreModKind::Softcap) && block.has(flags::WIDE_CAP) {
+            block.take_care();
+        }
         let stream = Stream::new::<C>(&block);
         let mut pass = Fused::<C>::START;
 

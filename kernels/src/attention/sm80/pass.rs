@@ -10,7 +10,7 @@ use crate::element::Element;
 use crate::ptx::{math, special, sync};
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS, RowVec};
 use crate::tile::smem::{FragmentView, SmemTile};
-use flashtile_abi::DType;
+use flashtile_abi::{DType, ScoreModKind, params::flags};
 
 /// One walk over the keys.
 pub trait Pass<C: Config> {
@@ -29,7 +29,9 @@ fn scores<C: Config, M: Masking>(
     k: SmemTile,
 ) -> C::Scores {
     let mut scores = mma_qk::<C>(block, q, k);
-    let relative = matches!(C::TILE.dtype, DType::F32);
+    let relative = matches!(C::TILE.dtype, DType::F32)
+        || matches!(C::ScoreMod::KIND, ScoreModKind::OptionalSoftcap)
+        || M::MASKS && block.has(flags::WIDE_CAP);
     C::ScoreMod::apply(&mut scores, block.params, relative);
     M::apply(&mut scores, block, n_block * C::TILE.block_n as i32);
     scores

@@ -115,8 +115,9 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// Whether the parameters have a flag.
     #[inline(always)]
-    fn has(&self, flag: u32) -> bool {
+    pub fn has(&self, flag: u32) -> bool {
         self.params.flags & flag != 0
     }
 }

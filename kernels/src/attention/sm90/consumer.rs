@@ -16,7 +16,7 @@ use crate::ptx::{special, sync};
 use crate::tile::reg::AccumTile;
 use flashtile_abi::hopper::{WARPGROUP, WARPGROUP_ROWS};
 use flashtile_abi::params::flags;
-use flashtile_abi::{BlockRange, HopperParams, KeyInterval, ScoreModKind};
+use flashtile_abi::{BlockRange, DType, HopperParams, KeyInterval, ScoreModKind};
 
 /// Barriers of the block by number; 0 is everybody's.
 mod barrier {
@@ -449,7 +449,11 @@ impl Consumer<'_> {
         }
         if !matches!(C::ScoreMod::KIND, ScoreModKind::None) {
             C::Arithmetic::descale(params, scores, task.scales, n_begin);
-            C::ScoreMod::apply(scores, &params.attention, false);
+            // With 8-bit elements there are no registers for it, and no problems with wide caps.
+            let relative = M::MASKS
+                && !matches!(C::TILE.dtype, DType::E4m3)
+                && params.attention.flags & flags::WIDE_CAP != 0;
+            C::ScoreMod::apply(scores, &params.attention, relative);
         }
         let place = self.place.anew();
         let rows = place.rows::<C>(task.row_begin);

@@ -125,8 +125,8 @@ impl<'a> Scheduler<'a> {
         let mut range = attention
             .band
             .block_range(first, last - first + 1, C::TILE.block_n as i32);
-        // Tiles that take the way of those with masks: exponents with care, and scores whose sign is to be flipped.
-        if round & AGAIN != 0 || attention.flags & flags::NEGATE_Q != 0 {
+        // Tiles that take the way of those with masks: exponents with care, scores whose sign is to be flipped, wide caps.
+        if round & AGAIN != 0 || attention.flags & (flags::NEGATE_Q | flags::WIDE_CAP) != 0 {
             range.full_end = range.full_begin;
         }
         Work {
