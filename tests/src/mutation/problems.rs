@@ -21,6 +21,8 @@ pub struct Problem {
     pub rows_apart: bool,
     /// A head whose first queries are so large that their piece of work is spoilt.
     pub spoilt_head: Option<usize>,
+    /// Whether the first value is not finite, which spoils its rows' pieces of work whatever the scores are.
+    pub infinite: bool,
 }
 
 impl Problem {
@@ -33,6 +35,7 @@ impl Problem {
             lse: true,
             rows_apart: false,
             spoilt_head: None,
+            infinite: false,
         }
     }
 
@@ -45,7 +48,20 @@ impl Problem {
                 *q = element::round(case.dtype, *q * 1e4);
             }
         }
+        if let (true, Some(v)) = (self.infinite, tensors.v.first_mut()) {
+            *v = match case.dtype {
+                DType::E4m3 => f32::NAN,
+                _ => f32::INFINITY,
+            };
+        }
         tensors
+    }
+
+    fn infinite(self) -> Self {
+        Self {
+            infinite: true,
+            ..self
+        }
     }
 
     fn apart(mut case: Case) -> Self {
@@ -145,6 +161,12 @@ fn problems_sm80(variant: &Variant) -> Vec<Problem> {
         };
         problems.extend([whole, whole_elements].map(large).map(Problem::of));
         problems.extend(apart.map(large).map(Problem::apart));
+        // Scores with a cap spoil nothing.
+        if variant.score_mod == ScoreModKind::Softcap && tile.dtype != DType::F32 {
+            let values = [whole, whole_elements].map(Problem::of);
+            problems.extend(values.map(Problem::infinite));
+            problems.extend(apart.map(|case| Problem::apart(case).infinite()));
+        }
     }
     problems.push(Problem {
         lse: false,
@@ -166,6 +188,7 @@ fn problems_sm90a(variant: &Variant) -> Vec<Problem> {
         case.data(Distribution::Normal, 1)
     };
     let large = |case: Case| match case.softcap {
+        Some(_) if tile.dtype == DType::E4m3 => case.softcap(256.0).scale(1e3),
         Some(_) => case.softcap(1e5).scale(1e3),
         None => case.scale(1e4),
     };
@@ -222,11 +245,12 @@ fn problems_sm90a(variant: &Variant) -> Vec<Problem> {
     problems.push(large(whole.causal(CausalAlignment::TopLeft)));
     let mut problems: Vec<_> = problems.into_iter().map(Problem::of).collect();
     for case in [pieces, pairs.heads(5, 5)] {
-        let mut case = case;
-        case.softcap = case.softcap.map(|_| 1e5);
-        problems.push(Problem {
-            spoilt_head: Some(4),
-            ..Problem::of(case)
+        problems.push(match variant.score_mod {
+            ScoreModKind::Softcap => Problem::of(case).infinite(),
+            _ => Problem {
+                spoilt_head: Some(4),
+                ..Problem::of(case)
+            },
         });
     }
     problems.push(Problem {
