@@ -16,6 +16,8 @@ pub struct Explanation {
     pub before: &'static str,
     /// What stands in its place.
     pub after: &'static str,
+    /// Where it stands: a [`Mutation::place`].
+    pub place: &'static str,
     /// Which of the kernel's mutants of the class, if not any: its [`Mutation::ordinal`].
     pub ordinal: Option<usize>,
     /// Why no result and no rule of the machine depends on it.
@@ -24,46 +26,257 @@ pub struct Explanation {
 
 /// Every explanation. All mutants that one describes survive: one that dies makes it wrong.
 pub const EXPLAINED: &[Explanation] = &[
-    Explanation {
-        kernels: "fused_*",
-        class: Class::Vote,
-        before: "vote.sync.any.pred *",
-        after: "mov.pred *, %*;",
-        ordinal: None,
-        reason: RESCALING,
-    },
-    Explanation {
-        kernels: "fused_*",
-        class: Class::Vote,
-        before: "vote.sync.any.pred *",
-        after: "mov.pred *, -1;",
-        ordinal: None,
-        reason: RESCALING,
-    },
-    empty_group("*_d64*"),
-    empty_group("*_d96*"),
-    empty_group("*_d128*"),
-    empty_group("*_d192*"),
-    empty_group("*_d256*"),
+    of(
+        "fused_*_sm80",
+        Class::Vote,
+        "vote.sync.any.pred *",
+        "mov.pred *, %*;",
+        "*",
+        RESCALING,
+    ),
+    of(
+        "fused_*_sm80",
+        Class::Vote,
+        "vote.sync.any.pred *",
+        "mov.pred *, -1;",
+        "*",
+        RESCALING,
+    ),
+    empty_group("*_d64*_sm80"),
+    empty_group("*_d96*_sm80"),
+    empty_group("*_d128*_sm80"),
+    empty_group("*_d192*_sm80"),
+    empty_group("*_d256*_sm80"),
     empty_group("*_f32_d32*"),
+    of(
+        HOPPER,
+        Class::Vote,
+        "vote.sync.any.pred *",
+        "mov.pred *, %*;",
+        "*[] wgmma.wait_group.*",
+        RESCALING,
+    ),
+    of(
+        HOPPER,
+        Class::Vote,
+        "vote.sync.any.pred *",
+        "mov.pred *, -1;",
+        "*[] wgmma.wait_group.*",
+        RESCALING,
+    ),
+    of(
+        HOPPER,
+        Class::Registers,
+        "setmaxnreg.inc.*",
+        "",
+        "consumer: *",
+        REGISTERS,
+    ),
+    Explanation {
+        ordinal: Some(4),
+        ..of(HALF, Class::Fence, "wgmma.fence.*", "", "*", ORDERED)
+    },
+    Explanation {
+        ordinal: Some(6),
+        ..of(HALF, Class::Fence, "wgmma.fence.*", "", "*", ORDERED)
+    },
+    of(
+        HOPPER,
+        Class::Vote,
+        "vote.sync.any.pred *",
+        "mov.pred *, -1;",
+        "*ld.shared.u32 *[]*",
+        NONE_SPOILT,
+    ),
+    of(
+        HOPPER,
+        Class::Guard,
+        "@* bra *",
+        "",
+        "*[] cp.async.bulk.wait_group 0; *",
+        NONE_SPOILT,
+    ),
+    of(
+        HOPPER,
+        Class::Vote,
+        "elect.sync *",
+        "mov.pred *, -1;",
+        "*vote.sync.any.pred *[]*",
+        ANY_LANE,
+    ),
+    of(
+        HOPPER,
+        Class::Guard,
+        "@* bra *",
+        "",
+        "*or.pred *[]*guards red.relaxed.cluster.shared::cluster.or.b32",
+        ANY_LANE,
+    ),
+    of(
+        HOPPER,
+        Class::GuardPart,
+        "or.pred *",
+        "mov.pred *",
+        "*or.pred *[]*guards red.relaxed.cluster.shared::cluster.or.b32",
+        ANY_LANE,
+    ),
+    of(
+        HOPPER,
+        Class::GuardInverted,
+        "@* bra *",
+        "@*",
+        "*or.pred *[]*guards red.relaxed.cluster.shared::cluster.or.b32",
+        ANY_LANE,
+    ),
+    of(
+        HOPPER,
+        Class::Guard,
+        "@* bra *",
+        "",
+        "*setp.*[]*guards cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group",
+        OUTSIDE,
+    ),
+    of(
+        HOPPER,
+        Class::GuardPart,
+        "or.pred *",
+        "mov.pred *",
+        "*setp.*[]*guards cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group",
+        OUTSIDE,
+    ),
+    of(
+        HOPPER,
+        Class::Barrier,
+        "bar.sync *",
+        "",
+        "consumer: cp.async.bulk.wait_group.read 0; setp.*[]*",
+        LAST_TURN,
+    ),
+    of(
+        HOPPER,
+        Class::Wait,
+        "cp.async.bulk.wait_group 0;",
+        "",
+        "producer: *",
+        STORES_NOTHING,
+    ),
+    of(
+        HOPPER,
+        Class::WaitCount,
+        "cp.async.bulk.wait_group 0;",
+        "*",
+        "producer: *",
+        STORES_NOTHING,
+    ),
+    of(
+        HALF,
+        Class::MbarrierWait,
+        "mbarrier.try_wait.*",
+        "mov.pred p, -1;",
+        FIRST_KEYS,
+        IN_TURN,
+    ),
+    of(
+        "fused_*f16_d128*_sm90a",
+        Class::Offset,
+        "mbarrier.try_wait.*",
+        "*",
+        FIRST_KEYS,
+        IN_TURN,
+    ),
+    alone("fused_*_d64*_sm90a", Class::Coordinate),
+    alone("fused_*_d64*_sm90a", Class::Multicast),
+    alone("fused_*_d64*_sm90a", Class::Offset),
+    alone("fused_*_d96*_sm90a", Class::Coordinate),
+    alone("fused_*_d96*_sm90a", Class::Multicast),
+    alone("fused_*_d96*_sm90a", Class::Offset),
 ];
+
+/// The copies to both blocks of a pair, in kernels whose blocks never form one.
+const fn alone(kernels: &'static str, class: Class) -> Explanation {
+    of(
+        kernels,
+        class,
+        "cp.async.bulk.tensor.*.multicast::cluster.*",
+        "*",
+        "producer: *",
+        ALONE,
+    )
+}
+
+/// The 16-bit kernels of the sm_90a tier.
+const HALF: &str = "fused_*f16_*_sm90a";
+
+/// The kernels of the sm_90a tier.
+const HOPPER: &str = "fused_*_sm90a";
+
+/// The mutants of a class with such texts, wherever they stand in such places.
+const fn of(
+    kernels: &'static str,
+    class: Class,
+    before: &'static str,
+    after: &'static str,
+    place: &'static str,
+    reason: &'static str,
+) -> Explanation {
+    Explanation {
+        kernels,
+        class,
+        before,
+        after,
+        place,
+        ordinal: None,
+        reason,
+    }
+}
 
 /// The group that `Stream::start` closes where a block has no tile to copy, in kernels whose queries stay in shared memory.
 const fn empty_group(kernels: &'static str) -> Explanation {
     Explanation {
-        kernels,
-        class: Class::Commit,
-        before: "cp.async.commit_group;",
-        after: "",
         ordinal: Some(2),
-        reason: "A group without copies, after which a block without tiles waits for nothing. Kernels whose queries go to \
-                 registers need it, and the same code serves all: without it here, ptxas spills registers of \
-                 fused_f16_d128.",
+        ..of(
+            kernels,
+            Class::Commit,
+            "cp.async.commit_group;",
+            "",
+            "*",
+            EMPTY_GROUP,
+        )
     }
 }
 
+const EMPTY_GROUP: &str = "A group without copies, after which a block without tiles waits for nothing. Kernels whose queries go to \
+     registers need it, and the same code serves all: without it here, ptxas spills registers of fused_f16_d128.";
+
 const RESCALING: &str = "The vote skips a multiplication by 1 where no row of the warp has a new maximum. Lanes that multiply \
      without need, or skip it by themselves, compute the same.";
+
+const REGISTERS: &str = "An emulated thread has all the registers that it names. That one of a GPU has them only if it asks is seen on a GPU.";
+
+/// The producer's wait before it copies the first keys of a piece of work, after which it divides for the head of these.
+const FIRST_KEYS: &str = "producer: *xor.b32 *[] selp.u32 * bra *; shl.b32 *";
+
+const IN_TURN: &str = "The room for the first keys of a piece is free once that for its queries is, which the producer has waited for: warps are \
+     done with a piece's queries after its keys. The other block of a pair is no further behind: its half of the keys before arrived after its \
+     own wait.";
+
+const ORDERED: &str = "The fence before the products with keys has ordered the registers of those with values too: nothing writes them in \
+     between.";
+
+const ALONE: &str = "Never executed: the host pairs blocks only where head_dim_qk is 128 or more. The code is there since all kernels share it.";
+
+const NONE_SPOILT: &str = "Whether any piece of work must be done again. If none must, the second time around finds none: it takes longer, \
+     by a few instructions for each piece.";
+
+const ANY_LANE: &str = "One lane says that the warp's piece is spoilt, by setting a bit: any other lane that says so too sets the same. \
+     That a cluster has a block, and the loop over its blocks an iteration, is always so.";
+
+const OUTSIDE: &str = "The copy engine writes nothing of a box that lies outside of its tensor. The tests spare it the copy.";
+
+const LAST_TURN: &str = "Takes the last turn with the tensor cores, since nobody is left to do so: without it the block ends with a barrier \
+     at which half of the threads have arrived. Nothing comes after it.";
+
+const STORES_NOTHING: &str = "The roles share the code that finds their work, and in it a wait for the thread's own stores. A producer has none.";
 
 impl Explanation {
     /// Whether it is about this mutation of this kernel.
@@ -75,6 +288,7 @@ impl Explanation {
                 .is_none_or(|ordinal| ordinal == mutation.ordinal)
             && matches(self.before, &mutation.before)
             && matches(self.after, &mutation.after)
+            && matches(self.place, &mutation.place)
     }
 }
 

@@ -86,7 +86,17 @@ impl Flow {
 
     /// The instructions that control can reach, if of some branches it is known whether they are taken.
     pub fn reachable(&self, decided: &HashMap<usize, bool>) -> HashSet<usize> {
-        let (mut blocks, mut open) = (HashSet::new(), vec![0]);
+        self.reachable_from(0, decided)
+    }
+
+    /// The same of control that begins with the block of an instruction.
+    pub fn reachable_from(
+        &self,
+        instruction: usize,
+        decided: &HashMap<usize, bool>,
+    ) -> HashSet<usize> {
+        let begin = self.begins.partition_point(|&begin| begin <= instruction) - 1;
+        let (mut blocks, mut open) = (HashSet::new(), vec![begin]);
         while let Some(block) = open.pop() {
             if block >= self.successors.len() || !blocks.insert(block) {
                 continue;

@@ -22,7 +22,7 @@ pub enum Cause {
     Refused,
     /// The emulator: an access, a barrier or an operand that is not allowed, or a deadlock.
     Fault,
-    /// The emulator: far more instructions than the kernel needs.
+    /// The emulator: far more instructions than the kernel needs, without an end or in this problem.
     Hang,
     /// The sanitizer.
     Finding,
@@ -77,8 +77,9 @@ struct Prepared {
     tensors: Tensors,
     images: Images,
     plan: Plan,
-    /// The kernel's geometry, whatever kernel the plan has.
     expected: Left,
+    /// Its warp instructions.
+    instructions: u64,
     bound: OnceLock<(Reference, ErrorBound)>,
 }
 
@@ -127,16 +128,19 @@ impl Subject {
                     variant.name, subject.problems[at].problem.case, death.detail
                 )
             })?;
-            left.push(found);
+            left.push((found, bench.last));
         }
-        let instructions = bench.longest;
-        for (problem, (found, inputs_changed)) in subject.problems.iter_mut().zip(left) {
+        let instructions = left.iter().map(|(_, instructions)| *instructions).max();
+        for (problem, ((found, inputs_changed), instructions)) in
+            subject.problems.iter_mut().zip(left)
+        {
             if inputs_changed {
                 return Err(format!("the unchanged {} writes its inputs", variant.name));
             }
             problem.expected = found;
+            problem.instructions = instructions;
         }
-        subject.instructions = instructions;
+        subject.instructions = instructions.unwrap_or_default();
         Ok(subject)
     }
 
@@ -158,7 +162,7 @@ impl Prepared {
             .lse(problem.lse)
             .plan_variant(&DeviceInfo::emulator(), variant);
         let plan = plan.map_err(|error| fail(error.to_string()))?;
-        let tensors = Tensors::of(case);
+        let tensors = problem.tensors();
         let images = Images::of(&problem, &tensors);
         Ok(Self {
             problem,
@@ -166,6 +170,7 @@ impl Prepared {
             images,
             plan,
             expected: Left::default(),
+            instructions: 0,
             bound: OnceLock::new(),
         })
     }
@@ -276,8 +281,8 @@ pub struct Bench<'s> {
     subject: &'s Subject,
     emulator: Emulator,
     places: Vec<Place>,
-    /// Warp instructions of the longest launch so far.
-    longest: u64,
+    /// Warp instructions of the last launch.
+    last: u64,
 }
 
 impl<'s> Bench<'s> {
@@ -311,7 +316,7 @@ impl<'s> Bench<'s> {
             subject,
             emulator,
             places,
-            longest: 0,
+            last: 0,
         })
     }
 
@@ -351,8 +356,14 @@ impl<'s> Bench<'s> {
             Err(death) => return Some(death),
         };
         let problem = &self.subject.problems[at];
+        let (last, meant) = (self.last, problem.instructions);
         let (cause, detail) = match () {
             () if inputs_changed => (Cause::Stray, "an input was written".into()),
+            // What is computed a second time for nothing is at least half as much again.
+            () if 2 * last > 3 * meant => (
+                Cause::Hang,
+                format!("{last} warp instructions instead of {meant}"),
+            ),
             () if left == problem.expected => return None,
             () => problem.judge(&left),
         };
@@ -389,7 +400,7 @@ impl<'s> Bench<'s> {
             .emulator
             .launch(module, self.subject.variant.name, &launch);
         let stats = launched.map_err(|error| death(cause(&error), error.to_string()))?;
-        self.longest = self.longest.max(stats.warp_instructions);
+        self.last = stats.warp_instructions;
         place
             .collect(&self.emulator, &problem.images)
             .map_err(|error| refused(&error))

@@ -2,6 +2,12 @@
 
 use std::{collections::HashMap, ops::Range};
 
+/// Bytes of an mbarrier.
+const MBARRIER: u32 = 8;
+
+/// Bytes of eight rows of 128, among which a swizzle permutes.
+const SWIZZLED: u32 = 1024;
+
 /// `@%p1` or `@!%p1` before an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guard<'t> {
@@ -35,29 +41,51 @@ impl<'t> Instruction<'t> {
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
 
-    /// Whether it moves data between registers, shared and global memory.
+    /// Whether it moves data between registers, shared and global memory, or tells others that it was moved.
     pub fn accesses_memory(&self) -> bool {
-        [
-            "ld", "st", "ldmatrix", "stmatrix", "cp.async", "atom", "red",
-        ]
-        .iter()
-        .any(|opcode| self.is(opcode))
-            && !self.is("ld.param")
-            && ![
-                "cp.async.commit_group",
-                "cp.async.wait_group",
-                "cp.async.wait_all",
-            ]
-            .iter()
-            .any(|opcode| self.is(opcode))
+        let accesses = [
+            "ld",
+            "st",
+            "ldmatrix",
+            "stmatrix",
+            "cp.async",
+            "atom",
+            "red",
+            "mbarrier.init",
+            "mbarrier.arrive",
+        ];
+        let groups = [
+            "cp.async.commit_group",
+            "cp.async.wait_group",
+            "cp.async.wait_all",
+            "cp.async.bulk.commit_group",
+            "cp.async.bulk.wait_group",
+        ];
+        let is_any = |opcodes: &[&str]| opcodes.iter().any(|opcode| self.is(opcode));
+        is_any(&accesses) && !self.is("ld.param") && !is_any(&groups)
     }
 
-    /// The operand that holds an address in shared memory: its position, and the bytes that are accessed there.
-    pub fn shared_address(&self) -> Option<(usize, u32)> {
-        let parts = || self.opcode.split('.');
-        if !parts().any(|part| part == "shared" || part.starts_with("shared::")) {
-            return None;
+    /// The operands that hold addresses in shared memory: their positions, and the bytes that are accessed there.
+    pub fn shared_addresses(&self) -> Vec<(usize, u32)> {
+        let mut parts = self.opcode.split('.');
+        if !parts.any(|part| part == "shared" || part.starts_with("shared::")) {
+            return Vec::new();
         }
+        // Of boxes the rows that a swizzle permutes, and the mbarrier that counts their bytes.
+        if self.is("cp.async.bulk.tensor") {
+            return match self.opcode.contains("mbarrier") {
+                true => vec![(0, SWIZZLED), (2, MBARRIER)],
+                false => vec![(1, SWIZZLED)],
+            };
+        }
+        if self.is("mbarrier") {
+            return vec![(usize::from(!self.is("mbarrier.init")), MBARRIER)];
+        }
+        self.shared_address().into_iter().collect()
+    }
+
+    fn shared_address(&self) -> Option<(usize, u32)> {
+        let parts = || self.opcode.split('.');
         if self.is("cp.async") {
             return Some((0, self.operands.get(2)?.parse().ok()?));
         }
@@ -74,7 +102,7 @@ impl<'t> Instruction<'t> {
         let bytes = vector.unwrap_or(1) * bits / 8;
         match () {
             () if self.is("ld") => Some((1, bytes)),
-            () if self.is("st") => Some((0, bytes)),
+            () if self.is("st") || self.is("red") => Some((0, bytes)),
             () => None,
         }
     }
@@ -82,8 +110,24 @@ impl<'t> Instruction<'t> {
     /// The operands that it writes: the first, if it writes any.
     pub fn writes(&self) -> &[&'t str] {
         let none = [
-            "st", "stmatrix", "cp", "bar", "barrier", "bra", "ret", "exit", "trap", "fence",
-            "membar", "red", "prefetch",
+            "st",
+            "stmatrix",
+            "cp",
+            "bar",
+            "barrier",
+            "bra",
+            "ret",
+            "exit",
+            "trap",
+            "fence",
+            "membar",
+            "red",
+            "prefetch",
+            "mbarrier.init",
+            "setmaxnreg",
+            "wgmma.fence",
+            "wgmma.commit_group",
+            "wgmma.wait_group",
         ];
         if none.iter().any(|opcode| self.is(opcode)) && !self.is("bar.red") {
             return &[];
@@ -285,8 +329,8 @@ mod tests {
             registers(load.operands[0]).collect::<Vec<_>>(),
             ["%r1", "%r2", "%r3", "%r4"]
         );
-        assert_eq!(load.shared_address(), Some((1, 16)));
-        assert_eq!(copy.shared_address(), Some((0, 16)));
+        assert_eq!(load.shared_addresses(), [(1, 16)]);
+        assert_eq!(copy.shared_addresses(), [(0, 16)]);
         assert!(copy.writes().is_empty() && copy.accesses_memory());
     }
 }

@@ -4,8 +4,10 @@
 //! [judges](judge) it on [problems] that reach all of the kernel's code.
 
 pub mod campaign;
+mod class;
 pub mod explained;
 mod flow;
+mod hopper;
 pub mod judge;
 mod listing;
 pub mod mutants;

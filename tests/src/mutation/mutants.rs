@@ -11,115 +11,12 @@ use std::{
     ops::Range,
 };
 
+pub use super::class::Class;
 use super::{
     flow::Flow,
     listing::{Instruction, Listing},
     values::Values,
 };
-
-/// What is done to an instruction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Class {
-    /// A barrier of the block is removed. One that votes becomes the thread's own vote.
-    Barrier,
-    /// A barrier of the block lets half the threads pass.
-    BarrierCount,
-    /// A barrier of the warp is removed.
-    WarpBarrier,
-    /// A vote has always the same result, or is the thread's own.
-    Vote,
-    /// A shuffle, vote or barrier of the warp forgets its last lane.
-    MemberMask,
-    /// A wait for asynchronous copies is removed.
-    Wait,
-    /// A wait for asynchronous copies leaves one more group in flight.
-    WaitCount,
-    /// A commit of asynchronous copies is removed.
-    Commit,
-    /// A fence is removed.
-    Fence,
-    /// Accesses that a predicate guards always happen.
-    Guard,
-    /// One of the two conditions of a guard is dropped.
-    GuardPart,
-    /// A predicate that decides about accesses is inverted.
-    GuardInverted,
-    /// An asynchronous copy reads all its bytes, whatever its source's size.
-    CopySize,
-    /// An XOR on the way to an address in shared memory is left out.
-    Swizzle,
-    /// An access to shared memory is off by its own size.
-    Offset,
-}
-
-impl Class {
-    /// Every class.
-    pub const ALL: [Self; 15] = [
-        Self::Barrier,
-        Self::BarrierCount,
-        Self::WarpBarrier,
-        Self::Vote,
-        Self::MemberMask,
-        Self::Wait,
-        Self::WaitCount,
-        Self::Commit,
-        Self::Fence,
-        Self::Guard,
-        Self::GuardPart,
-        Self::GuardInverted,
-        Self::CopySize,
-        Self::Swizzle,
-        Self::Offset,
-    ];
-
-    /// Whether it takes away what orders threads, or asynchronous copies.
-    pub const fn synchronises(self) -> bool {
-        use Class::{Barrier, BarrierCount, Commit, Fence, Wait, WaitCount, WarpBarrier};
-        matches!(
-            self,
-            Barrier | BarrierCount | Commit | Fence | Wait | WaitCount | WarpBarrier
-        )
-    }
-
-    /// Name on the command line.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Barrier => "barrier",
-            Self::BarrierCount => "barrier-count",
-            Self::WarpBarrier => "warp-barrier",
-            Self::Vote => "vote",
-            Self::MemberMask => "member-mask",
-            Self::Wait => "wait",
-            Self::WaitCount => "wait-count",
-            Self::Commit => "commit",
-            Self::Fence => "fence",
-            Self::Guard => "guard",
-            Self::GuardPart => "guard-part",
-            Self::GuardInverted => "guard-inverted",
-            Self::CopySize => "copy-size",
-            Self::Swizzle => "swizzle",
-            Self::Offset => "offset",
-        }
-    }
-}
-
-impl fmt::Display for Class {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl std::str::FromStr for Class {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|class| class.as_str() == text);
-        found.ok_or_else(|| {
-            let known = Self::ALL.map(Self::as_str).join(", ");
-            format!("`{text}` is none of {known}")
-        })
-    }
-}
 
 /// One change of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,6 +31,9 @@ pub struct Mutation {
     pub before: String,
     /// What stands in its place; nothing, if it is removed.
     pub after: String,
+    /// Where it is: the role in whose code, if it is that of one; four instructions before and four after; what memory accesses a branch
+    /// decides about. `producer: mov.b32 %r1, 4; bar.sync 0; [] bra L; ret; guards st.global.u32`
+    pub place: String,
     range: Range<usize>,
 }
 
@@ -189,12 +89,18 @@ pub fn mutants(text: &str) -> Result<Mutants, String> {
     let (values, flow) = (Values::of(&listing), Flow::of(&listing)?);
     let decided = values.decided(&flow);
     let reachable = flow.reachable(&decided);
+    let role = |opcode| {
+        let begin = listing.instructions.iter().position(|i| i.is(opcode));
+        begin.map_or_else(HashSet::new, |begin| flow.reachable_from(begin, &decided))
+    };
+    let roles = ["setmaxnreg.dec", "setmaxnreg.inc"].map(role);
     let mut search = Search {
         listing: &listing,
         decided,
         addresses: values.shared_addresses(),
         flow,
         values,
+        roles,
         divided: HashSet::new(),
         threads,
         found: Vec::new(),
@@ -203,6 +109,7 @@ pub fn mutants(text: &str) -> Result<Mutants, String> {
     for at in (0..listing.instructions.len()).filter(|at| reachable.contains(at)) {
         search.synchronisation(at);
         search.copies(at);
+        search.hopper(at);
         search.guards(at);
         search.addresses(at);
     }
@@ -212,14 +119,20 @@ pub fn mutants(text: &str) -> Result<Mutants, String> {
     })
 }
 
-struct Search<'l, 't> {
-    listing: &'l Listing<'t>,
+/// Instructions on either side of one that [`Mutation::place`] shows.
+const CONTEXT: usize = 4;
+
+pub(super) struct Search<'l, 't> {
+    pub(super) listing: &'l Listing<'t>,
     /// Guards that constants decide.
     decided: HashMap<usize, bool>,
     /// Instructions on the way to an address in shared memory.
     addresses: HashSet<usize>,
     flow: Flow,
-    values: Values<'l, 't>,
+    pub(super) values: Values<'l, 't>,
+    /// Instructions of the producers and of the consumers, where a block parts into such: those that give registers back, and those that
+    /// ask for more.
+    roles: [HashSet<usize>; 2],
     /// Instructions that join a guard's two conditions and have been taken apart.
     divided: HashSet<usize>,
     threads: u32,
@@ -228,8 +141,25 @@ struct Search<'l, 't> {
 }
 
 impl<'l, 't> Search<'l, 't> {
-    fn add(&mut self, class: Class, instruction: &Instruction<'t>, after: impl Into<String>) {
-        let before = &self.listing.text[instruction.range.clone()];
+    pub(super) fn add(
+        &mut self,
+        class: Class,
+        instruction: &Instruction<'t>,
+        after: impl Into<String>,
+    ) {
+        self.add_range(class, instruction, instruction.range.clone(), after);
+    }
+
+    /// The same of a range that begins with the instruction.
+    pub(super) fn add_range(
+        &mut self,
+        class: Class,
+        instruction: &Instruction<'t>,
+        range: Range<usize>,
+        after: impl Into<String>,
+    ) {
+        let before = &self.listing.text[range.clone()];
+        let place = self.place(instruction);
         let ordinal = &mut self.counts[class as usize];
         *ordinal += 1;
         self.found.push(Mutation {
@@ -238,8 +168,48 @@ impl<'l, 't> Search<'l, 't> {
             ordinal: *ordinal,
             before: before.split_whitespace().collect::<Vec<_>>().join(" "),
             after: after.into(),
-            range: instruction.range.clone(),
+            place,
+            range,
         });
+    }
+
+    /// [`Mutation::place`]
+    fn place(&self, i: &Instruction<'t>) -> String {
+        let all = &self.listing.instructions;
+        let at = all.partition_point(|other| other.range.start < i.range.start);
+        let role = match (self.roles[0].contains(&at), self.roles[1].contains(&at)) {
+            (true, false) => "producer: ",
+            (false, true) => "consumer: ",
+            _ => "",
+        };
+        let text = |at: usize| {
+            let i = all.get(at)?;
+            let words = self.listing.text[i.range.clone()].split_whitespace();
+            Some(words.collect::<Vec<_>>().join(" "))
+        };
+        let before = at.saturating_sub(CONTEXT)..at;
+        let after = at + 1..at + 1 + CONTEXT;
+        let around: Vec<_> = before
+            .filter_map(text)
+            .chain(["[]".into()])
+            .chain(after.filter_map(text))
+            .collect();
+        let mut guarded: Vec<_> = match self.flow.sides(at) {
+            Some(sides) => {
+                let blocks = [sides.taken, sides.passed].concat().into_iter();
+                let inside = blocks.flat_map(|block| self.flow.instructions(block));
+                let accesses = inside.filter(|&at| all[at].accesses_memory());
+                accesses.map(|at| all[at].opcode).collect()
+            }
+            None => Vec::new(),
+        };
+        guarded.sort_unstable();
+        guarded.dedup();
+        let guards = match guarded.is_empty() {
+            true => String::new(),
+            false => format!(" guards {}", guarded.join(" ")),
+        };
+        format!("{role}{}{guards}", around.join(" "))
     }
 
     /// Barriers, votes and shuffles.
@@ -255,19 +225,24 @@ impl<'l, 't> Search<'l, 't> {
             self.votes(i);
         } else if i.is("bar.sync") || i.is("barrier.sync") {
             self.add(Class::Barrier, i, "");
-            if i.operands.len() == 1 {
-                let half = self.threads / 2;
+            let threads = match i.operands.get(1) {
+                None => Some(self.threads),
+                Some(count) => count.parse().ok(),
+            };
+            if let Some(threads) = threads {
                 self.add(
                     Class::BarrierCount,
                     i,
-                    format!("{} {}, {half};", i.opcode, i.operands[0]),
+                    format!("{} {}, {};", i.opcode, i.operands[0], threads / 2),
                 );
             }
+        } else if i.is("bar.arrive") {
+            self.add(Class::Barrier, i, "");
         } else if i.is("bar.warp.sync") {
             self.add(Class::WarpBarrier, i, "");
-        } else if i.is("fence") || i.is("membar") {
+        } else if i.is("fence") || i.is("membar") || i.is("wgmma.fence") {
             self.add(Class::Fence, i, "");
-        } else if i.is("vote.sync") {
+        } else if i.is("vote.sync") && self.values.is_read(i.operands[0]) {
             self.add(
                 Class::Vote,
                 i,
@@ -275,7 +250,9 @@ impl<'l, 't> Search<'l, 't> {
             );
             self.votes(i);
         }
-        let has_mask = i.is("bar.warp.sync") || i.is("vote.sync") || i.is("shfl.sync");
+        let has_mask = ["bar.warp.sync", "vote.sync", "shfl.sync", "elect.sync"]
+            .iter()
+            .any(|opcode| i.is(opcode));
         if let (true, Some((&"-1", others))) = (has_mask, i.operands.split_last()) {
             let separator = if others.is_empty() { "" } else { ", " };
             let operands = others.join(", ");
@@ -302,14 +279,30 @@ impl<'l, 't> Search<'l, 't> {
     fn copies(&mut self, at: usize) {
         let listing = self.listing;
         let i = &listing.instructions[at];
-        if i.is("cp.async.wait_group") || i.is("cp.async.wait_all") {
+        let waits = [
+            "cp.async.wait_group",
+            "cp.async.wait_all",
+            "cp.async.bulk.wait_group",
+            "wgmma.wait_group",
+        ];
+        let commits = [
+            "cp.async.commit_group",
+            "cp.async.bulk.commit_group",
+            "wgmma.commit_group",
+        ];
+        if waits.iter().any(|opcode| i.is(opcode)) {
             self.add(Class::Wait, i, "");
+            if i.opcode == "cp.async.bulk.wait_group" {
+                let after = format!("{}.read {};", i.opcode, i.operands[0]);
+                self.add(Class::WaitCount, i, after);
+            }
             if let Some(groups) = i.operands.first().and_then(|n| n.parse::<u32>().ok()) {
                 self.add(Class::WaitCount, i, format!("{} {};", i.opcode, groups + 1));
             }
-        } else if i.is("cp.async.commit_group") {
+        } else if commits.iter().any(|opcode| i.is(opcode)) {
             self.add(Class::Commit, i, "");
         } else if i.is("cp.async")
+            && !i.is("cp.async.bulk")
             && let [dst, src, bytes, size] = i.operands[..]
             && size != bytes
         {
@@ -347,7 +340,7 @@ impl<'l, 't> Search<'l, 't> {
         };
         if let Some((always, if_true)) = always {
             self.add(Class::Guard, i, always);
-            self.parts(guard.predicate, if_true);
+            self.parts(i, guard.predicate, if_true);
         }
         let sign = if guard.negated { "" } else { "!" };
         self.add(
@@ -358,7 +351,7 @@ impl<'l, 't> Search<'l, 't> {
     }
 
     /// The two conditions of a guard: both are needed for an access, or either prevents it.
-    fn parts(&mut self, predicate: &str, access_if_true: bool) {
+    fn parts(&mut self, guarded: &Instruction<'t>, predicate: &str, access_if_true: bool) {
         let listing = self.listing;
         let Some(writer) = self.values.writer(predicate) else {
             return;
@@ -374,6 +367,10 @@ impl<'l, 't> Search<'l, 't> {
         {
             for part in [a, b] {
                 self.add(Class::GuardPart, i, format!("mov.pred {to}, {part};"));
+                let place = self.place(guarded);
+                if let Some(added) = self.found.last_mut() {
+                    added.place = place;
+                }
             }
         }
     }
@@ -397,7 +394,7 @@ impl<'l, 't> Search<'l, 't> {
                 format!("mov.{kind} {}, {};", i.operands[0], i.operands[1]),
             );
         }
-        if let Some((address, bytes)) = i.shared_address() {
+        for (address, bytes) in i.shared_addresses() {
             let inside = i.operands[address].trim_matches(['[', ']']);
             let shifted = match inside.split_once('+') {
                 Some((base, offset)) => offset
@@ -407,16 +404,22 @@ impl<'l, 't> Search<'l, 't> {
                 None => Some((inside, i64::from(bytes))),
             };
             if let Some((base, offset)) = shifted {
-                let mut operands: Vec<String> =
-                    i.operands.iter().map(|&operand| operand.into()).collect();
-                operands[address] = format!("[{base}+{offset}]");
-                self.add(
-                    Class::Offset,
-                    i,
-                    format!("{} {};", i.opcode, operands.join(", ")),
-                );
+                self.with_operand(Class::Offset, i, address, &format!("[{base}+{offset}]"));
             }
         }
+    }
+
+    /// The instruction with another operand.
+    pub(super) fn with_operand(
+        &mut self,
+        class: Class,
+        i: &Instruction<'t>,
+        at: usize,
+        operand: &str,
+    ) {
+        let mut operands = i.operands.clone();
+        operands[at] = operand;
+        self.add(class, i, format!("{} {};", i.opcode, operands.join(", ")));
     }
 }
 
@@ -489,6 +492,75 @@ mod tests {
             "member-mask | bar.warp.sync 0x7fffffff;",
         ];
         assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn what_only_hopper_has() {
+        let text = "
+        .visible .entry e(.param .u64 p)
+        .maxntid 128, 1, 1
+        {
+            mbarrier.init.shared::cta.b64 [%r1], %r2;
+            barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+            setmaxnreg.dec.sync.aligned.u32 24;
+            { .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%r1+8], %r3; selp.u32 %r4, 1, 0, p; }
+            mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1], %r5;
+            cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%rd1, {%r6, %r7}], [%r1];
+            cp.async.bulk.wait_group 0;
+            elect.sync %r8|%p1, -1;
+            red.relaxed.cluster.shared::cluster.or.b32 [%r9], %r8;
+            and.b32 %r10, %r8, 4;
+            setp.eq.b32 %p2, %r10, 0;
+            selp.f32 %r11, 0fFF800000, %r12, %p2;
+            selp.f32 %r13, 0fFF800000, %r12, %p1;
+            ret;
+        }";
+        let found = mutants(text).unwrap().mutations;
+        let lines: Vec<_> = found
+            .iter()
+            .map(|m| format!("{} | {}", m.class, m.after))
+            .collect();
+        let wait = "mbarrier.try_wait.parity.shared::cta.b64 p";
+        let arrive = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1]";
+        let store = "cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%rd1, {";
+        let expected = [
+            "mbarrier-init | { .reg .b32 off; add.s32 off, %r2, 1; mbarrier.init.shared::cta.b64 [%r1], off; }".into(),
+            "mbarrier-init | { .reg .b32 off; add.s32 off, %r2, -1; mbarrier.init.shared::cta.b64 [%r1], off; }".into(),
+            "offset | mbarrier.init.shared::cta.b64 [%r1+8], %r2;".into(),
+            "cluster-barrier | ".into(),
+            "registers | ".into(),
+            "mbarrier-wait | mov.pred p, -1;".into(),
+            format!("mbarrier-wait | {{ .reg .b32 off; add.s32 off, %r3, 1; {wait}, [%r1+8], off; }}"),
+            format!("offset | {wait}, [%r1+16], %r3;"),
+            "mbarrier-arrive | ".into(),
+            "expect-bytes | mbarrier.arrive.shared::cta.b64 _, [%r1];".into(),
+            format!("expect-bytes | {{ .reg .b32 off; add.s32 off, %r5, 16; {arrive}, off; }}"),
+            format!("expect-bytes | {{ .reg .b32 off; add.s32 off, %r5, -16; {arrive}, off; }}"),
+            "offset | mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1+8], %r5;".into(),
+            format!("coordinate | {{ .reg .b32 off; add.s32 off, %r6, 1; {store}off, %r7}}], [%r1]; }}"),
+            format!("coordinate | {{ .reg .b32 off; add.s32 off, %r7, 1; {store}%r6, off}}], [%r1]; }}"),
+            format!("offset | {store}%r6, %r7}}], [%r1+1024];"),
+            "wait | ".into(),
+            "wait-count | cp.async.bulk.wait_group.read 0;".into(),
+            "wait-count | cp.async.bulk.wait_group 1;".into(),
+            "member-mask | elect.sync %r8|%p1, 0x7fffffff;".into(),
+            "vote | mov.pred %p1, 0;".into(),
+            "vote | mov.pred %p1, -1;".into(),
+            "atomic | ".into(),
+            "offset | red.relaxed.cluster.shared::cluster.or.b32 [%r9+4], %r8;".into(),
+            // The last selection is by no bit of a mask.
+            "mask | mov.b32 %r11, %r12;".into(),
+            "mask | mov.b32 %r11, 0fFF800000;".to_owned(),
+        ];
+        assert_eq!(lines, expected);
+        assert_eq!(
+            found[22].place,
+            format!(
+                "producer: {store}%r6, %r7}}], [%r1]; cp.async.bulk.wait_group 0; elect.sync %r8|%p1, -1; [] and.b32 %r10, %r8, 4; \
+                 setp.eq.b32 %p2, %r10, 0; selp.f32 %r11, 0fFF800000, %r12, %p2; selp.f32 %r13, 0fFF800000, %r12, %p1;"
+            )
+            .replace("producer: ", "producer: mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1], %r5; ")
+        );
     }
 
     #[test]

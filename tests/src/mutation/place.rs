@@ -8,7 +8,7 @@ use flashtile_emulator::{Emulator, MemoryError};
 use super::problems::Problem;
 use crate::{
     data::Tensors,
-    memory::{Image, images, lse_image},
+    memory::{Image, images, lse_image, scale_image, scale_origin},
 };
 
 /// Free bytes on either side of every tensor, so that a stray access is seen.
@@ -21,14 +21,16 @@ pub(super) struct Images {
     /// The log-sum-exp. There is a buffer even if none is wanted: it must stay as it is.
     pub(super) lse: Vec<u8>,
     lse_wanted: bool,
+    /// Scales of q, k and v.
+    scales: [Vec<f32>; 3],
     /// The bytes of each tensor that lie together.
     parts: [Vec<Range<usize>>; 4],
 }
 
 impl Images {
-    pub(super) fn of(problem: &Problem, tensors: &Tensors) -> Self {
+    pub(super) fn of(problem: &Problem, values: &Tensors) -> Self {
         let case = &problem.case;
-        let tensors = images(case, tensors);
+        let tensors = images(case, values);
         let parts = std::array::from_fn(|i| {
             let bytes = tensors[i].bytes.len();
             if !problem.rows_apart {
@@ -45,6 +47,7 @@ impl Images {
             tensors,
             lse: lse_image(case.shape.batch * case.shape.heads_q * case.shape.seqlen_q),
             lse_wanted: problem.lse,
+            scales: values.scales.clone(),
             parts,
         }
     }
@@ -94,6 +97,15 @@ impl Place {
         margin()?;
         let lse = allocate(images.lse.len())?;
         margin()?;
+        let mut scales = [0; 3];
+        for (scale, values) in scales.iter_mut().zip(&images.scales) {
+            let bytes = scale_image(values);
+            let address = allocate(bytes.len())?;
+            emulator.write(address, &bytes).map_err(fail)?;
+            *scale = scale_origin(values, address);
+            margin()?;
+        }
+        let [q_scale, k_scale, v_scale] = scales;
         let [q, k, v, out] = std::array::from_fn(|i| images.tensors[i].origin(tensors[i]));
         let pointers = Pointers {
             q,
@@ -101,6 +113,9 @@ impl Place {
             v,
             out,
             lse: images.lse_wanted.then_some(lse),
+            q_scale,
+            k_scale,
+            v_scale,
             ..Pointers::default()
         };
         Ok(Self {

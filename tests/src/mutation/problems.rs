@@ -1,10 +1,12 @@
 //! The problems that a mutant has to survive: every path of a kernel, as small as it can be.
 
-use flashtile::{Algorithm, CausalAlignment, DType, ScoreModKind, Variant};
+use flashtile::{
+    Algorithm, Arch, CausalAlignment, DType, ScaleLayout, ScoreModKind, Variant, element,
+};
 
 use crate::{
     case::{Case, Placement, sizes},
-    data::Distribution,
+    data::{Distribution, Tensors, row},
 };
 
 /// One problem: a case, and whether its log-sum-exp is wanted.
@@ -17,6 +19,10 @@ pub struct Problem {
     /// Whether each row is an allocation of its own, so that nothing beyond it can be read. The case's strides are
     /// such that its rows are [`Self::ROW_DISTANCE`] bytes apart.
     pub rows_apart: bool,
+    /// A head whose first queries are so large that their piece of work is spoilt.
+    pub spoilt_head: Option<usize>,
+    /// Whether the first value is not finite, which spoils its rows' pieces of work whatever the scores are.
+    pub infinite: bool,
 }
 
 impl Problem {
@@ -28,6 +34,33 @@ impl Problem {
             case,
             lse: true,
             rows_apart: false,
+            spoilt_head: None,
+            infinite: false,
+        }
+    }
+
+    /// Its data.
+    pub fn tensors(&self) -> Tensors {
+        let case = &self.case;
+        let mut tensors = Tensors::of(case);
+        for (s, head) in (0..3).flat_map(|s| self.spoilt_head.map(|head| (s, head))) {
+            for q in &mut tensors.q[row(case.shapes()[0], 0, s, head)] {
+                *q = element::round(case.dtype, *q * 1e4);
+            }
+        }
+        if let (true, Some(v)) = (self.infinite, tensors.v.first_mut()) {
+            *v = match case.dtype {
+                DType::E4m3 => f32::NAN,
+                _ => f32::INFINITY,
+            };
+        }
+        tensors
+    }
+
+    fn infinite(self) -> Self {
+        Self {
+            infinite: true,
+            ..self
         }
     }
 
@@ -47,6 +80,13 @@ impl Problem {
 
 /// The problems of a variant. The first is the one that most mutants fail.
 pub fn problems(variant: &Variant) -> Vec<Problem> {
+    match variant.arch {
+        Arch::Sm80 => problems_sm80(variant),
+        Arch::Sm90a => problems_sm90a(variant),
+    }
+}
+
+fn problems_sm80(variant: &Variant) -> Vec<Problem> {
     let tile = &variant.tile;
     let (m, n) = (tile.block_m as usize, tile.block_n as usize);
     // Elements of 16 bytes, the unit of asynchronous copies and of wide stores.
@@ -121,10 +161,102 @@ pub fn problems(variant: &Variant) -> Vec<Problem> {
         };
         problems.extend([whole, whole_elements].map(large).map(Problem::of));
         problems.extend(apart.map(large).map(Problem::apart));
+        // Scores with a cap spoil nothing.
+        if variant.score_mod == ScoreModKind::Softcap && tile.dtype != DType::F32 {
+            let values = [whole, whole_elements].map(Problem::of);
+            problems.extend(values.map(Problem::infinite));
+            problems.extend(apart.map(|case| Problem::apart(case).infinite()));
+        }
     }
     problems.push(Problem {
         lse: false,
         ..Problem::of(heads.data(Distribution::Peaked, 2))
     });
+    problems
+}
+
+/// Copies are the copy engine's here, so that rows and chunks have no code of their own, and work is shared out in several ways.
+fn problems_sm90a(variant: &Variant) -> Vec<Problem> {
+    let tile = &variant.tile;
+    let (m, n) = (tile.block_m as usize, tile.block_n as usize);
+    let base = |queries: usize, keys: usize| {
+        let mut case = Case::of_variant(variant, queries, keys);
+        case.softcap = case.softcap.map(|_| 5.0);
+        if tile.dtype == DType::E4m3 {
+            case = case.scales(ScaleLayout::PerHead);
+        }
+        case.data(Distribution::Normal, 1)
+    };
+    let large = |case: Case| match case.softcap {
+        Some(_) if tile.dtype == DType::E4m3 => case.softcap(256.0).scale(1e3),
+        Some(_) => case.softcap(1e5).scale(1e3),
+        None => case.scale(1e4),
+    };
+    let in_blocks = |case: Case| match tile.dtype {
+        DType::E4m3 => case.scales(ScaleLayout::PerBlock { rows: 128 }),
+        _ => case,
+    };
+
+    // A last tile with a single key missing.
+    let whole = base(m, 3 * n - 1);
+    // Each stage is used so often that an mbarrier that misses one of eight arrivals a time is a phase ahead.
+    let long = base(m, 8 * tile.stages as usize * n);
+    // Four heads share a tile that they do not fill.
+    let packed = base(m / 4 - 5, n + 3).heads(4, 1);
+    // Three pieces for a block, some with half a tile of rows.
+    let pieces = base(m / 2 + 1, n + 1).heads(9, 9);
+    // Two pieces for a pair of blocks, where the variant has pairs.
+    let pairs = base(2 * m, 3 * n + 1).heads(3, 3);
+    // Masked tiles on either side of unmasked ones.
+    let window = base(m / 2 + 3, 6 * n).window(Some(2 * n as u32), Some(2 * n as u32));
+    // Pieces without keys among others.
+    let no_keys = base(2 * m + 3, n / 2 + 1)
+        .causal(CausalAlignment::BottomRight)
+        .heads(2, 2);
+    let negative = base(m, 2 * n + n / 2)
+        .causal(CausalAlignment::BottomRight)
+        .scale(-0.3);
+    // Rows that end within a chunk, in two batches.
+    let mut ragged = base(m / 2 + 3, n + 1);
+    ragged.shape.batch = 2;
+    ragged.shape.head_dim_qk -= 3;
+    ragged.shape.head_dim_v -= 3;
+    let ragged = in_blocks(ragged.addressable());
+    let mut narrow = ragged.heads(2, 1);
+    narrow.shape.head_dim_v = 8;
+    let narrow = narrow.addressable();
+    // The other columns of a tile would be others' memory.
+    let mut column = base(m / 2 + 3, n);
+    column.shape.head_dim_v = 1;
+    let mut column = column.addressable().out_f32();
+    column.placements[3].pad = tile.head_dim_v as usize;
+
+    let mut problems = vec![whole, packed, pieces, pairs, window];
+    problems.extend([no_keys, negative, ragged, narrow]);
+    if tile.dtype == DType::E4m3 {
+        problems.push(in_blocks(pairs));
+        problems
+            .extend([ScaleLayout::One, ScaleLayout::PerTensor].map(|layout| pairs.scales(layout)));
+    }
+    problems.extend([whole, ragged].map(Case::out_f32));
+    problems.push(column);
+    problems.extend([pieces, pairs, packed].map(large));
+    // Pieces that take care from the beginning.
+    problems.push(large(whole.causal(CausalAlignment::TopLeft)));
+    let mut problems: Vec<_> = problems.into_iter().map(Problem::of).collect();
+    for case in [pieces, pairs.heads(5, 5)] {
+        problems.push(match variant.score_mod {
+            ScoreModKind::Softcap => Problem::of(case).infinite(),
+            _ => Problem {
+                spoilt_head: Some(4),
+                ..Problem::of(case)
+            },
+        });
+    }
+    problems.push(Problem {
+        lse: false,
+        ..Problem::of(pieces.data(Distribution::Peaked, 2))
+    });
+    problems.push(Problem::of(long));
     problems
 }

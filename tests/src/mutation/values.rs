@@ -11,6 +11,7 @@ use super::{
 pub struct Values<'l, 't> {
     listing: &'l Listing<'t>,
     writers: HashMap<&'t str, Vec<usize>>,
+    read: HashSet<&'t str>,
 }
 
 impl<'l, 't> Values<'l, 't> {
@@ -26,7 +27,22 @@ impl<'l, 't> Values<'l, 't> {
                 writers.entry(register).or_default().push(at);
             }
         }
-        Self { listing, writers }
+        let read = listing.instructions.iter().flat_map(|instruction| {
+            let operands = instruction.reads().iter();
+            let guard = instruction.guard.map(|guard| guard.predicate);
+            operands.flat_map(|operand| registers(operand)).chain(guard)
+        });
+        let read = read.collect();
+        Self {
+            listing,
+            writers,
+            read,
+        }
+    }
+
+    /// Whether any instruction reads a register.
+    pub fn is_read(&self, register: &str) -> bool {
+        self.read.contains(register)
     }
 
     /// The only instruction that writes a register.
@@ -42,7 +58,7 @@ impl<'l, 't> Values<'l, 't> {
         let instructions = &self.listing.instructions;
         let mut open: Vec<&str> = Vec::new();
         for instruction in instructions {
-            if let Some((at, _)) = instruction.shared_address() {
+            for (at, _) in instruction.shared_addresses() {
                 open.extend(
                     instruction
                         .operands
