@@ -98,7 +98,7 @@ impl CudaDevice {
     /// Compiles and loads PTX text.
     ///
     /// # Errors
-    /// [`Error::Fault`](crate::Error::Fault) with the compiler's log if the driver refuses the text.
+    /// [`Error::Fault`] with the compiler's log if the driver refuses the text.
     pub fn load_ptx(&self, ptx: &str) -> Result<RawModule<'_>> {
         let _pushed = self.push()?;
         Ok(RawModule {
