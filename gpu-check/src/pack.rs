@@ -19,7 +19,8 @@ const MOST_BYTES: u64 = 60 << 20;
 const NEWEST_GLIBC: (u32, u32) = (2, 36);
 
 /// Programs of the suite that know the emulator alone, or need the checkout.
-const EMULATOR_ONLY: [&str; 9] = [
+const EMULATOR_ONLY: [&str; 10] = [
+    "accumulator",
     "banks",
     "corpus",
     "findings",
