@@ -125,7 +125,7 @@ pub const EXPLAINED: &[Explanation] = &[
         Class::GuardInverted,
         "@* bra *",
         "@*",
-        "*or.pred *[]*guards red.relaxed.cluster.shared::cluster.or.b32",
+        "*elect.sync *or.pred *[]*guards red.relaxed.cluster.shared::cluster.or.b32",
         ANY_LANE,
     ),
     of(
@@ -184,6 +184,34 @@ pub const EXPLAINED: &[Explanation] = &[
         FIRST_KEYS,
         IN_TURN,
     ),
+    Explanation {
+        ordinal: Some(4),
+        ..of(E4M3, Class::Fence, "wgmma.fence.*", "", "*", ORDERED)
+    },
+    Explanation {
+        ordinal: Some(6),
+        ..of(E4M3, Class::Fence, "wgmma.fence.*", "", "*", ORDERED)
+    },
+    scale_guard(4, NO_ROW),
+    scale_guard(6, NO_ROW),
+    scale_guard(8, WHOLE_HEAD),
+    scale_guard(12, WHOLE_HEAD),
+    of(
+        E4M3,
+        Class::Guard,
+        "@* bra *",
+        "",
+        "producer: *[]*guards ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 stmatrix.*",
+        SQUARES,
+    ),
+    of(
+        E4M3,
+        Class::MbarrierWait,
+        "mbarrier.try_wait.*",
+        "mov.pred p, -1;",
+        "producer: cp.async.bulk.tensor.*xor.b32 *[] selp.u32 * bra *; add.s32 *",
+        AFTER_KEYS,
+    ),
     alone("fused_*_d64*_sm90a", Class::Coordinate),
     alone("fused_*_d64*_sm90a", Class::Multicast),
     alone("fused_*_d64*_sm90a", Class::Offset),
@@ -203,6 +231,24 @@ const fn alone(kernels: &'static str, class: Class) -> Explanation {
         ALONE,
     )
 }
+
+/// One of two conditions of a guard of scales.
+const fn scale_guard(ordinal: usize, reason: &'static str) -> Explanation {
+    Explanation {
+        ordinal: Some(ordinal),
+        ..of(
+            E4M3,
+            Class::GuardPart,
+            "or.pred *",
+            "mov.pred *",
+            "consumer: *[]*guards ld.global.nc.u32",
+            reason,
+        )
+    }
+}
+
+/// The kernel with 8-bit elements whose mutants have all been judged.
+const E4M3: &str = "fused_e4m3_d128_sm90a";
 
 /// The 16-bit kernels of the sm_90a tier.
 const HALF: &str = "fused_*f16_*_sm90a";
@@ -262,6 +308,18 @@ const IN_TURN: &str = "The room for the first keys of a piece is free once that 
 
 const ORDERED: &str = "The fence before the products with keys has ordered the registers of those with values too: nothing writes them in \
      between.";
+
+const NO_ROW: &str = "Rows that do not exist need no scale, and what is computed with one goes nowhere. It is there: scales are those of a head or \
+     of blocks of 128 rows or more, and a tile of 128 has other rows of the block.";
+
+const WHOLE_HEAD: &str = "Tensors without scales have a shift like those with one a head: the host gives both the same. Either condition says that blocks \
+     of rows have none.";
+
+const SQUARES: &str =
+    "A tile has more squares than there are warps to transpose it, so each has one.";
+
+const AFTER_KEYS: &str = "The room for a tile of values is free once that for the keys after it is, which the producer has waited for: who is done with \
+     the keys that were there has waited for the transposed values before them, and those are there once the tile that they come from has been read.";
 
 const ALONE: &str = "Never executed: the host pairs blocks only where head_dim_qk is 128 or more. The code is there since all kernels share it.";
 
