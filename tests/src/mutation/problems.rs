@@ -212,6 +212,8 @@ fn problems_sm90a(variant: &Variant) -> Vec<Problem> {
     let packed = base(m / 4 - 5, n + 3).heads(4, 1);
     // Three pieces for a block, some with half a tile of rows.
     let pieces = base(m / 2 + 1, n + 1).heads(9, 9);
+    // The same with other numbers of tiles: with one or the other, pieces begin at any stage.
+    let odd = base(m / 2 + 1, 2 * n + 1).heads(9, 9);
     // Two pieces for a pair of blocks, where the variant has pairs.
     let pairs = base(2 * m, 3 * n + 1).heads(3, 3);
     // Masked tiles on either side of unmasked ones.
@@ -264,7 +266,7 @@ fn problems_sm90a(variant: &Variant) -> Vec<Problem> {
     }
     problems.push(Problem {
         lse: false,
-        ..Problem::of(pieces.data(Distribution::Peaked, 2))
+        ..Problem::of(odd.out_f32().data(Distribution::Peaked, 2))
     });
     problems.push(Problem::of(long));
     problems
