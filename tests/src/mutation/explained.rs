@@ -125,7 +125,7 @@ pub const EXPLAINED: &[Explanation] = &[
         Class::GuardInverted,
         "@* bra *",
         "@*",
-        "*or.pred *[]*guards red.relaxed.cluster.shared::cluster.or.b32",
+        "*elect.sync *or.pred *[]*guards red.relaxed.cluster.shared::cluster.or.b32",
         ANY_LANE,
     ),
     of(
@@ -176,13 +176,69 @@ pub const EXPLAINED: &[Explanation] = &[
         FIRST_KEYS,
         IN_TURN,
     ),
+    Explanation {
+        ordinal: Some(4),
+        ..of(E4M3, Class::Fence, "wgmma.fence.*", "", "*", ORDERED)
+    },
+    Explanation {
+        ordinal: Some(6),
+        ..of(E4M3, Class::Fence, "wgmma.fence.*", "", "*", ORDERED)
+    },
+    scale_guard(4, NO_ROW),
+    scale_guard(6, NO_ROW),
+    scale_guard(8, WHOLE_HEAD),
+    scale_guard(12, WHOLE_HEAD),
     of(
-        "fused_*f16_d128*_sm90a",
-        Class::Offset,
+        E4M3,
+        Class::Guard,
+        "@* bra *",
+        "",
+        "producer: *[]*guards ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 stmatrix.*",
+        SQUARES,
+    ),
+    of(
+        E4M3,
+        Class::MbarrierWait,
         "mbarrier.try_wait.*",
-        "*",
-        FIRST_KEYS,
-        IN_TURN,
+        "mov.pred p, -1;",
+        "producer: cp.async.bulk.tensor.*xor.b32 *[] selp.u32 * bra *; add.s32 *",
+        AFTER_KEYS,
+    ),
+    of(
+        OVER_QUERIES,
+        Class::Barrier,
+        "bar.sync *",
+        "",
+        MEETING,
+        MEET_AGAIN,
+    ),
+    of(
+        OVER_QUERIES,
+        Class::BarrierCount,
+        "bar.sync *",
+        "bar.sync *",
+        MEETING,
+        MEET_AGAIN,
+    ),
+    of(
+        OVER_QUERIES,
+        Class::Barrier,
+        "bar.sync *",
+        "",
+        "consumer: *cp.async.bulk.wait_group.read 0; [] *",
+        MET,
+    ),
+    waited(Class::Wait, "", "consumer: bar.sync *[] bar.sync *"),
+    waited(Class::WaitCount, "*", "consumer: bar.sync *[] bar.sync *"),
+    waited(Class::Wait, "", "consumer: *[] *; setmaxnreg.dec.*"),
+    waited(Class::WaitCount, "*", "consumer: *[] *; setmaxnreg.dec.*"),
+    of(
+        OVER_QUERIES,
+        Class::ExpectBytes,
+        "mbarrier.arrive.expect_tx.*",
+        "mbarrier.arrive.shared::cta.b64 *",
+        "producer: *mov.b32 *, 0; []*",
+        NO_BYTES,
     ),
     alone("fused_*_d64*_sm90a", Class::Coordinate),
     alone("fused_*_d64*_sm90a", Class::Multicast),
@@ -203,6 +259,43 @@ const fn alone(kernels: &'static str, class: Class) -> Explanation {
         ALONE,
     )
 }
+
+/// A wait for stores, in kernels whose output passes through the queries' room.
+const fn waited(class: Class, after: &'static str, place: &'static str) -> Explanation {
+    of(
+        OVER_QUERIES,
+        class,
+        "cp.async.bulk.wait_group.read 0;",
+        after,
+        place,
+        WAITED,
+    )
+}
+
+/// Kernels whose output passes through the queries' room, and whose warpgroups have rows of their own.
+const OVER_QUERIES: &str = "fused_*f16_d256_sm90a";
+
+/// The barrier before the output is written, wherever to.
+const MEETING: &str =
+    "consumer: *[] @* bra *; @* bra *; bra.uni *; cp.async.bulk.wait_group.read 0;";
+
+/// One of two conditions of a guard of scales.
+const fn scale_guard(ordinal: usize, reason: &'static str) -> Explanation {
+    Explanation {
+        ordinal: Some(ordinal),
+        ..of(
+            E4M3,
+            Class::GuardPart,
+            "or.pred *",
+            "mov.pred *",
+            "consumer: *[]*guards ld.global.nc.u32",
+            reason,
+        )
+    }
+}
+
+/// The kernel with 8-bit elements whose mutants have all been judged.
+const E4M3: &str = "fused_e4m3_d128_sm90a";
 
 /// The 16-bit kernels of the sm_90a tier.
 const HALF: &str = "fused_*f16_*_sm90a";
@@ -262,6 +355,29 @@ const IN_TURN: &str = "The room for the first keys of a piece is free once that 
 
 const ORDERED: &str = "The fence before the products with keys has ordered the registers of those with values too: nothing writes them in \
      between.";
+
+const NO_ROW: &str = "Rows that do not exist need no scale, and what is computed with one goes nowhere. It is there: scales are those of a head or \
+     of blocks of 128 rows or more, and a tile of 128 has other rows of the block.";
+
+const WHOLE_HEAD: &str = "Tensors without scales have a shift like those with one a head: the host gives both the same. Either condition says that blocks \
+     of rows have none.";
+
+const SQUARES: &str =
+    "A tile has more squares than there are warps to transpose it, so each has one.";
+
+const AFTER_KEYS: &str = "The room for a tile of values is free once that for the keys after it is, which the producer has waited for: who is done with \
+     the keys that were there has waited for the transposed values before them, and those are there once the tile that they come from has been read.";
+
+const MEET_AGAIN: &str = "All warps have read the queries. Before rows are staged over these, the warpgroup meets a second time. Where f32 output is \
+     not staged, the queries are given back by a warp that the others may be behind: an emulated product happens for four warps at once, so that \
+     none has left to read them.";
+
+const MET: &str = "The warpgroup has met just before, and the thread that stores had nothing to wait for since: its last rows were read before it \
+     gave back the queries' room.";
+
+const WAITED: &str = "The thread has waited before it gave back the queries' room, as it does after each of its stores.";
+
+const NO_BYTES: &str = "Expects none: the queries' room, without queries.";
 
 const ALONE: &str = "Never executed: the host pairs blocks only where head_dim_qk is 128 or more. The code is there since all kernels share it.";
 

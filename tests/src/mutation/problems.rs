@@ -19,7 +19,7 @@ pub struct Problem {
     /// Whether each row is an allocation of its own, so that nothing beyond it can be read. The case's strides are
     /// such that its rows are [`Self::ROW_DISTANCE`] bytes apart.
     pub rows_apart: bool,
-    /// A head whose first queries are so large that their piece of work is spoilt.
+    /// A head whose first queries are so large that their piece of work is spoilt; all of them, if heads have scales.
     pub spoilt_head: Option<usize>,
     /// Whether the first value is not finite, which spoils its rows' pieces of work whatever the scores are.
     pub infinite: bool,
@@ -43,10 +43,17 @@ impl Problem {
     pub fn tensors(&self) -> Tensors {
         let case = &self.case;
         let mut tensors = Tensors::of(case);
-        for (s, head) in (0..3).flat_map(|s| self.spoilt_head.map(|head| (s, head))) {
-            for q in &mut tensors.q[row(case.shapes()[0], 0, s, head)] {
-                *q = element::round(case.dtype, *q * 1e4);
+        // Elements of 8 bits are never so large. Their scale can be.
+        match self.spoilt_head {
+            Some(head) if case.dtype == DType::E4m3 => tensors.scales[0][head] *= 1e4,
+            Some(head) => {
+                for s in 0..3 {
+                    for q in &mut tensors.q[row(case.shapes()[0], 0, s, head)] {
+                        *q = element::round(case.dtype, *q * 1e4);
+                    }
+                }
             }
+            None => {}
         }
         if let (true, Some(v)) = (self.infinite, tensors.v.first_mut()) {
             *v = match case.dtype {
@@ -205,6 +212,8 @@ fn problems_sm90a(variant: &Variant) -> Vec<Problem> {
     let packed = base(m / 4 - 5, n + 3).heads(4, 1);
     // Three pieces for a block, some with half a tile of rows.
     let pieces = base(m / 2 + 1, n + 1).heads(9, 9);
+    // The same with other numbers of tiles: with one or the other, pieces begin at any stage.
+    let odd = base(m / 2 + 1, 2 * n + 1).heads(9, 9);
     // Two pieces for a pair of blocks, where the variant has pairs.
     let pairs = base(2 * m, 3 * n + 1).heads(3, 3);
     // Masked tiles on either side of unmasked ones.
@@ -234,7 +243,9 @@ fn problems_sm90a(variant: &Variant) -> Vec<Problem> {
     let mut problems = vec![whole, packed, pieces, pairs, window];
     problems.extend([no_keys, negative, ragged, narrow]);
     if tile.dtype == DType::E4m3 {
-        problems.push(in_blocks(pairs));
+        // Tiles with masks and those without have code of their own for scales of values, and for sums of several tiles.
+        problems.extend([pairs, window].map(in_blocks));
+        problems.push(negative.out_f32());
         problems
             .extend([ScaleLayout::One, ScaleLayout::PerTensor].map(|layout| pairs.scales(layout)));
     }
@@ -255,7 +266,7 @@ fn problems_sm90a(variant: &Variant) -> Vec<Problem> {
     }
     problems.push(Problem {
         lse: false,
-        ..Problem::of(pieces.data(Distribution::Peaked, 2))
+        ..Problem::of(odd.out_f32().data(Distribution::Peaked, 2))
     });
     problems.push(Problem::of(long));
     problems
