@@ -3,7 +3,6 @@
 //! A block has one warpgroup that loads (the producer) and several that compute (consumers), each with 64 query rows.
 
 use crate::tile::{DType, TileShape};
-use crate::variant::ScoreModKind;
 
 /// Shared memory that one block may have on Hopper.
 pub const SM90_SHARED_CAPACITY: u32 = 227 * 1024;
@@ -62,14 +61,8 @@ pub struct HopperPlan {
 }
 
 impl TileShape {
-    /// The tile of the sm_90a tier for a dtype, a pair of padded head dimensions and what happens to scores.
-    pub const fn sm90(
-        dtype: DType,
-        head_dim_qk: u32,
-        head_dim_v: u32,
-        score_mod: ScoreModKind,
-    ) -> Self {
-        let _ = score_mod;
+    /// The tile of the sm_90a tier for a dtype and a pair of padded head dimensions.
+    pub const fn sm90(dtype: DType, head_dim_qk: u32, head_dim_v: u32) -> Self {
         let (warpgroups, block_n, stages, v_splits) = match (dtype, head_dim_qk, head_dim_v) {
             (DType::E4m3, 64, 64) => (2, 128, 3, 1),
             (DType::E4m3, 128, 128) => (2, 128, 3, 1),

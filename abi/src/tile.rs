@@ -42,9 +42,6 @@ impl DType {
 /// Shared memory that one block may have on every GPU since Ampere (sm_86 and sm_89 are the tightest).
 pub const SM80_SHARED_CAPACITY: u32 = 99 * 1024;
 
-/// Largest head_dim of the sm_80 tier.
-pub const MAX_HEAD_DIM: u32 = 256;
-
 /// Shape of the work of one thread block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TileShape {

@@ -117,7 +117,7 @@ impl Variant {
         head_dim_v: u32,
         score_mod: ScoreModKind,
     ) -> Self {
-        let tile = TileShape::sm90(dtype, head_dim_qk, head_dim_v, score_mod);
+        let tile = TileShape::sm90(dtype, head_dim_qk, head_dim_v);
         Self {
             name,
             arch: Arch::Sm90a,

@@ -71,5 +71,4 @@ macro_rules! instances {
     )* };
 }
 
-#[cfg(all(target_arch = "nvptx64", flashtile_arch = "sm_80"))]
 flashtile_abi::for_each_variant!(instances);

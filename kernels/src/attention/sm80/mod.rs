@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod epilogue;
+#[cfg(all(target_arch = "nvptx64", flashtile_arch = "sm_80"))]
 pub mod instances;
 pub mod kernel;
 pub mod pass;

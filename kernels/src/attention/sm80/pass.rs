@@ -7,7 +7,7 @@ use crate::attention::mask::Masking;
 use crate::attention::score_mod::ScoreMod;
 use crate::attention::softmax::{self, Care, Exponents, Guarded, RowStats};
 use crate::element::Element;
-use crate::ptx::{math, special, sync};
+use crate::ptx::{special, sync};
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS, RowVec};
 use crate::tile::smem::{FragmentView, SmemTile};
 use flashtile_abi::{DType, ScoreModKind, params::flags};

@@ -5,7 +5,7 @@ use super::consumer::{Place, Rows};
 use super::pipeline::{Cursor, Ring};
 use super::scheduler::{Scheduler, Work};
 use crate::attention::softmax::{self, RowStats};
-use crate::ptx::{copy, math, mma, special, sync, tma};
+use crate::ptx::{copy, mma, special, sync, tma};
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS};
 use core::f32::consts::LN_2;
 use flashtile_abi::hopper::{WARPGROUP, WARPGROUP_ROWS};

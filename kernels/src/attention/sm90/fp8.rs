@@ -15,13 +15,13 @@ use super::config::{Arithmetic, Config, ConfigExt};
 use super::consumer::Rows;
 use super::half::mm_qk;
 use super::scheduler::Work;
-use crate::attention::mask::{Masking, QueryRows};
+use crate::attention::mask::Masking;
 use crate::attention::score_mod::ScoreMod;
 use crate::attention::softmax::{self, Care, Growth, NO_KEY, NOTHING, RowStats};
 use crate::ptx::wgmma::{self, Descriptor, Wgmma};
 use crate::ptx::{copy, math, sync};
 use crate::tile::operand::OperandTile;
-use crate::tile::reg::{AccumTile, RowVec};
+use crate::tile::reg::AccumTile;
 use flashtile_abi::params::flags;
 use flashtile_abi::{DType, HopperParams, ScaleView, ScoreModKind};
 

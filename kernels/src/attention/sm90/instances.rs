@@ -20,7 +20,7 @@ macro_rules! instances {
         mod $name {
             use super::*;
 
-            const TILE: TileShape = TileShape::sm90(DType::$dtype, $dqk, $dv, ScoreModKind::$score_mod);
+            const TILE: TileShape = TileShape::sm90(DType::$dtype, $dqk, $dv);
 
             struct Instance;
 
@@ -70,5 +70,4 @@ macro_rules! instances {
     )* };
 }
 
-#[cfg(all(target_arch = "nvptx64", flashtile_arch = "sm_90a"))]
 flashtile_abi::for_each_hopper_variant!(instances);

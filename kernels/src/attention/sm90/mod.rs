@@ -8,6 +8,7 @@ pub mod consumer;
 pub mod epilogue;
 pub mod fp8;
 pub mod half;
+#[cfg(all(target_arch = "nvptx64", flashtile_arch = "sm_90a"))]
 pub mod instances;
 pub mod kernel;
 pub mod pipeline;
