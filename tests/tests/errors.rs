@@ -110,6 +110,18 @@ fn tiers_that_have_no_kernel() {
     }
 }
 
+/// Addresses that tensors of these tests can have.
+fn addresses() -> Pointers {
+    Pointers {
+        q: 0x1000,
+        k: 0x1000_0000,
+        v: 0x2000_0000,
+        out: 0x3000_0000,
+        lse: Some(0x4000_0000),
+        ..Pointers::default()
+    }
+}
+
 /// What the copy engine of the sm_90a tier cannot take is an error for those who ask for the tier.
 #[test]
 fn tensors_that_the_copy_engine_cannot_take() {
@@ -120,15 +132,7 @@ fn tensors_that_the_copy_engine_cannot_take() {
         ("v", |p| &mut p.v),
         ("out", |p| &mut p.out),
     ];
-    let good = Pointers {
-        q: 0x1000,
-        k: 0x1000_0000,
-        v: 0x2000_0000,
-        out: 0x3000_0000,
-        lse: Some(0x4000_0000),
-        workspace: 0,
-        ..Pointers::default()
-    };
+    let good = addresses();
     let asked = sound().arch(ArchChoice::Sm90a);
     for device in devices() {
         let Ok(plan) = asked.plan(device.info()) else {
@@ -223,14 +227,7 @@ fn addresses_that_hold_no_tensor() {
     for (dtype, off) in [(DType::F16, 1), (DType::Bf16, 1), (DType::F32, 2)] {
         let problem = Case::new(dtype, sizes(20, 30, [4, 2], 32)).problem();
         let plan = problem.plan(devices()[0].info()).unwrap();
-        let good = Pointers {
-            q: 0x1000,
-            k: 0x1000_0000,
-            v: 0x2000_0000,
-            out: 0x3000_0000,
-            lse: Some(0x4000_0000),
-            ..Pointers::default()
-        };
+        let good = addresses();
         assert!(plan.params(&good).is_ok());
         // Null, between two elements, at the end of the address space.
         for bad in [0, 0x1000 + off, u64::MAX - 255] {

@@ -37,6 +37,19 @@ fn inputs(tensors: &[Vec<u8>; 3]) -> Inputs<'_> {
     }
 }
 
+/// One head, and head dimensions of one.
+fn numbers(seqlen_q: usize, seqlen_k: usize) -> Shape {
+    Shape {
+        batch: 1,
+        seqlen_q,
+        seqlen_k,
+        heads_q: 1,
+        heads_kv: 1,
+        head_dim_qk: 1,
+        head_dim_v: 1,
+    }
+}
+
 fn shape(seqlen_q: usize, seqlen_k: usize) -> Shape {
     Shape {
         batch: 2,
@@ -51,16 +64,7 @@ fn shape(seqlen_q: usize, seqlen_k: usize) -> Shape {
 
 #[test]
 fn two_keys_by_hand() {
-    let one = Shape {
-        batch: 1,
-        seqlen_q: 1,
-        seqlen_k: 2,
-        heads_q: 1,
-        heads_kv: 1,
-        head_dim_qk: 1,
-        head_dim_v: 1,
-    };
-    let problem = Problem::contiguous(DType::F32, one).scale(1.0);
+    let problem = Problem::contiguous(DType::F32, numbers(1, 2)).scale(1.0);
     let (q, k, v) = (
         encode(DType::F32, &[1.0]),
         encode(DType::F32, &[0.0, 3f32.ln()]),
@@ -87,18 +91,9 @@ fn two_keys_by_hand() {
 
 #[test]
 fn a_single_output_is_judged_by_the_roundings_it_can_suffer() {
-    let one = |seqlen_k| Shape {
-        batch: 1,
-        seqlen_q: 1,
-        seqlen_k,
-        heads_q: 1,
-        heads_kv: 1,
-        head_dim_qk: 1,
-        head_dim_v: 1,
-    };
     // Scores of 0: the textbook is exact by luck.
     let bound = |seqlen_k| {
-        let problem = Problem::contiguous(DType::F16, one(seqlen_k));
+        let problem = Problem::contiguous(DType::F16, numbers(1, seqlen_k));
         let (zeros, ones) = (vec![0.0; seqlen_k], vec![1.0; seqlen_k]);
         let [q, k, v] = [&[1.0][..], &zeros, &ones].map(|x| encode(DType::F16, x));
         let inputs = Inputs {
@@ -342,16 +337,7 @@ fn wrong_scales_are_refused_before_anything_else() {
 /// Two keys of weights 1 and 1/4, values 1 and -1: half a unit in the last place of the larger weight, which is 1 of 256, is 1/16 of it.
 #[test]
 fn a_single_e4m3_output_is_judged_by_what_its_own_roundings_can_do() {
-    let one = Shape {
-        batch: 1,
-        seqlen_q: 1,
-        seqlen_k: 2,
-        heads_q: 1,
-        heads_kv: 1,
-        head_dim_qk: 1,
-        head_dim_v: 1,
-    };
-    let problem = Problem::contiguous(DType::E4m3, one).scale(4f32.ln());
+    let problem = Problem::contiguous(DType::E4m3, numbers(1, 2)).scale(4f32.ln());
     let [q, k, v] = [&[1.0][..], &[0.0, -1.0], &[1.0, -1.0]].map(|x| encode(DType::E4m3, x));
     let inputs = Inputs {
         q: &q,
@@ -409,16 +395,9 @@ proptest! {
 
 #[test]
 fn a_log_sum_exp_past_the_range_of_f32_is_infinite() {
-    let one = Shape {
-        batch: 1,
-        seqlen_q: 2,
-        seqlen_k: 2,
-        heads_q: 1,
-        heads_kv: 1,
-        head_dim_qk: 1,
-        head_dim_v: 1,
-    };
-    let problem = Problem::contiguous(DType::F16, one).scale(1e38).lse(true);
+    let problem = Problem::contiguous(DType::F16, numbers(2, 2))
+        .scale(1e38)
+        .lse(true);
     let [q, k, v] = [[9.0, -9.0], [9.0, 9.0], [1.0, 1.0]].map(|x| encode(DType::F16, &x));
     let inputs = Inputs {
         q: &q,
