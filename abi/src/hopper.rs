@@ -88,6 +88,7 @@ impl TileShape {
             stages,
             min_blocks: 1,
             v_splits,
+            key_splits: 1,
         };
         assert!(tile.hopper_plan().bytes <= SM90_SHARED_CAPACITY);
         assert!(dtype.bytes() != 1 || SCALE_ROWS.is_multiple_of(block_n));

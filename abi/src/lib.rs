@@ -6,17 +6,23 @@
 //! compile time is `const`.
 #![cfg_attr(not(test), no_std)]
 
+pub mod divide;
 pub mod exp2;
 pub mod hopper;
 pub mod mask;
+pub mod operation;
 pub mod params;
+pub mod serving;
 pub mod tile;
 pub mod variant;
 
+pub use divide::Divisor;
 pub use hopper::HopperPlan;
 pub use mask::{Band, BlockRange, KeyInterval};
+pub use operation::{Operation, operations};
 pub use params::{
     AttentionParams, HopperParams, LseView, ScaleView, Schedule, TensorMap, TensorView,
 };
+pub use serving::{MergeParams, MergeVariant, ServingParams, ServingVariant, Sharing};
 pub use tile::{DType, SharedPlan, TileShape};
-pub use variant::{Algorithm, Arch, ScoreModKind, Variant, variants};
+pub use variant::{Algorithm, Arch, Entry, ScoreModKind, Variant, variants};

@@ -1,6 +1,6 @@
 //! Tile shapes and the shared-memory plans that follow from them.
 
-use crate::variant::ScoreModKind;
+use crate::{serving::Sharing, variant::ScoreModKind};
 
 /// Element type of q, k and v.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,6 +63,8 @@ pub struct TileShape {
     pub min_blocks: u32,
     /// Warpgroups that share query rows, each with its part of v's columns (sm_90a tier; else 1).
     pub v_splits: u32,
+    /// Warps that share query rows, each with its part of a tile's keys (decode; else 1).
+    pub key_splits: u32,
 }
 
 /// Byte offsets into a block's shared memory.
@@ -119,6 +121,7 @@ impl TileShape {
             stages: 2,
             min_blocks,
             v_splits: 1,
+            key_splits: 1,
         };
         assert!(tile.shared().bytes <= SM80_SHARED_CAPACITY);
         assert!(tile.block_m.is_multiple_of(16 * tile.warps));
@@ -128,6 +131,44 @@ impl TileShape {
         tile
     }
 
+    /// The tile of a serving kernel.
+    ///
+    /// Where warps share the rows, they are the dense kernels' tiles that leave registers for capping. Where they share the keys,
+    /// each has 16 of a tile: fewer would not fill the tensor core's step, and more only lengthen the rest at the end.
+    pub const fn serving(
+        sharing: Sharing,
+        dtype: DType,
+        head_dim_qk: u32,
+        head_dim_v: u32,
+    ) -> Self {
+        let rows = Self::sm80(
+            dtype,
+            head_dim_qk,
+            head_dim_v,
+            ScoreModKind::OptionalSoftcap,
+        );
+        let warps = if head_dim_qk <= 128 { 4 } else { 2 };
+        let tile = match sharing {
+            Sharing::Rows => rows,
+            Sharing::Keys => Self {
+                block_m: 16,
+                block_n: 16 * warps,
+                warps,
+                min_blocks: 2,
+                key_splits: warps,
+                ..rows
+            },
+        };
+        assert!(tile.shared().bytes <= SM80_SHARED_CAPACITY);
+        assert!(tile.m_frags() * 16 * tile.warps == tile.block_m * tile.key_splits);
+        tile
+    }
+
+    /// Keys of a tile that one warp takes in.
+    pub const fn warp_keys(&self) -> u32 {
+        self.block_n / self.key_splits
+    }
+
     /// Threads of a block.
     pub const fn threads(&self) -> u32 {
         self.warps * 32
@@ -135,7 +176,7 @@ impl TileShape {
 
     /// Fragments of 16 query rows that one warp owns.
     pub const fn m_frags(&self) -> u32 {
-        self.block_m / (16 * self.warps)
+        self.block_m * self.key_splits / (16 * self.warps)
     }
 
     /// Where things lie in shared memory.

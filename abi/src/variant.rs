@@ -1,6 +1,8 @@
 //! The kernels that exist. [`for_each_variant!`](crate::for_each_variant) is the only list: kernels/
 //! makes its entry points from it, the builder checks the PTX against it, the host picks from it.
 
+use core::ops::Deref;
+
 use crate::tile::{DType, TileShape};
 
 /// How the softmax is organised.
@@ -64,25 +66,40 @@ pub enum ScoreModKind {
     OptionalSoftcap,
 }
 
-/// One kernel entry point.
+/// What every kernel has, whatever it computes: all that a launch needs to know of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Variant {
+pub struct Entry {
     /// Name of the entry point in the PTX.
     pub name: &'static str,
     /// Target it is compiled for.
     pub arch: Arch,
-    /// How the softmax is organised.
-    pub algorithm: Algorithm,
-    /// Whether it caps scores.
-    pub score_mod: ScoreModKind,
-    /// Tile shape, dtype and padded head dimensions included.
-    pub tile: TileShape,
     /// Threads of a block.
     pub threads: u32,
     /// Blocks per multiprocessor it is compiled for.
     pub min_blocks: u32,
     /// Dynamic shared memory of a block in bytes.
     pub shared_bytes: u32,
+}
+
+/// A kernel of attention over dense tensors. Its [`Entry`] is what it dereferences to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variant {
+    /// The entry point.
+    pub entry: Entry,
+    /// How the softmax is organised.
+    pub algorithm: Algorithm,
+    /// Whether it caps scores.
+    pub score_mod: ScoreModKind,
+    /// Tile shape, dtype and padded head dimensions included.
+    pub tile: TileShape,
+}
+
+impl Deref for Variant {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        &self.entry
+    }
 }
 
 impl Variant {
@@ -96,15 +113,18 @@ impl Variant {
         score_mod: ScoreModKind,
     ) -> Self {
         let tile = TileShape::sm80(dtype, head_dim_qk, head_dim_v, score_mod);
-        Self {
+        let entry = Entry {
             name,
             arch: Arch::Sm80,
-            algorithm,
-            score_mod,
-            tile,
             threads: tile.threads(),
             min_blocks: tile.min_blocks,
             shared_bytes: tile.shared().bytes,
+        };
+        Self {
+            entry,
+            algorithm,
+            score_mod,
+            tile,
         }
     }
 
@@ -118,15 +138,18 @@ impl Variant {
         score_mod: ScoreModKind,
     ) -> Self {
         let tile = TileShape::sm90(dtype, head_dim_qk, head_dim_v);
-        Self {
+        let entry = Entry {
             name,
             arch: Arch::Sm90a,
-            algorithm,
-            score_mod,
-            tile,
             threads: tile.threads() + crate::hopper::WARPGROUP,
             min_blocks: tile.min_blocks,
             shared_bytes: tile.hopper_plan().bytes,
+        };
+        Self {
+            entry,
+            algorithm,
+            score_mod,
+            tile,
         }
     }
 }
@@ -286,7 +309,7 @@ const VARIANTS: &[Variant] = &{
     all
 };
 
-/// Every kernel there is.
+/// Every kernel of attention over dense tensors.
 pub const fn variants() -> &'static [Variant] {
     VARIANTS
 }

@@ -3,8 +3,8 @@
 use std::{fmt, str::FromStr};
 
 use flashtile::{
-    Algorithm, ArchChoice, CausalAlignment, DType, Problem, Shape, Window, kernels,
-    reference::visible,
+    Algorithm, ArchChoice, CausalAlignment, DType, Problem, Shape, Window, reference::visible,
+    variants,
 };
 
 /// Which keys a query sees.
@@ -213,8 +213,11 @@ impl Cell {
 /// Element types of the fused kernels, in the order in which they are measured: bf16, the one that others publish, first.
 pub fn dtypes() -> Vec<DType> {
     let mut dtypes = Vec::new();
-    for kernel in kernels().filter(|kernel| kernel.variant.algorithm == Algorithm::Fused) {
-        let dtype = kernel.variant.tile.dtype;
+    for variant in variants()
+        .iter()
+        .filter(|variant| variant.algorithm == Algorithm::Fused)
+    {
+        let dtype = variant.tile.dtype;
         if !dtypes.contains(&dtype) {
             dtypes.push(dtype);
         }

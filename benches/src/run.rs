@@ -359,7 +359,7 @@ impl<'d> Session<'d> {
 
     /// Notes which PTX a kernel is.
     fn know(&mut self, variant: &'static Variant) {
-        let known = flashtile::kernels().find(|kernel| kernel.variant.name == variant.name);
+        let known = flashtile::kernels().find(|kernel| kernel.entry.name == variant.name);
         if let Some(kernel) = known {
             let hash = kernel.ptx_sha256.iter().map(|byte| format!("{byte:02x}"));
             let hash = hash.collect();

@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn the_loops_of_the_table_are_those_of_the_sm_90a_tier() {
         let mut variant = flashtile_abi::variants()[0];
-        variant.arch = Arch::Sm90a;
+        variant.entry.arch = Arch::Sm90a;
         variant.score_mod = ScoreModKind::None;
         variant.algorithm = Algorithm::Fused;
         for (dim, limit) in [

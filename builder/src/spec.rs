@@ -1,6 +1,6 @@
 //! What the PTX must contain: the table of variants, as the builder sees it.
 
-use flashtile_abi::{Arch, DType, Variant};
+use flashtile_abi::{Arch, DType, Operation, TileShape};
 
 use crate::limits;
 
@@ -57,12 +57,11 @@ impl TileWork {
     }
 }
 
-impl From<&Variant> for TileWork {
-    fn from(variant: &Variant) -> Self {
-        let tile = &variant.tile;
+impl From<&TileShape> for TileWork {
+    fn from(tile: &TileShape) -> Self {
         Self {
-            rows: tile.block_m * tile.v_splits / tile.warps.max(1),
-            keys: tile.block_n,
+            rows: tile.block_m * tile.v_splits * tile.key_splits / tile.warps.max(1),
+            keys: tile.warp_keys(),
             head_dim_qk: tile.head_dim_qk,
             head_dim_v: tile.head_dim_v / tile.v_splits,
             products: if tile.dtype == DType::F32 { 3 } else { 1 },
@@ -70,27 +69,33 @@ impl From<&Variant> for TileWork {
     }
 }
 
-impl From<&Variant> for EntrySpec {
-    fn from(variant: &Variant) -> Self {
+impl From<Operation> for EntrySpec {
+    fn from(operation: Operation) -> Self {
+        let entry = operation.entry();
+        let (work, loop_limit) = match operation {
+            Operation::Attention(variant) => (
+                Some(TileWork::from(&variant.tile)),
+                limits::loop_limit(variant),
+            ),
+            Operation::Serving(variant) => (Some(TileWork::from(&variant.tile)), None),
+            Operation::Merge(_) => (None, None),
+        };
         Self {
-            name: variant.name.to_owned(),
-            arch: variant.arch.as_str(),
-            threads: variant.threads,
-            min_blocks: variant.min_blocks,
-            shared_bytes: variant.shared_bytes,
+            name: entry.name.to_owned(),
+            arch: entry.arch.as_str(),
+            threads: entry.threads,
+            min_blocks: entry.min_blocks,
+            shared_bytes: entry.shared_bytes,
             allow_f64: false,
-            work: Some(TileWork::from(variant)),
-            loop_limit: limits::loop_limit(variant),
+            work,
+            loop_limit,
         }
     }
 }
 
-/// Every variant in flashtile-abi's table.
+/// Every kernel in flashtile-abi's tables.
 pub fn all() -> Vec<EntrySpec> {
-    flashtile_abi::variants()
-        .iter()
-        .map(EntrySpec::from)
-        .collect()
+    flashtile_abi::operations().map(EntrySpec::from).collect()
 }
 
 /// The targets in order.

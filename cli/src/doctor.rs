@@ -71,7 +71,7 @@ impl Findings {
                 .map_err(why),
             kernels: flashtile::kernels().count(),
             tiers: Arch::ALL.map(|arch| {
-                let of_tier = flashtile::kernels().filter(|kernel| kernel.variant.arch == arch);
+                let of_tier = flashtile::kernels().filter(|kernel| kernel.entry.arch == arch);
                 (arch, of_tier.count())
             }),
             archive: archive(),

@@ -35,7 +35,7 @@ fn facts<'a>(archive: Option<&'a Archive>, kernel: &Kernel) -> Option<&'a Facts>
 pub fn run(args: &KernelsArgs) -> Result<Outcome> {
     let filter = args.filter.as_deref().unwrap_or_default();
     let kernels: Vec<_> = flashtile::kernels()
-        .filter(|kernel| kernel.variant.name.contains(filter))
+        .filter(|kernel| kernel.entry.name.contains(filter))
         .collect();
     if kernels.is_empty() {
         let found = format!("none whose name contains `{filter}`");
@@ -63,17 +63,18 @@ fn spills(facts: &Facts) -> u32 {
 
 fn as_json(rows: &[(&Kernel, Option<&Facts>)]) -> serde_json::Value {
     let kernels = rows.iter().map(|(kernel, facts)| {
-        let variant = kernel.variant;
+        let (entry, operation) = (kernel.entry, kernel.operation);
+        let (head_dim_qk, head_dim_v) = operation.head_dims().unzip();
         json!({
-            "name": variant.name,
-            "arch": variant.arch.as_str(),
-            "algorithm": variant.algorithm.as_str(),
-            "dtype": variant.tile.dtype.as_str(),
-            "head_dim_qk": variant.tile.head_dim_qk,
-            "head_dim_v": variant.tile.head_dim_v,
-            "threads": variant.threads,
+            "name": entry.name,
+            "arch": entry.arch.as_str(),
+            "algorithm": operation.as_str(),
+            "dtype": operation.dtype().as_str(),
+            "head_dim_qk": head_dim_qk,
+            "head_dim_v": head_dim_v,
+            "threads": entry.threads,
             "registers": kernel.registers,
-            "shared_bytes": variant.shared_bytes,
+            "shared_bytes": entry.shared_bytes,
             "spill_bytes": facts.map(spills),
             "ptx_bytes": kernel.ptx_bytes,
             "ptx_sha256": hex(&kernel.ptx_sha256),
@@ -83,7 +84,7 @@ fn as_json(rows: &[(&Kernel, Option<&Facts>)]) -> serde_json::Value {
 }
 
 fn table(rows: &[(&Kernel, Option<&Facts>)]) -> String {
-    let width = rows.iter().map(|(k, _)| k.variant.name.len()).max();
+    let width = rows.iter().map(|(k, _)| k.entry.name.len()).max();
     let width = width.unwrap_or(0).max(4);
     let mut lines = vec![format!(
         "{:width$} {:6} {:10} {:5} {:>8} {:>7} {:>9} {:>7} {:>6}",
@@ -99,21 +100,21 @@ fn table(rows: &[(&Kernel, Option<&Facts>)]) -> String {
     )];
     let known = |n: Option<u32>| n.map_or("?".into(), |n| n.to_string());
     for (kernel, facts) in rows {
-        let variant = kernel.variant;
-        let (qk, v) = (variant.tile.head_dim_qk, variant.tile.head_dim_v);
-        let head_dim = match qk == v {
-            true => qk.to_string(),
-            false => format!("{qk}/{v}"),
+        let (entry, operation) = (kernel.entry, kernel.operation);
+        let head_dim = match operation.head_dims() {
+            None => "any".into(),
+            Some((qk, v)) if qk == v => qk.to_string(),
+            Some((qk, v)) => format!("{qk}/{v}"),
         };
         lines.push(format!(
             "{:width$} {:6} {:10} {:5} {head_dim:>8} {:>7} {:>9} {:>7} {:>6}",
-            variant.name,
-            variant.arch.as_str(),
-            variant.algorithm.as_str(),
-            variant.tile.dtype.as_str(),
-            variant.threads,
+            entry.name,
+            entry.arch.as_str(),
+            operation.as_str(),
+            operation.dtype().as_str(),
+            entry.threads,
             known(kernel.registers),
-            variant.shared_bytes,
+            entry.shared_bytes,
             known(facts.map(spills)),
         ));
     }
@@ -125,8 +126,8 @@ fn emit(folder: &Path, kernels: &[Kernel]) -> Result<()> {
     fs::create_dir_all(folder)
         .map_err(|error| Failure::bad(folder.display(), "a folder that can be written", error))?;
     for kernel in kernels {
-        let text = flashtile::ptx(kernel.variant)?;
-        let path = folder.join(format!("{}.ptx", kernel.variant.name));
+        let text = flashtile::ptx(kernel.entry)?;
+        let path = folder.join(format!("{}.ptx", kernel.entry.name));
         Pending::create(&path, None)?.commit(text.as_bytes())?;
     }
     Ok(())

@@ -161,7 +161,7 @@ fn every_instruction_of_the_kernels_is_compared() {
     ];
     let mut missing = Vec::new();
     for kernel in flashtile::kernels() {
-        for opcode in opcodes(&flashtile::ptx(kernel.variant).unwrap()) {
+        for opcode in opcodes(&flashtile::ptx(kernel.entry).unwrap()) {
             let plain = plain.contains(&opcode.as_str())
                 || ["ld.", "st.", "mov."]
                     .iter()

@@ -1,7 +1,7 @@
 //! The PTX that this library carries, packed.
 //!
 //! The build script (`flashtile_builder::embed`) verifies the archive and makes the table, so there
-//! is nothing to parse here. What a launch must know of a kernel is in its [`flashtile_abi::Variant`];
+//! is nothing to parse here. What a launch must know of a kernel is in its [`flashtile_abi::Entry`];
 //! the build script has compared the two.
 
 use std::io::Read;
@@ -69,16 +69,16 @@ mod tests {
 
     #[test]
     fn every_variant_unpacks_and_has_its_entry() {
-        for variant in flashtile_abi::variants() {
-            let ptx = entry(variant.name).map(Entry::ptx);
-            let line = format!(".visible .entry {}(", variant.name);
+        for operation in flashtile_abi::operations() {
+            let name = operation.entry().name;
+            let ptx = entry(name).map(Entry::ptx);
+            let line = format!(".visible .entry {name}(");
             assert!(
                 matches!(ptx, Some(Ok(text)) if text.contains(&line)),
-                "{}",
-                variant.name
+                "{name}"
             );
         }
-        assert_eq!(ENTRIES.len(), flashtile_abi::variants().len());
+        assert_eq!(ENTRIES.len(), flashtile_abi::operations().count());
         assert_eq!(entry("no such kernel"), None);
     }
 

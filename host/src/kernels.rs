@@ -1,6 +1,6 @@
 //! The kernels that are shipped, and their PTX.
 
-use flashtile_abi::{Variant, variants};
+use flashtile_abi::{Entry, Operation, operations};
 
 use crate::{
     archive,
@@ -11,9 +11,10 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Kernel {
-    /// What it computes and how it is launched; its dynamic shared memory is
-    /// [`Variant::shared_bytes`].
-    pub variant: &'static Variant,
+    /// How it is launched.
+    pub entry: &'static Entry,
+    /// What it computes.
+    pub operation: Operation,
     /// Registers of a thread according to ptxas, if the archive was made where there was one.
     pub registers: Option<u32>,
     /// How many remarks ptxas had on its performance.
@@ -26,10 +27,12 @@ pub struct Kernel {
 
 /// Every kernel there is, with the facts of its machine code.
 pub fn kernels() -> impl Iterator<Item = Kernel> {
-    variants().iter().filter_map(|variant| {
-        let packed = archive::entry(variant.name)?;
+    operations().filter_map(|operation| {
+        let entry = operation.entry();
+        let packed = archive::entry(entry.name)?;
         Some(Kernel {
-            variant,
+            entry,
+            operation,
             registers: packed.registers,
             notes: packed.notes,
             ptx_bytes: packed.ptx_bytes,
@@ -39,20 +42,20 @@ pub fn kernels() -> impl Iterator<Item = Kernel> {
 }
 
 /// The kernel of that name.
-pub fn kernel(name: &str) -> Option<&'static Variant> {
-    variants().iter().find(|variant| variant.name == name)
+pub fn kernel(name: &str) -> Option<Operation> {
+    operations().find(|operation| operation.entry().name == name)
 }
 
 /// The PTX text of a kernel, from the archive inside this library.
 ///
 /// # Errors
 /// [`Error::Archive`] if the archive has none, or is damaged.
-pub fn ptx(variant: &Variant) -> Result<String> {
+pub fn ptx(kernel: &Entry) -> Result<String> {
     let missing = |reason: String| Error::Archive {
-        variant: variant.name.into(),
+        variant: kernel.name.into(),
         reason,
     };
-    let packed = archive::entry(variant.name)
+    let packed = archive::entry(kernel.name)
         .ok_or_else(|| missing("this library was built with other kernels".into()))?;
     packed.ptx().map_err(|error| missing(error.to_string()))
 }
@@ -63,10 +66,10 @@ mod tests {
 
     #[test]
     fn every_variant_is_listed_with_its_facts() {
-        assert!(kernels().map(|kernel| kernel.variant).eq(variants()));
+        assert!(kernels().map(|kernel| kernel.operation).eq(operations()));
         for listed in kernels() {
-            assert_eq!(kernel(listed.variant.name), Some(listed.variant));
-            assert_eq!(ptx(listed.variant).unwrap().len(), listed.ptx_bytes);
+            assert_eq!(kernel(listed.entry.name), Some(listed.operation));
+            assert_eq!(ptx(listed.entry).unwrap().len(), listed.ptx_bytes);
         }
         assert_eq!(kernel("no such kernel"), None);
     }

@@ -55,6 +55,7 @@ mod problem;
 pub mod reference;
 mod run;
 mod scales;
+pub mod serving;
 
 #[cfg(feature = "cuda")]
 pub use device::cuda::CudaDevice;
@@ -65,8 +66,9 @@ pub use device::{
 };
 pub use error::{Error, ErrorClass, Result};
 pub use flashtile_abi::{
-    Algorithm, Arch, AttentionParams, DType, HopperParams, ScaleView, Schedule, ScoreModKind,
-    TensorMap, Variant,
+    Algorithm, Arch, AttentionParams, DType, Entry, HopperParams, MergeParams, MergeVariant,
+    Operation, ScaleView, Schedule, ScoreModKind, ServingParams, ServingVariant, TensorMap,
+    Variant, variants,
 };
 pub use kernels::{Kernel, kernel, kernels, ptx};
 pub use layout::TensorLayout;

@@ -84,7 +84,8 @@ fn a_sample_of_all_mutants_is_noticed() {
 #[test]
 fn the_unchanged_kernels_are_not_noticed() {
     for name in SMALLEST {
-        let subject = Subject::new(flashtile::kernel(name).unwrap(), &sanitizing()).unwrap();
+        let variant = variants().iter().find(|variant| variant.name == name);
+        let subject = Subject::new(variant.unwrap(), &sanitizing()).unwrap();
         let early = Options {
             async_copies: AsyncTiming::Early,
             ..Options::default()

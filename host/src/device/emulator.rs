@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use flashtile_abi::{DType, TensorMap, Variant};
+use flashtile_abi::{DType, Entry, TensorMap};
 pub use flashtile_emulator::{BlockOrder, Finding, Options, Report, Rule, Schedule, Site, Stats};
 use flashtile_emulator::{
     ElementType, Emulator, Launch, LaunchError, MemoryError, Module, Swizzle,
@@ -98,21 +98,21 @@ impl EmulatorDevice {
     }
 
     /// The kernel's module, parsed at the first use.
-    fn module(&self, variant: &'static Variant) -> Result<Arc<Module>> {
+    fn module(&self, kernel: &'static Entry) -> Result<Arc<Module>> {
         let mut state = self.state();
-        if let Some(module) = state.modules.get(variant.name) {
+        if let Some(module) = state.modules.get(kernel.name) {
             return Ok(Arc::clone(module));
         }
         let fault = |reason: String| Error::Fault {
-            context: variant.name.into(),
+            context: kernel.name.into(),
             reason,
         };
-        let module = match state.overrides.get(variant.name) {
+        let module = match state.overrides.get(kernel.name) {
             Some(ptx) => Module::parse(ptx),
-            None => Module::parse(&crate::kernels::ptx(variant)?),
+            None => Module::parse(&crate::kernels::ptx(kernel)?),
         };
         let module = module.map_err(|error| fault(error.to_string()))?;
-        if module.entry(variant.name).is_none() {
+        if module.entry(kernel.name).is_none() {
             let known: Vec<_> = module.entries().map(|entry| entry.name.as_str()).collect();
             return Err(fault(format!(
                 "no such entry point in the PTX, which has {known:?}"
@@ -120,10 +120,10 @@ impl EmulatorDevice {
         }
         // An instruction that the emulator does not know is found here rather than at the first launch.
         module
-            .decode(variant.name)
+            .decode(kernel.name)
             .map_err(|error| fault(error.to_string()))?;
         let module = Arc::new(module);
-        state.modules.insert(variant.name, Arc::clone(&module));
+        state.modules.insert(kernel.name, Arc::clone(&module));
         Ok(module)
     }
 }
@@ -210,25 +210,25 @@ impl Device for EmulatorDevice {
             .map_err(memory("fill"))
     }
 
-    fn load(&self, variant: &'static Variant) -> Result<()> {
-        self.module(variant).map(drop)
+    fn load(&self, kernel: &'static Entry) -> Result<()> {
+        self.module(kernel).map(drop)
     }
 
-    unsafe fn override_ptx(&self, variant: &'static Variant, ptx: &str) -> Result<()> {
+    unsafe fn override_ptx(&self, kernel: &'static Entry, ptx: &str) -> Result<()> {
         let mut state = self.state();
-        super::check_override(variant, state.modules.contains_key(variant.name))?;
-        state.overrides.insert(variant.name, ptx.into());
+        super::check_override(kernel, state.modules.contains_key(kernel.name))?;
+        state.overrides.insert(kernel.name, ptx.into());
         Ok(())
     }
 
     unsafe fn launch(
         &self,
-        variant: &'static Variant,
+        kernel: &'static Entry,
         config: &LaunchConfig,
         params: &[u8],
         _stream: Stream,
     ) -> Result<()> {
-        let module = self.module(variant)?;
+        let module = self.module(kernel)?;
         let launch = Launch {
             grid: config.grid,
             block: config.block,
@@ -236,15 +236,15 @@ impl Device for EmulatorDevice {
             dynamic_shared: config.shared_bytes,
             params,
         };
-        let stats = self.emulator.launch(&module, variant.name, &launch);
+        let stats = self.emulator.launch(&module, kernel.name, &launch);
         let stats = stats.map_err(|error| match error {
             LaunchError::Memory(error) => memory("launch")(error),
             LaunchError::Findings(report) => Error::Findings {
-                context: variant.name.into(),
+                context: kernel.name.into(),
                 report,
             },
             other => Error::Fault {
-                context: variant.name.into(),
+                context: kernel.name.into(),
                 reason: other.to_string(),
             },
         })?;
@@ -278,7 +278,7 @@ impl Device for EmulatorDevice {
             .map_err(memory("first_unwritten"))
     }
 
-    fn unwritten(&self, variant: &'static Variant, message: String) -> Error {
+    fn unwritten(&self, kernel: &'static Entry, message: String) -> Error {
         let finding = Finding {
             rule: Rule::OutputNotWritten,
             message,
@@ -287,7 +287,7 @@ impl Device for EmulatorDevice {
             count: 1,
         };
         Error::Findings {
-            context: variant.name.into(),
+            context: kernel.name.into(),
             report: Box::new(Report {
                 findings: vec![finding],
                 more: 0,

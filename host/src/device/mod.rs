@@ -10,7 +10,7 @@ mod tensor_map;
 
 use std::ffi::c_void;
 
-use flashtile_abi::{Arch, TensorMap, Variant};
+use flashtile_abi::{Arch, Entry, TensorMap};
 
 pub use buffer::DeviceBuffer;
 pub use tensor_map::TensorMapSpec;
@@ -159,7 +159,7 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// [`Error::Archive`](crate::Error::Archive) without PTX for it, and
     /// [`Error::Fault`](crate::Error::Fault) with the compiler's log if the device's compiler refuses it.
-    fn load(&self, variant: &'static Variant) -> Result<()>;
+    fn load(&self, kernel: &'static Entry) -> Result<()>;
 
     /// Makes this device run the given PTX text for a kernel, instead of the archive's. The text
     /// needs an entry point of the kernel's name. It is loaded at the next use.
@@ -170,7 +170,7 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// # Safety
     /// The entry point takes the kernel's parameter block and accesses no memory that the kernel
     /// would not. (The emulator checks that itself.)
-    unsafe fn override_ptx(&self, variant: &'static Variant, ptx: &str) -> Result<()>;
+    unsafe fn override_ptx(&self, kernel: &'static Entry, ptx: &str) -> Result<()>;
 
     /// Enqueues a kernel with its parameter block.
     ///
@@ -183,7 +183,7 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// is a live stream of the device.
     unsafe fn launch(
         &self,
-        variant: &'static Variant,
+        kernel: &'static Entry,
         config: &LaunchConfig,
         params: &[u8],
         stream: Stream,
@@ -227,9 +227,9 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     }
 
     /// The error that a kernel left part of an output unwritten.
-    fn unwritten(&self, variant: &'static Variant, message: String) -> crate::Error {
+    fn unwritten(&self, kernel: &'static Entry, message: String) -> crate::Error {
         crate::Error::Fault {
-            context: variant.name.into(),
+            context: kernel.name.into(),
             reason: message,
         }
     }
@@ -237,12 +237,12 @@ pub trait Device: Send + Sync + std::fmt::Debug {
 
 /// Refuses to replace the PTX of a kernel that is loaded.
 #[cfg(any(feature = "cuda", feature = "emulator"))]
-pub(crate) fn check_override(variant: &Variant, loaded: bool) -> Result<()> {
+pub(crate) fn check_override(kernel: &Entry, loaded: bool) -> Result<()> {
     if loaded {
         return Err(crate::Error::bad(
             "ptx",
             "text for a kernel that is not loaded yet",
-            format!("text for {}, which is", variant.name),
+            format!("text for {}, which is", kernel.name),
         ));
     }
     Ok(())

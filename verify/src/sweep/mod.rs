@@ -9,7 +9,7 @@ mod class;
 
 use std::collections::{BTreeMap, HashSet};
 
-use flashtile::Variant;
+use flashtile::{Variant, variants};
 
 use crate::case::Case;
 
@@ -24,7 +24,7 @@ pub fn of_variant(variant: &'static Variant) -> Vec<Case> {
 
 /// Every variant through every class.
 pub fn full() -> Vec<Case> {
-    unique(flashtile::kernels().flat_map(|kernel| of_variant(kernel.variant)))
+    unique(variants().iter().flat_map(of_variant))
 }
 
 /// Every variant once at its own head dimensions, and every class with every tenth of the variants that it applies to: with one at
@@ -32,7 +32,7 @@ pub fn full() -> Vec<Case> {
 pub fn quick() -> Vec<Case> {
     let classes = Class::all().into_iter().enumerate();
     unique(classes.flat_map(|(turn, class)| {
-        let variants = flashtile::kernels().map(|kernel| kernel.variant);
+        let variants = variants().iter();
         let variants: Vec<_> = variants.filter(|variant| class.applies(variant)).collect();
         let step = variants.len().clamp(1, 10);
         let some = variants.into_iter().enumerate();
@@ -76,10 +76,10 @@ impl Coverage {
     /// Every variant of the library with every class that applies to it and has had no case.
     pub fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
-        for kernel in flashtile::kernels() {
+        for variant in variants() {
             for class in Class::all() {
-                if class.applies(kernel.variant) && self.count(kernel.variant, class) == 0 {
-                    missing.push(format!("{}: no case of {class}", kernel.variant.name));
+                if class.applies(variant) && self.count(variant, class) == 0 {
+                    missing.push(format!("{}: no case of {class}", variant.name));
                 }
             }
         }

@@ -11,7 +11,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use flashtile_abi::{DType, TensorMap, Variant};
+use flashtile_abi::{DType, Entry, TensorMap};
 
 use self::driver::{Driver, Handle, LaunchAttribute, LaunchAttributes, Ordinal, codes};
 pub use self::raw::{RawModule, TensorMapArguments};
@@ -288,22 +288,22 @@ impl CudaDevice {
     }
 
     /// The kernel, compiled at the first use. The device's context must be current.
-    fn loaded(&self, variant: &'static Variant) -> Result<Loaded> {
+    fn loaded(&self, kernel: &'static Entry) -> Result<Loaded> {
         let mut state = self.state();
-        if let Some(&loaded) = state.modules.get(variant.name) {
+        if let Some(&loaded) = state.modules.get(kernel.name) {
             return Ok(loaded);
         }
-        let module = match state.overrides.get(variant.name) {
-            Some(ptx) => self.compile(variant.name, ptx)?,
-            None => self.compile(variant.name, &crate::kernels::ptx(variant)?)?,
+        let module = match state.overrides.get(kernel.name) {
+            Some(ptx) => self.compile(kernel.name, ptx)?,
+            None => self.compile(kernel.name, &crate::kernels::ptx(kernel)?)?,
         };
-        let function = self.function(module, variant.name, variant.shared_bytes);
+        let function = self.function(module, kernel.name, kernel.shared_bytes);
         let function = function.inspect_err(|_| {
             // SAFETY: the module was just loaded in this context, and nothing of it is in use.
             let _ = unsafe { self.driver.module_unload(module) };
         })?;
         let loaded = Loaded { module, function };
-        state.modules.insert(variant.name, loaded);
+        state.modules.insert(kernel.name, loaded);
         Ok(loaded)
     }
 
@@ -490,27 +490,27 @@ impl Device for CudaDevice {
         self.finish_default_stream()
     }
 
-    fn load(&self, variant: &'static Variant) -> Result<()> {
+    fn load(&self, kernel: &'static Entry) -> Result<()> {
         let _pushed = self.push()?;
-        self.loaded(variant).map(drop)
+        self.loaded(kernel).map(drop)
     }
 
-    unsafe fn override_ptx(&self, variant: &'static Variant, ptx: &str) -> Result<()> {
+    unsafe fn override_ptx(&self, kernel: &'static Entry, ptx: &str) -> Result<()> {
         let mut state = self.state();
-        super::check_override(variant, state.modules.contains_key(variant.name))?;
-        state.overrides.insert(variant.name, ptx.into());
+        super::check_override(kernel, state.modules.contains_key(kernel.name))?;
+        state.overrides.insert(kernel.name, ptx.into());
         Ok(())
     }
 
     unsafe fn launch(
         &self,
-        variant: &'static Variant,
+        kernel: &'static Entry,
         config: &LaunchConfig,
         params: &[u8],
         stream: Stream,
     ) -> Result<()> {
         let _pushed = self.push()?;
-        let loaded = self.loaded(variant)?;
+        let loaded = self.loaded(kernel)?;
         // One parameter, passed by value: the driver reads as many bytes as the entry point declares.
         let mut kernel_params = [params.as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: the function belongs to this context; the caller vouches that `params` is the

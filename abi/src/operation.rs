@@ -1,0 +1,79 @@
+//! All kernels in one list.
+
+use crate::{
+    serving::{MergeVariant, ServingVariant, merge_variants, serving_variants},
+    tile::DType,
+    variant::{Entry, Variant, variants},
+};
+
+/// A kernel, by what it computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Attention over dense tensors.
+    Attention(&'static Variant),
+    /// Attention for inference engines.
+    Serving(&'static ServingVariant),
+    /// Partial results made one.
+    Merge(&'static MergeVariant),
+}
+
+impl Operation {
+    /// The entry point.
+    pub fn entry(&self) -> &'static Entry {
+        match self {
+            Self::Attention(variant) => &variant.entry,
+            Self::Serving(variant) => &variant.entry,
+            Self::Merge(variant) => &variant.entry,
+        }
+    }
+
+    /// What it computes, in a word.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Attention(variant) => variant.algorithm.as_str(),
+            Self::Serving(variant) => variant.sharing.as_str(),
+            Self::Merge(_) => "merge",
+        }
+    }
+
+    /// Type of the elements.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::Attention(variant) => variant.tile.dtype,
+            Self::Serving(variant) => variant.tile.dtype,
+            Self::Merge(variant) => variant.dtype,
+        }
+    }
+
+    /// Largest head_dim_qk and head_dim_v, where it has such.
+    pub fn head_dims(&self) -> Option<(u32, u32)> {
+        let tile = match self {
+            Self::Attention(variant) => &variant.tile,
+            Self::Serving(variant) => &variant.tile,
+            Self::Merge(_) => return None,
+        };
+        Some((tile.head_dim_qk, tile.head_dim_v))
+    }
+}
+
+/// Every kernel there is.
+pub fn operations() -> impl Iterator<Item = Operation> {
+    let dense = variants().iter().map(Operation::Attention);
+    let serving = serving_variants().iter().map(Operation::Serving);
+    let merge = merge_variants().iter().map(Operation::Merge);
+    dense.chain(serving).chain(merge)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names: Vec<_> = operations().map(|it| it.entry().name).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}
