@@ -80,6 +80,7 @@ impl TileShape {
         };
         let tile = Self {
             dtype,
+            kv_dtype: dtype,
             block_m: WARPGROUP_ROWS * warpgroups / v_splits,
             block_n,
             head_dim_qk,

@@ -3,7 +3,7 @@
 use crate::{
     divide::Divisor,
     mask::Band,
-    params::{LseView, TensorView},
+    params::{LseView, ScaleView, TensorView},
     tile::{DType, TileShape},
     variant::{Arch, Entry},
 };
@@ -136,6 +136,10 @@ pub struct ServingParams {
     pub k_lengths: Lengths,
     /// Pages of keys and values.
     pub pages: Pages,
+    /// Scales of keys, by key/value head: for 8-bit keys. `shift` is unused.
+    pub k_scale: ScaleView,
+    /// Scales of values, as those of keys.
+    pub v_scale: ScaleView,
     /// Slopes of ALiBi: slope * -|distance of the key from the query's own| is added to the score.
     pub alibi: HeadView,
     /// Logits of sinks: keys that every row sees, whose values are 0.
@@ -305,27 +309,39 @@ impl core::ops::Deref for MergeVariant {
     }
 }
 
-/// Calls `$callback! { (name Sharing DType head_dim_qk head_dim_v) ... }`: the serving kernels.
+/// Calls `$callback! { (name Sharing DType DType of keys and values head_dim_qk head_dim_v) ... }`: the serving kernels.
 #[macro_export]
 macro_rules! for_each_serving_variant {
     ($callback:ident) => {
         $callback! {
-            (serving_f16_d64_sm80 Rows F16 64 64)
-            (serving_f16_d128_sm80 Rows F16 128 128)
-            (serving_f16_d192x128_sm80 Rows F16 192 128)
-            (serving_f16_d256_sm80 Rows F16 256 256)
-            (serving_bf16_d64_sm80 Rows Bf16 64 64)
-            (serving_bf16_d128_sm80 Rows Bf16 128 128)
-            (serving_bf16_d192x128_sm80 Rows Bf16 192 128)
-            (serving_bf16_d256_sm80 Rows Bf16 256 256)
-            (decode_f16_d64_sm80 Keys F16 64 64)
-            (decode_f16_d128_sm80 Keys F16 128 128)
-            (decode_f16_d192x128_sm80 Keys F16 192 128)
-            (decode_f16_d256_sm80 Keys F16 256 256)
-            (decode_bf16_d64_sm80 Keys Bf16 64 64)
-            (decode_bf16_d128_sm80 Keys Bf16 128 128)
-            (decode_bf16_d192x128_sm80 Keys Bf16 192 128)
-            (decode_bf16_d256_sm80 Keys Bf16 256 256)
+            (serving_f16_d64_sm80 Rows F16 F16 64 64)
+            (serving_f16_d128_sm80 Rows F16 F16 128 128)
+            (serving_f16_d192x128_sm80 Rows F16 F16 192 128)
+            (serving_f16_d256_sm80 Rows F16 F16 256 256)
+            (serving_bf16_d64_sm80 Rows Bf16 Bf16 64 64)
+            (serving_bf16_d128_sm80 Rows Bf16 Bf16 128 128)
+            (serving_bf16_d192x128_sm80 Rows Bf16 Bf16 192 128)
+            (serving_bf16_d256_sm80 Rows Bf16 Bf16 256 256)
+            (decode_f16_d64_sm80 Keys F16 F16 64 64)
+            (decode_f16_d128_sm80 Keys F16 F16 128 128)
+            (decode_f16_d192x128_sm80 Keys F16 F16 192 128)
+            (decode_f16_d256_sm80 Keys F16 F16 256 256)
+            (decode_bf16_d64_sm80 Keys Bf16 Bf16 64 64)
+            (decode_bf16_d128_sm80 Keys Bf16 Bf16 128 128)
+            (decode_bf16_d192x128_sm80 Keys Bf16 Bf16 192 128)
+            (decode_bf16_d256_sm80 Keys Bf16 Bf16 256 256)
+            (serving_f16_e4m3_d64_sm80 Rows F16 E4m3 64 64)
+            (serving_f16_e4m3_d128_sm80 Rows F16 E4m3 128 128)
+            (serving_f16_e4m3_d256_sm80 Rows F16 E4m3 256 256)
+            (serving_bf16_e4m3_d64_sm80 Rows Bf16 E4m3 64 64)
+            (serving_bf16_e4m3_d128_sm80 Rows Bf16 E4m3 128 128)
+            (serving_bf16_e4m3_d256_sm80 Rows Bf16 E4m3 256 256)
+            (decode_f16_e4m3_d64_sm80 Keys F16 E4m3 64 64)
+            (decode_f16_e4m3_d128_sm80 Keys F16 E4m3 128 128)
+            (decode_f16_e4m3_d256_sm80 Keys F16 E4m3 256 256)
+            (decode_bf16_e4m3_d64_sm80 Keys Bf16 E4m3 64 64)
+            (decode_bf16_e4m3_d128_sm80 Keys Bf16 E4m3 128 128)
+            (decode_bf16_e4m3_d256_sm80 Keys Bf16 E4m3 256 256)
         }
     };
 }
@@ -343,9 +359,9 @@ macro_rules! for_each_merge_variant {
 }
 
 macro_rules! serving_table {
-    ($(($name:ident $sharing:ident $dtype:ident $dqk:literal $dv:literal))*) => {
+    ($(($name:ident $sharing:ident $dtype:ident $kv:ident $dqk:literal $dv:literal))*) => {
         const SERVING: &[ServingVariant] = &[$({
-            let tile = TileShape::serving(Sharing::$sharing, DType::$dtype, $dqk, $dv);
+            let tile = TileShape::serving(Sharing::$sharing, DType::$dtype, DType::$kv, $dqk, $dv);
             ServingVariant {
                 entry: Entry {
                     name: stringify!($name),
@@ -408,6 +424,7 @@ mod tests {
                 + partial
                 + 2 * lengths
                 + pages
+                + 2 * size_of::<ScaleView>()
                 + 2 * head
                 + 2 * pair
                 + 3 * 8
@@ -438,7 +455,11 @@ mod tests {
                 false => format!("d{qk}x{v}"),
             };
             let (sharing, dtype) = (variant.sharing.as_str(), tile.dtype.as_str());
-            assert_eq!(variant.name, format!("{sharing}_{dtype}_{dim}_sm80"));
+            let kv = match tile.kv_dtype == tile.dtype {
+                true => String::new(),
+                false => format!("_{}", tile.kv_dtype.as_str()),
+            };
+            assert_eq!(variant.name, format!("{sharing}_{dtype}{kv}_{dim}_sm80"));
         }
         for variant in merge_variants() {
             assert_eq!(

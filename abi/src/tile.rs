@@ -45,8 +45,10 @@ pub const SM80_SHARED_CAPACITY: u32 = 99 * 1024;
 /// Shape of the work of one thread block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TileShape {
-    /// Element type in shared memory.
+    /// Element type of queries and output; of keys and values too, but where `kv_dtype` says otherwise.
     pub dtype: DType,
+    /// Element type of keys and values in shared memory.
+    pub kv_dtype: DType,
     /// Query rows of a block.
     pub block_m: u32,
     /// Key rows of a tile.
@@ -113,6 +115,7 @@ impl TileShape {
         };
         let tile = Self {
             dtype,
+            kv_dtype: dtype,
             block_m,
             block_n,
             head_dim_qk,
@@ -138,6 +141,7 @@ impl TileShape {
     pub const fn serving(
         sharing: Sharing,
         dtype: DType,
+        kv_dtype: DType,
         head_dim_qk: u32,
         head_dim_v: u32,
     ) -> Self {
@@ -148,12 +152,18 @@ impl TileShape {
             ScoreModKind::OptionalSoftcap,
         );
         let warps = if head_dim_qk <= 128 { 4 } else { 2 };
-        let tile = match sharing {
-            // Masks, pages and packed heads need a few registers more than the dense kernel has left with 64 keys.
-            Sharing::Rows if rows.head_dim_v <= 64 => Self {
-                block_n: 48,
-                ..rows
-            },
+        let mut tile = match sharing {
+            // Masks, pages and packed heads need a few registers more than the dense kernel has left with 64 keys; so do 8-bit keys and
+            // values.
+            Sharing::Rows
+                if rows.head_dim_v <= 64
+                    || rows.block_n == 64 && matches!(kv_dtype, DType::E4m3) =>
+            {
+                Self {
+                    block_n: 48,
+                    ..rows
+                }
+            }
             Sharing::Rows if rows.head_dim_qk > rows.head_dim_v => Self {
                 block_m: 64,
                 ..rows
@@ -168,6 +178,7 @@ impl TileShape {
                 ..rows
             },
         };
+        tile.kv_dtype = kv_dtype;
         assert!(tile.shared().bytes <= SM80_SHARED_CAPACITY);
         assert!(tile.m_frags() * 16 * tile.warps == tile.block_m * tile.key_splits);
         tile
@@ -190,19 +201,35 @@ impl TileShape {
 
     /// Where things lie in shared memory.
     pub const fn shared(&self) -> SharedPlan {
-        let es = self.dtype.bytes();
-        let q_bytes = self.block_m * self.head_dim_qk * es;
-        let k_stage = self.block_n * self.head_dim_qk * es;
-        let v_stage = self.block_n * self.head_dim_v * es;
+        let kv_bytes = self.kv_dtype.bytes();
+        let q_bytes = self.block_m * self.head_dim_qk * self.dtype.bytes();
+        let k_stage = self.block_n * self.head_dim_qk * kv_bytes;
+        let v_stage = self.block_n * self.head_dim_v * kv_bytes;
         let k = q_bytes;
         let v = k + self.stages * k_stage;
+        let bytes = v + self.stages * v_stage;
+        let joined = k + self.join_bytes();
         SharedPlan {
             q: 0,
             k,
             k_stage,
             v,
             v_stage,
-            bytes: v + self.stages * v_stage,
+            bytes: if joined > bytes { joined } else { bytes },
+        }
+    }
+
+    /// Bytes of a row of a warp's outputs, f32, where warps that share rows join them: 32 more than the row has, so that eight rows'
+    /// pairs lie in different banks.
+    pub const fn join_row_bytes(&self) -> u32 {
+        self.head_dim_v * 4 + 32
+    }
+
+    /// Bytes of the outputs of all warps that share rows, in the room of keys and values.
+    const fn join_bytes(&self) -> u32 {
+        match self.key_splits {
+            1 => 0,
+            warps => warps * self.block_m * self.join_row_bytes(),
         }
     }
 }

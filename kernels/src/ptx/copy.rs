@@ -134,6 +134,20 @@ pub unsafe fn ld_shared_u32(src: u32) -> u32 {
     out
 }
 
+/// `ld.shared.v2.u32`
+///
+/// # Safety
+/// As [`ld_shared_u16`].
+#[inline(always)]
+pub unsafe fn ld_shared_v2(src: u32) -> [u32; 2] {
+    let (a, b): (u32, u32);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.shared.v2.u32 {{{}, {}}}, [{}];", out(reg32) a, out(reg32) b, in(reg32) src, options(readonly, nostack));
+    }
+    [a, b]
+}
+
 /// `ld.shared.v4.u32`
 ///
 /// # Safety

@@ -116,6 +116,17 @@ pub fn pack_e4m3x4(x: [f32; 4]) -> u32 {
     out
 }
 
+/// `fma.rn.bf16x2`: a * b + c, each half rounded once.
+#[inline(always)]
+pub fn fma_bf16x2(a: u32, b: u32, c: u32) -> u32 {
+    let out: u32;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("fma.rn.bf16x2 {}, {}, {}, {};", out(reg32) out, in(reg32) a, in(reg32) b, in(reg32) c, options(pure, nomem, nostack));
+    }
+    out
+}
+
 /// `prmt.b32`: the bytes of `a` (0 to 3) and `b` (4 to 7) that the digits of `selector` name, lowest first.
 #[inline(always)]
 pub fn permute_bytes<const SELECTOR: u32>(a: u32, b: u32) -> u32 {

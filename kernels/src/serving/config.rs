@@ -1,5 +1,6 @@
 //! What distinguishes one instance from another.
 
+use super::operands::Cached;
 use super::place::Place;
 use crate::attention::sm80::config::{Config, ConfigExt};
 use crate::element::Scalar;
@@ -69,19 +70,25 @@ impl Crew for Keys {
 }
 
 /// One instance.
-pub trait ServingConfig: Config<Element: Scalar> {
+pub trait ServingConfig: Config<Element: Scalar> + Sized {
+    /// What keys and values are.
+    type Cached: Cached<Self>;
     /// How warps share the work.
     type Crew: Crew;
 }
 
 /// Compile-time facts that follow from a [`ServingConfig`].
-pub trait ServingExt: ServingConfig + ConfigExt + Sized {
+pub trait ServingExt: ServingConfig + ConfigExt {
     /// Keys of a crew's part of a tile.
     const PART_KEYS: u32 = Self::TILE.warp_keys();
+    /// Bytes of a row of K in shared memory.
+    const K_ROW_BYTES: u32 = Self::TILE.head_dim_qk * Self::TILE.kv_dtype.bytes();
+    /// Bytes of a row of V in shared memory.
+    const CACHED_V_ROW_BYTES: u32 = Self::TILE.head_dim_v * Self::TILE.kv_dtype.bytes();
     /// Copy of a crew's part of a K tile.
-    const K_PART: LoadShape = part_shape::<Self>(Self::QK_ROW_BYTES);
+    const K_PART: LoadShape = part_shape::<Self>(Self::K_ROW_BYTES);
     /// Copy of a crew's part of a V tile.
-    const V_PART: LoadShape = part_shape::<Self>(Self::V_ROW_BYTES);
+    const V_PART: LoadShape = part_shape::<Self>(Self::CACHED_V_ROW_BYTES);
     /// Rows that a warp owns are the block's alone, or those of all its warps.
     const WARPS_SHARE_ROWS: bool = matches!(<Self::Crew as Crew>::SHARING, Sharing::Keys);
     /// The types agree with the tile shape; forced by every instance.
@@ -107,7 +114,7 @@ const fn part_shape<C: ServingConfig>(row_bytes: u32) -> LoadShape {
     LoadShape {
         rows: C::TILE.warp_keys(),
         row_bytes,
-        element: C::TILE.dtype.bytes(),
+        element: C::TILE.kv_dtype.bytes(),
         threads: match <C::Crew as Crew>::SHARING {
             Sharing::Rows => C::TILE.threads(),
             Sharing::Keys => 32,

@@ -2,6 +2,7 @@
 
 use super::config::{ServingConfig, ServingExt};
 use super::kernel::State;
+use super::operands::Cached;
 use super::place::Place;
 use crate::attention::sm80::config::ConfigExt;
 use crate::attention::sm80::epilogue::{out_room, store_staged};
@@ -11,7 +12,7 @@ use crate::ptx::{copy, math, sync};
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS, RowVec};
 use core::f32::consts::{LN_2, LOG2_E};
 use flashtile_abi::serving::flags;
-use flashtile_abi::{LseView, TensorView};
+use flashtile_abi::{DType, LseView, TensorView};
 
 /// CTA barriers of [`finish`].
 pub const fn barriers<C: ServingConfig>() -> u32 {
@@ -23,6 +24,11 @@ pub const fn barriers<C: ServingConfig>() -> u32 {
 pub fn finish<C: ServingConfig>(place: &Place<'_>, mut state: State<C>) {
     let inverse_sum = softmax::normalise::<C::Output>(&mut state.stats.sum);
     softmax::scale_rows(&mut state.out, &inverse_sum);
+    if !matches!(C::Cached::DTYPE, DType::F16 | DType::Bf16) {
+        C::Cached::pair_up(&mut state.out);
+        let scale = place.cached_scale::<C>(&place.params.v_scale);
+        softmax::scale_rows(&mut state.out, &[[scale; 2]; MAX_M_FRAGS]);
+    }
     let factor = if place.is_careful() {
         C::Element::CAREFUL_FACTOR
     } else {
@@ -30,11 +36,11 @@ pub fn finish<C: ServingConfig>(place: &Place<'_>, mut state: State<C>) {
     };
     let results = Results::new(place);
     if C::WARPS_SHARE_ROWS {
-        let log2 = log2_sums(&state.stats, place.params.exponent_scale, factor, 1);
+        let log2 = log2_sums(&state.stats, place.exponent_scale(), factor, 1);
         join::<C>(place, &results, &state.out, &log2);
     } else {
         let m_frags = C::Output::M_FRAGS;
-        let log2 = log2_sums(&state.stats, place.params.exponent_scale, factor, m_frags);
+        let log2 = log2_sums(&state.stats, place.exponent_scale(), factor, m_frags);
         store_rows::<C>(place, &results, &mut state.out, &log2);
     }
 }
@@ -225,7 +231,7 @@ fn store_rows<C: ServingConfig>(
                 let base = results.row(place, row);
                 for n in 0..C::Output::N_FRAGS {
                     for i in 0..2 {
-                        let column = 8 * n as u32 + 2 * (place.lane % 4) + i as u32;
+                        let column = C::Cached::pair_column(n, place.lane) + i as u32;
                         if column < params.head_dim_v {
                             let dst = base.wrapping_add(column as u64 * 4);
                             // SAFETY: the element exists, 4-byte aligned.
@@ -246,6 +252,7 @@ fn store_rows<C: ServingConfig>(
         (place.rows() - begin).min(C::WARP_ROWS as i32),
         params.head_dim_v,
         place.has(flags::OUT_ALIGNED),
+        |n| C::Cached::pair_column(n, place.lane),
         |row| results.row(place, begin + row as i32),
     );
 }
@@ -264,20 +271,15 @@ struct Parts {
 impl Parts {
     #[inline(always)]
     fn new<C: ServingConfig>(place: &Place<'_>) -> Self {
-        // 32 bytes more than a row has: eight rows' pairs then lie in different banks.
-        let row_bytes = C::TILE.head_dim_v * 4 + 32;
         let plan = C::TILE.shared();
         const {
-            let row_bytes = C::TILE.head_dim_v * 4 + 32;
-            let plan = C::TILE.shared();
-            let fits = plan.k + C::TILE.warps * ROWS * row_bytes <= plan.bytes
-                && C::TILE.warps * ROWS * 4 <= plan.k;
+            let fits = C::TILE.block_m == ROWS && C::TILE.warps * ROWS * 4 <= C::TILE.shared().k;
             // (Compiled for the others too, and never run.)
             assert!(fits || !C::WARPS_SHARE_ROWS);
         }
         Self {
             outputs: place.smem + plan.k,
-            row_bytes,
+            row_bytes: C::TILE.join_row_bytes(),
             logarithms: place.smem + plan.q,
         }
     }
@@ -310,7 +312,7 @@ fn join<C: ServingConfig>(place: &Place<'_>, results: &Results, out: &C::Output,
         }
         for n in 0..C::Output::N_FRAGS {
             let frag = out.frag(0, n);
-            let dst = parts.output(place.warp, row, 8 * n as u32 + 2 * (place.lane % 4));
+            let dst = parts.output(place.warp, row, C::Cached::pair_column(n, place.lane));
             let pair = [frag[2 * half].to_bits(), frag[2 * half + 1].to_bits()];
             // SAFETY: inside the block's shared memory, 8-byte aligned.
             unsafe { copy::st_shared_v2(dst, pair) };
@@ -346,7 +348,12 @@ fn join<C: ServingConfig>(place: &Place<'_>, results: &Results, out: &C::Output,
     } else {
         C::TILE.dtype.bytes()
     };
-    let whole = results.partial || place.has(flags::OUT_ALIGNED);
+    // Partial outputs have no gaps: rows are 16-byte aligned if they are as long.
+    let whole = if results.partial {
+        params.head_dim_v.is_multiple_of(4)
+    } else {
+        place.has(flags::OUT_ALIGNED)
+    };
     let mut column = 4 * member;
     while column < params.head_dim_v {
         let mut values = [0.0; 4];

@@ -2,6 +2,7 @@
 //! [`flashtile_abi::for_each_merge_variant!`], and nothing else.
 
 use super::config::{Crew, Keys, Rows, ServingConfig, ServingExt};
+use super::operands::{Cached, E4m3, FoursInRegisters, FoursInSharedMemory, Same};
 use super::{kernel, merge};
 use crate::attention::score_mod;
 use crate::attention::sm80::config::Config;
@@ -12,17 +13,30 @@ use flashtile_abi::{DType, MergeParams, ServingParams, Sharing, TileShape};
 
 /// Queries stay in registers where there are registers to spare.
 macro_rules! query {
-    (Keys $element:ty, 64) => { InRegisters<$element, 1, 4> };
-    (Keys $element:ty, 128) => { InRegisters<$element, 1, 8> };
-    ($sharing:ident $element:ty, $dqk:literal) => { InSharedMemory };
+    (Keys E4m3 $element:ty, 64) => { FoursInRegisters<1, 4> };
+    (Keys E4m3 $element:ty, 128) => { FoursInRegisters<1, 8> };
+    ($sharing:ident E4m3 $element:ty, $dqk:literal) => { FoursInSharedMemory };
+    (Keys $kv:ident $element:ty, 64) => { InRegisters<$element, 1, 4> };
+    (Keys $kv:ident $element:ty, 128) => { InRegisters<$element, 1, 8> };
+    ($sharing:ident $kv:ident $element:ty, $dqk:literal) => { InSharedMemory };
+}
+
+/// How keys and values of a type become operands.
+macro_rules! cached {
+    (E4m3) => {
+        E4m3
+    };
+    ($same:ident) => {
+        Same
+    };
 }
 
 macro_rules! instances {
-    ($(($name:ident $sharing:ident $dtype:ident $dqk:tt $dv:tt))*) => { $(
+    ($(($name:ident $sharing:ident $dtype:ident $kv:ident $dqk:tt $dv:tt))*) => { $(
         mod $name {
             use super::*;
 
-            const TILE: TileShape = TileShape::serving(Sharing::$sharing, DType::$dtype, $dqk, $dv);
+            const TILE: TileShape = TileShape::serving(Sharing::$sharing, DType::$dtype, DType::$kv, $dqk, $dv);
 
             struct Instance;
 
@@ -31,11 +45,12 @@ macro_rules! instances {
                 type ScoreMod = score_mod::None;
                 type Scores = RegTile<{ TILE.m_frags() as usize }, { TILE.warp_keys() as usize / 8 }>;
                 type Output = RegTile<{ TILE.m_frags() as usize }, { TILE.head_dim_v as usize / 8 }>;
-                type Query = query!($sharing element::$dtype, $dqk);
+                type Query = query!($sharing $kv element::$dtype, $dqk);
                 const TILE: TileShape = TILE;
             }
 
             impl ServingConfig for Instance {
+                type Cached = cached!($kv);
                 type Crew = $sharing;
             }
 
@@ -43,6 +58,7 @@ macro_rules! instances {
             const _: () = {
                 let () = Instance::FITS;
                 assert!(matches!(<element::$dtype as Element>::DTYPE, DType::$dtype));
+                assert!(matches!(<cached!($kv) as Cached<Instance>>::DTYPE, DType::$kv));
                 assert!(matches!(<$sharing as Crew>::SHARING, Sharing::$sharing));
             };
 

@@ -2,11 +2,11 @@
 
 use super::config::{ServingConfig, ServingExt};
 use super::finish;
+use super::operands::Cached;
 use super::place::Place;
 use super::scores::modify;
 use super::stream::{Consumer, QUERY_BARRIERS, Stream, Tiles, load_query, receive_query};
 use crate::attention::mask::Masking;
-use crate::attention::sm80::pass::{mma_pv, mma_qk};
 use crate::attention::softmax::{self, Care, RowStats};
 use crate::element::Element;
 use crate::ptx::sync;
@@ -33,7 +33,7 @@ impl<C: ServingConfig> State<C> {
 impl<C: ServingConfig> Consumer<C> for State<C> {
     #[inline(always)]
     fn tile<M: Masking>(&mut self, place: &Place<'_>, q: &C::Query, n_begin: i32, tiles: &Tiles) {
-        let mut scores = mma_qk::<C>(place.query_view::<C>(), place.lane, q, tiles.k);
+        let mut scores = C::Cached::scores(place.query_view::<C>(), place.lane, q, tiles.k);
         if M::MASKS && place.has(flags::MODIFIED) {
             modify::<C>(&mut scores, place, n_begin);
         }
@@ -45,9 +45,9 @@ impl<C: ServingConfig> Consumer<C> for State<C> {
             polynomials: 0,
             apart: false,
         };
-        let correction =
-            self.stats
-                .absorb(&mut scores, place.params.exponent_scale, M::exponents(care));
+        let correction = self
+            .stats
+            .absorb(&mut scores, place.exponent_scale(), M::exponents(care));
         // After the first tiles most maxima stay: no row of the warp needs the multiplication by 1.
         let mut grew = false;
         for m in 0..C::Output::M_FRAGS {
@@ -56,7 +56,7 @@ impl<C: ServingConfig> Consumer<C> for State<C> {
         if sync::warp_any(grew) {
             softmax::scale_rows(&mut self.out, &correction);
         }
-        mma_pv::<C>(&mut self.out, &scores, tiles.v, place.lane);
+        C::Cached::weigh(&mut self.out, &scores, tiles.v, place.lane);
     }
 }
 
@@ -90,7 +90,7 @@ pub fn run<C: ServingConfig>(params: &ServingParams) {
             || !sync::cta_any(softmax::is_spoilt(
                 &state.stats,
                 &state.out,
-                params.exponent_scale,
+                place.exponent_scale(),
             ))
         {
             break;

@@ -1,5 +1,5 @@
 //! Attention for inference engines: [`place`] says which sequence, rows and keys a block has, [`stream`] brings its keys and values,
-//! [`scores`] changes and hides scores, [`finish`] makes results of what the warps hold, [`merge`] one of several.
+//! [`operands`] makes operands of them, [`scores`] changes and hides scores, [`finish`] makes results of what the warps hold, [`merge`] one of several.
 //! [`instances`] holds the entry points.
 
 pub mod config;
@@ -8,6 +8,7 @@ pub mod finish;
 pub mod instances;
 pub mod kernel;
 pub mod merge;
+pub mod operands;
 pub mod place;
 pub mod scores;
 pub mod stream;

@@ -1,14 +1,16 @@
 //! Which sequence, rows and keys a block has.
 
 use super::config::{ServingConfig, ServingExt};
+use super::operands::Cached;
 use crate::attention::mask::QueryRows;
 use crate::attention::sm80::config::ConfigExt;
+use crate::element::{F32, Scalar};
 use crate::ptx::math::div_rem;
 use crate::ptx::{copy, special, sync};
 use crate::tile::gather::Rows;
 use crate::tile::smem::{FragmentView, SmemTile};
 use flashtile_abi::serving::{Lengths, RangeView, flags};
-use flashtile_abi::{Band, BlockRange, KeyInterval, ServingParams};
+use flashtile_abi::{Band, BlockRange, KeyInterval, ScaleView, ServingParams};
 
 /// A sequence's tokens in its tensor. Whatever the device's numbers are, inside it.
 #[derive(Clone, Copy)]
@@ -86,6 +88,8 @@ pub struct Place<'a> {
     pub diagonal: i32,
     /// Key tiles the block visits.
     pub range: BlockRange,
+    /// What products of operands must be multiplied by to be those of queries and keys.
+    pub key_scale: f32,
     /// Rows of a warp: the block's, where its warps share them.
     warp_rows: u32,
     /// Whether they do; a constant.
@@ -144,13 +148,38 @@ impl<'a> Place<'a> {
                 full_begin: 0,
                 full_end: 0,
             },
+            key_scale: 1.0,
             warp_rows: C::WARP_ROWS,
             shares_rows: C::WARPS_SHARE_ROWS,
         };
+        it.key_scale = it.cached_scale::<C>(&params.k_scale);
         if it.has_rows() {
             it.range = it.visited::<C>();
         }
         it
+    }
+
+    /// What operands made of keys or values must be multiplied by to be what is meant.
+    #[inline(always)]
+    pub fn cached_scale<C: ServingConfig>(&self, scales: &ScaleView) -> f32 {
+        if scales.ptr == 0 {
+            return C::Cached::FACTOR;
+        }
+        let offset =
+            self.batch as i64 * scales.batch_stride + self.kv_head as i64 * scales.head_stride;
+        // SAFETY: there is a scale for the sequence and head, 4-byte aligned.
+        C::Cached::FACTOR * unsafe { F32::load(scales.ptr.wrapping_add(offset as u64)) }
+    }
+
+    /// Factor from score, as the softmax gets it, to the exponent of two.
+    #[inline(always)]
+    pub fn exponent_scale(&self) -> f32 {
+        let scale = self.params.exponent_scale;
+        if self.has(flags::MODIFIED) {
+            scale
+        } else {
+            scale * self.key_scale
+        }
     }
 
     /// Packed rows of the sequence and head.
@@ -292,11 +321,11 @@ impl<'a> Place<'a> {
     #[inline(always)]
     pub fn query_view<C: ServingConfig>(&self) -> FragmentView {
         let warp = if C::WARPS_SHARE_ROWS { 0 } else { self.warp };
-        SmemTile {
+        let tile = SmemTile {
             base: self.smem + C::TILE.shared().q + warp * C::WARP_ROWS * C::QK_ROW_BYTES,
             row_bytes: C::QK_ROW_BYTES,
-        }
-        .rows_then_chunks(self.lane)
+        };
+        C::Cached::query_view(tile, self.lane)
     }
 
     /// The same place, from which the compiler can't derive addresses ahead of the loop over tiles: they are cheaper to compute anew than

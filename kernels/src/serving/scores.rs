@@ -14,11 +14,11 @@ use flashtile_abi::serving::{PairView, flags};
 pub fn modify<C: ServingConfig>(scores: &mut C::Scores, place: &Place<'_>, n_begin: i32) {
     let params = place.params;
     if params.softcap != 0.0 {
-        replace(scores, |score| {
-            params.softcap * tanh(score * params.cap_scale)
-        });
+        let cap_scale = params.cap_scale * place.key_scale;
+        replace(scores, |score| params.softcap * tanh(score * cap_scale));
     } else {
-        replace(scores, |score| score * params.softmax_scale);
+        let scale = params.softmax_scale * place.key_scale;
+        replace(scores, |score| score * scale);
     }
     if params.alibi.ptr != 0 {
         add_alibi::<C>(scores, place, n_begin);

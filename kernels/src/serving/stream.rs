@@ -98,12 +98,12 @@ impl Tiles {
         let skipped = C::Crew::part(place) * C::PART_KEYS;
         Self {
             k: SmemTile {
-                base: place.smem + plan.k + stage * plan.k_stage + skipped * C::QK_ROW_BYTES,
-                row_bytes: C::QK_ROW_BYTES,
+                base: place.smem + plan.k + stage * plan.k_stage + skipped * C::K_ROW_BYTES,
+                row_bytes: C::K_ROW_BYTES,
             },
             v: SmemTile {
-                base: place.smem + plan.v + stage * plan.v_stage + skipped * C::V_ROW_BYTES,
-                row_bytes: C::V_ROW_BYTES,
+                base: place.smem + plan.v + stage * plan.v_stage + skipped * C::CACHED_V_ROW_BYTES,
+                row_bytes: C::CACHED_V_ROW_BYTES,
             },
         }
     }

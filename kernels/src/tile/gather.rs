@@ -189,17 +189,26 @@ impl<'a> Gather<'a> {
 
     #[inline(always)]
     fn copy_elements(&self, dst: u32, piece: Piece) {
-        let element = |at: u32| {
-            if 2 * at < piece.bytes {
-                let offset = at as i64 * self.view.element_stride;
-                // SAFETY: the element exists, and elements are aligned to their size.
-                unsafe { copy::ld_global_u16(piece.src.wrapping_add(offset as u64)) as u32 }
-            } else {
-                0
-            }
-        };
+        let bytes = self.shape.element;
         for word in 0..special::opaque(4) {
-            let value = element(2 * word) | element(2 * word + 1) << 16;
+            let mut value = 0;
+            for i in 0..4 / bytes {
+                let at = 4 / bytes * word + i;
+                if bytes * at < piece.bytes {
+                    let src = piece
+                        .src
+                        .wrapping_add((at as i64 * self.view.element_stride) as u64);
+                    // SAFETY: the element exists, and elements are aligned to their size.
+                    let element = unsafe {
+                        if bytes == 1 {
+                            copy::ld_global_u8(src)
+                        } else {
+                            copy::ld_global_u16(src)
+                        }
+                    };
+                    value |= (element as u32) << (8 * bytes * i);
+                }
+            }
             // SAFETY: inside the tile, 4-byte aligned.
             unsafe { copy::st_shared_u32(dst + 4 * word, value) };
         }

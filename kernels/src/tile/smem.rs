@@ -59,6 +59,12 @@ impl SmemTile {
         self.view((lane & 7) | (lane >> 4 << 3), (lane >> 3) & 1, 0)
     }
 
+    /// The lane's view of its 8 bytes of 32 in row `lane / 4`: two chunks, of which lane `t` of a quad has the `t`th 8 bytes.
+    #[inline(always)]
+    pub fn eighths(self, lane: u32) -> FragmentView {
+        self.view(lane / 4, lane % 4 / 2, lane % 2 * 8)
+    }
+
     /// The lane's view of 32-bit word `word` (0 to 7) of two chunks, in row `row`.
     #[inline(always)]
     pub fn word(self, row: u32, word: u32) -> FragmentView {

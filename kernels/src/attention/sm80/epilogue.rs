@@ -93,6 +93,7 @@ fn store_out_staged<C: Config>(block: &Block, out: &C::Output, queries_read: boo
         (params.seqlen_q - begin).min(C::WARP_ROWS as i32),
         params.head_dim_v,
         params.flags & flags::OUT_ALIGNED != 0,
+        |n| pair_column(n, block.lane),
         |row| base.wrapping_add(((begin as i64 + row as i64) * params.out.row_stride) as u64),
     );
 }
@@ -107,9 +108,16 @@ pub fn out_room<C: Config>(smem: u32, warp: u32) -> SmemTile {
     }
 }
 
-/// Lays a warp's output out in shared memory, and writes whole 16-byte pieces of rows where rows are `aligned` to them: the first
-/// `rows` rows, `columns` elements of each, to where `row_ptr` says.
+/// First of the two columns that a lane has of accumulator fragment `n`.
 #[inline(always)]
+pub fn pair_column(n: usize, lane: u32) -> u32 {
+    8 * n as u32 + 2 * (lane % 4)
+}
+
+/// Lays a warp's output out in shared memory, each lane's pair of fragment `n` at column `pair_column(n)`, and writes whole 16-byte
+/// pieces of rows where rows are `aligned` to them: the first `rows` rows, `columns` elements of each, to where `row_ptr` says.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub fn store_staged<C: Config>(
     staged: SmemTile,
     lane: u32,
@@ -117,6 +125,7 @@ pub fn store_staged<C: Config>(
     rows: i32,
     columns: u32,
     aligned: bool,
+    pair_column: impl Fn(usize) -> u32,
     row_ptr: impl Fn(u32) -> u64,
 ) {
     let element = C::TILE.dtype.bytes();
@@ -125,7 +134,7 @@ pub fn store_staged<C: Config>(
             let row = (16 * m + 8 * half) as u32 + lane / 4;
             for n in 0..C::Output::N_FRAGS {
                 let frag = out.frag(m, n);
-                let byte = (8 * n as u32 + 2 * (lane % 4)) * element;
+                let byte = pair_column(n) * element;
                 let dst = staged.chunk(row, byte / CHUNK) + byte % CHUNK;
                 C::Element::store_pair(dst, frag[2 * half], frag[2 * half + 1]);
             }
