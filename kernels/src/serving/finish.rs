@@ -171,6 +171,9 @@ impl Sum {
     pub fn ln(&self) -> f32 {
         if self.sum == 0.0 {
             f32::NEG_INFINITY
+        } else if self.top == f32::MAX {
+            // Past f32's range.
+            f32::INFINITY
         } else {
             (self.top + math::lg2(self.sum)) * LN_2
         }
