@@ -40,6 +40,22 @@ impl Heads {
         })
     }
 
+    /// Of one sequence or several, from elements in the order [batch, heads, seqlen, head_dim] without scales.
+    pub fn without_scales(shape: Shape, q: Vec<f32>, k: Vec<f32>, v: Vec<f32>) -> Self {
+        let rows = [
+            shape.heads_q * shape.seqlen_q,
+            shape.heads_kv * shape.seqlen_k,
+            shape.heads_kv * shape.seqlen_k,
+        ];
+        Self {
+            shape,
+            q,
+            k,
+            v,
+            scales: rows.map(|rows| vec![1.0; shape.batch * rows]),
+        }
+    }
+
     /// What query `i` of query head `h` in batch `b` is multiplied by: 1 without scales.
     pub fn query_scale(&self, b: usize, h: usize, i: usize) -> f64 {
         let s = &self.shape;
@@ -127,10 +143,11 @@ fn row_scales(scaled: &ScaledTensor<'_>, scales: &[f32]) -> Result<Vec<f64>> {
 
 /// Runs `row(b, h, i, out_row) -> lse` for every query row, in parallel. Returns out
 /// [batch, seqlen_q, heads_q, head_dim_v] and lse [batch, heads_q, seqlen_q].
-pub(crate) fn per_row<T, F>(shape: &Shape, row: F) -> Result<(Vec<T>, Vec<T>)>
+pub(crate) fn per_row<T, L, F>(shape: &Shape, row: F) -> Result<(Vec<T>, Vec<L>)>
 where
     T: Copy + Default + Send + Sync,
-    F: Fn(usize, usize, usize, &mut [T]) -> T + Sync,
+    L: Copy + Default + Send + Sync,
+    F: Fn(usize, usize, usize, &mut [T]) -> L + Sync,
 {
     let (batch, heads, seqlen, dim) =
         (shape.batch, shape.heads_q, shape.seqlen_q, shape.head_dim_v);
@@ -139,7 +156,7 @@ where
         .try_fold(1usize, |product, &n| product.checked_mul(n));
     let rows = rows.ok_or_else(too_large)?;
     let mut by_head = filled::<T>(rows.checked_mul(dim).ok_or_else(too_large)?)?;
-    let mut lse = filled::<T>(rows)?;
+    let mut lse = filled::<L>(rows)?;
     by_head
         .par_chunks_mut(dim)
         .zip(lse.par_iter_mut())
