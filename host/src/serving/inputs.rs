@@ -31,6 +31,10 @@ pub struct ServingInputs<'a> {
     pub k_used: &'a [i32],
     /// The table of pages. Entries behind a sequence's keys may be anything.
     pub table: &'a [i32],
+    /// Scales of k, as many as [`CacheScales`](super::CacheScales) says; positive and finite.
+    pub k_scale: &'a [f32],
+    /// Scales of v, as those of k.
+    pub v_scale: &'a [f32],
     /// Slopes of ALiBi, [heads_q] or [batch, heads_q]; finite.
     pub alibi: &'a [f32],
     /// Sinks, [heads_q]; finite or -inf.
@@ -50,7 +54,7 @@ impl ServingInputs<'_> {
         let cache = |argument, layout: &CacheLayout| {
             layout
                 .span()
-                .and_then(|n| n.checked_mul(element as usize))
+                .and_then(|n| n.checked_mul(problem.kv_dtype.bytes() as usize))
                 .ok_or_else(|| Error::bad(argument, "a tensor that fits in memory", "a larger one"))
         };
         let bias = match &problem.bias {
@@ -86,6 +90,17 @@ impl ServingInputs<'_> {
             Some(false) => heads_q,
             Some(true) => problem.batch.saturating_mul(heads_q),
         };
+        let scales = problem.kv_scales.count(problem.batch, problem.k.shape[2]);
+        for (argument, numbers) in [("k_scale", self.k_scale), ("v_scale", self.v_scale)] {
+            count(argument, scales, numbers.len())?;
+            if let Some(scale) = numbers.iter().find(|x| !(x.is_finite() && **x > 0.0)) {
+                return Err(Error::bad(
+                    argument,
+                    "positive finite numbers",
+                    scale.to_string(),
+                ));
+            }
+        }
         let sinks = if problem.sink { heads_q } else { 0 };
         count("alibi", slopes, self.alibi.len())?;
         count("sink", sinks, self.sink.len())?;

@@ -1,7 +1,7 @@
 //! Attention as inference engines need it: sequences of their own lengths in one launch, caches in pages, keys split over blocks,
 //! and what models add to scores.
 //!
-//! A [`ServingProblem`] says what there is; [`ServingProblem::plan`] checks it and chooses kernels; [`ServingPlan::launch`] enqueues
+//! A [`CacheScales, ServingProblem`] says what there is; [`CacheScales, ServingProblem::plan`] checks it and chooses kernels; [`ServingPlan::launch`] enqueues
 //! them on addresses in device memory. For tensors in the host's memory, [`attention`] does it all on a device, [`attention_cpu`]
 //! without one.
 
@@ -25,5 +25,5 @@ pub use merge::{MergeInputs, MergePlan, MergePointers, MergeProblem, merge};
 pub use oracle::{attention_f64, compare};
 pub use plan::ServingPlan;
 pub use pointers::ServingPointers;
-pub use problem::{SequenceLengths, ServingProblem, Splits};
+pub use problem::{SequenceLengths, CacheScales, ServingProblem, Splits};
 pub use run::attention;

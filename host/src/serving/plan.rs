@@ -1,7 +1,7 @@
 //! From a problem to a launch.
 
 use flashtile_abi::{
-    Band, Divisor, LseView, MergeParams, ServingParams, ServingVariant, TensorView,
+    Band, Divisor, LseView, MergeParams, ScaleView, ServingParams, ServingVariant, TensorView,
     serving::{
         CacheView, HeadView, Lengths, Pages, PairView, PartialView, RangeView,
         flags::{
@@ -186,16 +186,26 @@ fn params(problem: &ServingProblem, sizes: &Sizes, tiling: &Tiling) -> Result<Se
         longest: lengths.longest as i32,
     };
     let ranges = problem.ranges.unwrap_or(0);
+    let [of_sequence, of_head] = problem.kv_scales.strides(sizes.heads_kv);
+    let scales = ScaleView {
+        ptr: 0,
+        batch_stride: of_sequence as i64 * 4,
+        head_stride: of_head as i64 * 4,
+        shift: 0,
+        padding: 0,
+    };
     Ok(ServingParams {
         q: view(&problem.q, element),
-        k: cache_view("k", &problem.k, element)?,
-        v: cache_view("v", &problem.v, element)?,
+        k: cache_view("k", &problem.k, problem.kv_dtype.bytes())?,
+        v: cache_view("v", &problem.v, problem.kv_dtype.bytes())?,
         out: view(&problem.out, problem.out_element().bytes()),
         lse,
         partial: partial(problem, lse),
         q_lengths: lengths(&problem.q_lengths, problem.q.shape[1]),
         k_lengths: lengths(&problem.k_lengths, problem.k_room()),
         pages,
+        k_scale: scales,
+        v_scale: scales,
         alibi: HeadView {
             ptr: 0,
             batch_stride: match problem.alibi {
@@ -425,6 +435,8 @@ impl ServingPlan {
         params.k_lengths.starts = pointers.k_starts;
         params.k_lengths.used = pointers.k_used;
         params.pages.table = pointers.table;
+        params.k_scale.ptr = pointers.k_scale;
+        params.v_scale.ptr = pointers.v_scale;
         params.alibi.ptr = pointers.alibi;
         params.bias.ptr = pointers.bias;
         params.mask.ptr = pointers.mask;
@@ -438,7 +450,7 @@ impl ServingPlan {
             ]
         };
         let aligned = |numbers: &[i64]| numbers.iter().all(|x| x % 16 == 0);
-        let element = i64::from(problem.dtype.bytes());
+        let element = i64::from(problem.kv_dtype.bytes());
         let cache = |view: &CacheView| {
             let numbers = [
                 view.ptr as i64,
@@ -534,7 +546,8 @@ impl ServingPointers {
         tensor("out", &problem.out, self.out, out)?;
         for (argument, layout, ptr) in [("k", &problem.k, self.k), ("v", &problem.v, self.v)] {
             let (low, high) = layout.offsets().unwrap_or_default();
-            check_pointer(argument, layout.is_empty(), ptr, element, low, high)?;
+            let bytes = problem.kv_dtype.bytes();
+            check_pointer(argument, layout.is_empty(), ptr, bytes, low, high)?;
         }
         check_wanted("lse", problem.lse, self.lse.is_some())?;
         let sequences = problem.batch;
@@ -544,6 +557,7 @@ impl ServingPointers {
             Some(true) => sequences * heads,
             _ => heads,
         };
+        let scales = problem.kv_scales.count(sequences, problem.k.shape[2]);
         let ranges = 2 * sequences * problem.ranges.unwrap_or(0);
         let (q, k) = (&problem.q_lengths, &problem.k_lengths);
         // Contiguous tensors of four-byte numbers.
@@ -553,6 +567,8 @@ impl ServingPointers {
             ("q_used", q.used, self.q_used, sequences),
             ("k_starts", k.starts, self.k_starts, sequences + 1),
             ("k_used", k.used, self.k_used, sequences),
+            ("k_scale", scales > 0, self.k_scale, scales),
+            ("v_scale", scales > 0, self.v_scale, scales),
             ("alibi", problem.alibi.is_some(), self.alibi, slopes),
             ("sink", problem.sink, self.sink, heads),
             ("ranges", ranges > 0, self.ranges, ranges),

@@ -25,6 +25,10 @@ pub struct ServingPointers {
     pub k_used: u64,
     /// The table of pages, i32 or u32.
     pub table: u64,
+    /// Scales of k, contiguous f32.
+    pub k_scale: u64,
+    /// Scales of v, as those of k.
+    pub v_scale: u64,
     /// Slopes of ALiBi, f32 [heads_q] or [batch, heads_q].
     pub alibi: u64,
     /// Sinks, f32 [heads_q].

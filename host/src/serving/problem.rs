@@ -63,6 +63,10 @@ pub enum Splits {
 pub struct ServingProblem {
     /// Element type of q, k and v: f16 or bf16; on the CPU f32 too.
     pub dtype: DType,
+    /// Element type of k and v: `dtype`, or e4m3 under 16-bit queries.
+    pub kv_dtype: DType,
+    /// How many scales k and v have. Only e4m3 ones have any.
+    pub kv_scales: CacheScales,
     /// Element type of out.
     pub out_dtype: OutDType,
     /// Sequences.
@@ -111,6 +115,41 @@ pub struct ServingProblem {
     pub splits: Splits,
 }
 
+/// How many scales keys have, and values as many: f32, positive and finite. What is meant by an element is the element times its scale.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CacheScales {
+    /// None: elements mean themselves.
+    #[default]
+    None,
+    /// A single one: [1]. (Each layer of a model is a problem of its own.)
+    PerTensor,
+    /// One for each key/value head: [heads_kv].
+    PerHead,
+    /// One for each head of each sequence: [batch, heads_kv].
+    PerSequence,
+}
+
+impl CacheScales {
+    /// How many there are.
+    pub fn count(self, batch: usize, heads_kv: usize) -> usize {
+        match self {
+            Self::None => 0,
+            Self::PerTensor => 1,
+            Self::PerHead => heads_kv,
+            Self::PerSequence => batch.saturating_mul(heads_kv),
+        }
+    }
+
+    /// Numbers from one sequence and from one head to the next.
+    pub(super) fn strides(self, heads_kv: usize) -> [usize; 2] {
+        match self {
+            Self::None | Self::PerTensor => [0, 0],
+            Self::PerHead => [0, 1],
+            Self::PerSequence => [heads_kv, 1],
+        }
+    }
+}
+
 impl SequenceLengths {
     /// Every sequence has so many tokens, and all count.
     pub fn uniform(tokens: usize) -> Self {
@@ -134,6 +173,8 @@ impl ServingProblem {
         let [blocks, rows, heads, _] = q.shape;
         Self {
             dtype,
+            kv_dtype: dtype,
+            kv_scales: CacheScales::None,
             out_dtype: OutDType::Same,
             batch,
             q,
@@ -192,6 +233,14 @@ impl ServingProblem {
     #[must_use]
     pub fn out_dtype(mut self, out_dtype: OutDType) -> Self {
         self.out_dtype = out_dtype;
+        self
+    }
+
+    /// Keys and values are of another type than queries: e4m3, with so many scales.
+    #[must_use]
+    pub fn kv_dtype(mut self, dtype: DType, scales: CacheScales) -> Self {
+        self.kv_dtype = dtype;
+        self.kv_scales = scales;
         self
     }
 

@@ -79,6 +79,8 @@ struct Uploaded<'d> {
     k_starts: DeviceBuffer<'d>,
     k_used: DeviceBuffer<'d>,
     table: DeviceBuffer<'d>,
+    k_scale: DeviceBuffer<'d>,
+    v_scale: DeviceBuffer<'d>,
     alibi: DeviceBuffer<'d>,
     sink: DeviceBuffer<'d>,
     bias: DeviceBuffer<'d>,
@@ -98,7 +100,7 @@ impl<'d> Uploaded<'d> {
             DeviceBuffer::from_bytes(device, &bytes[..bytes_of(argument, layout, element)?])
         };
         let cache = |layout: &CacheLayout, bytes: &[u8]| {
-            let span = layout.span().unwrap_or(0) * element as usize;
+            let span = layout.span().unwrap_or(0) * problem.kv_dtype.bytes() as usize;
             DeviceBuffer::from_bytes(device, &bytes[..span])
         };
         let empty = || DeviceBuffer::uninitialized(device, 0);
@@ -115,6 +117,8 @@ impl<'d> Uploaded<'d> {
             k_starts: upload(device, inputs.k_starts)?,
             k_used: upload(device, inputs.k_used)?,
             table: upload(device, &inputs.table[..entries])?,
+            k_scale: upload(device, inputs.k_scale)?,
+            v_scale: upload(device, inputs.v_scale)?,
             alibi: upload(device, inputs.alibi)?,
             sink: upload(device, inputs.sink)?,
             bias: match &problem.bias {
@@ -140,7 +144,7 @@ impl<'d> Uploaded<'d> {
         let element = problem.dtype.bytes();
         let cache = |buffer: &DeviceBuffer<'_>, layout: &CacheLayout| {
             let (low, _) = layout.offsets().unwrap_or_default();
-            let first = (low as u64).wrapping_mul(u64::from(element));
+            let first = (low as u64).wrapping_mul(u64::from(problem.kv_dtype.bytes()));
             buffer.address().wrapping_sub(first)
         };
         let maybe = |buffer: &DeviceBuffer<'_>, layout: Option<(TensorLayout, u32)>| {
@@ -163,6 +167,8 @@ impl<'d> Uploaded<'d> {
             k_starts: self.k_starts.address(),
             k_used: self.k_used.address(),
             table: maybe(&self.table, table),
+            k_scale: self.k_scale.address(),
+            v_scale: self.v_scale.address(),
             alibi: self.alibi.address(),
             sink: self.sink.address(),
             bias: maybe(&self.bias, bias),

@@ -72,8 +72,8 @@ impl<'a> Sequences<'a> {
                 q.extend(at.map(|at| element::read(problem.dtype, inputs.q, at)));
             }
         }
-        let k = self.gather_cache(index, seqlen_k, &problem.k, inputs.k)?;
-        let v = self.gather_cache(index, seqlen_k, &problem.v, inputs.v)?;
+        let k = self.gather_cache(index, seqlen_k, &problem.k, inputs.k, inputs.k_scale)?;
+        let v = self.gather_cache(index, seqlen_k, &problem.v, inputs.v, inputs.v_scale)?;
         let shape = Shape {
             batch: 1,
             seqlen_q,
@@ -93,17 +93,23 @@ impl<'a> Sequences<'a> {
         })
     }
 
-    /// [heads, seqlen, head_dim] of keys or values.
+    /// [heads, seqlen, head_dim] of keys or values, times their scales.
     fn gather_cache(
         &self,
         index: usize,
         seqlen: usize,
         layout: &CacheLayout,
         bytes: &[u8],
+        scales: &[f32],
     ) -> Result<Vec<f32>> {
         let (problem, inputs) = (self.problem, self.inputs);
         let [_, page, heads, dim] = layout.shape;
         let mut values = reserved(&[heads, seqlen, dim])?;
+        let [of_sequence, of_head] = problem.kv_scales.strides(heads);
+        let scale = |head: usize| {
+            let at = index * of_sequence + head * of_head;
+            scales.get(at).copied().unwrap_or(1.0)
+        };
         let low = layout.offsets().map_or(0, |(low, _)| low);
         let columns: Vec<i64> = (0..dim)
             .map(|d| layout.offset([0, 0, 0, d]) - low)
@@ -120,7 +126,7 @@ impl<'a> Sequences<'a> {
                 };
                 let row = layout.offset([block, row, h, 0]);
                 let at = columns.iter().map(|column| (row + column) as usize);
-                values.extend(at.map(|at| element::read(problem.dtype, bytes, at)));
+                values.extend(at.map(|at| scale(h) * element::read(problem.kv_dtype, bytes, at)));
             }
         }
         Ok(values)

@@ -55,7 +55,10 @@ pub(super) fn choose(
     };
     let all = serving::serving_variants().iter();
     let of_kind: Vec<_> = all
-        .filter(|it| it.sharing == sharing && it.tile.dtype == problem.dtype)
+        .filter(|it| {
+            (it.sharing, it.tile.dtype, it.tile.kv_dtype)
+                == (sharing, problem.dtype, problem.kv_dtype)
+        })
         .collect();
     let (qk, v) = (sizes.head_dim_qk, sizes.head_dim_v);
     let dims = |it: &ServingVariant| (it.tile.head_dim_qk, it.tile.head_dim_v);

@@ -4,7 +4,7 @@ use flashtile_abi::{Band, DType};
 
 use super::{
     layout::{CacheLayout, MaskType},
-    problem::{SequenceLengths, ServingProblem},
+    problem::{CacheScales, SequenceLengths, ServingProblem},
 };
 use crate::{
     error::{Error, Result},
@@ -25,6 +25,24 @@ pub(super) struct Sizes {
 pub(super) fn check(problem: &ServingProblem) -> Result<Sizes> {
     if problem.dtype == DType::E4m3 {
         return Err(Error::bad("dtype", "f16, bf16 or f32", "e4m3"));
+    }
+    let narrow = problem.kv_dtype == DType::E4m3 && problem.dtype != DType::F32;
+    if problem.kv_dtype != problem.dtype && !narrow {
+        return Err(Error::bad(
+            "kv_dtype",
+            match problem.dtype {
+                DType::F32 => "f32, as the queries".into(),
+                dtype => format!("{}, as the queries, or e4m3", dtype.as_str()),
+            },
+            problem.kv_dtype.as_str(),
+        ));
+    }
+    if problem.kv_scales != CacheScales::None && !narrow {
+        return Err(Error::bad(
+            "k_scale",
+            "no scales, since keys and values are not e4m3",
+            format!("{:?}", problem.kv_scales),
+        ));
     }
     check_out_dtype(problem.dtype, problem.out_dtype)?;
     let sizes = shapes(problem)?;
@@ -130,8 +148,8 @@ fn shapes(problem: &ServingProblem) -> Result<Sizes> {
 fn layouts(problem: &ServingProblem) -> Result<()> {
     let element = problem.dtype.bytes();
     problem.q.check("q", element)?;
-    problem.k.check("k", element)?;
-    problem.v.check("v", element)?;
+    problem.k.check("k", problem.kv_dtype.bytes())?;
+    problem.v.check("v", problem.kv_dtype.bytes())?;
     problem.out.check("out", problem.out_element().bytes())?;
     problem.out.check_distinct("out")?;
     let Some(pages) = problem.pages else {
