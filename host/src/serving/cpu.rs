@@ -220,7 +220,7 @@ mod tests {
     fn pages_and_lengths() {
         let dtype = DType::F16;
         let (heads_q, heads_kv, dim, page) = (4, 2, 12, 3);
-        let k = CacheLayout::chunked_keys([6, page, heads_kv, dim]);
+        let k = CacheLayout::chunked_keys(DType::F16, [6, page, heads_kv, dim]);
         let v = CacheLayout::transposed([6, page, heads_kv, dim]);
         let q = TensorLayout::contiguous([1, 9, heads_q, dim]);
         let problem = ServingProblem::new(dtype, 2, q, k, v)

@@ -92,16 +92,17 @@ impl CacheLayout {
         }
     }
 
-    /// vLLM's keys of f16 and bf16: [blocks, heads, head_dim / 8, rows, 8] in memory, without gaps.
-    pub fn chunked_keys(shape: [usize; 4]) -> Self {
+    /// vLLM's keys: [blocks, heads, head_dim / x, rows, x] in memory, without gaps, x being the elements of 16 bytes.
+    pub fn chunked_keys(dtype: DType, shape: [usize; 4]) -> Self {
         let [_, rows, heads, dim] = shape.map(|n| i64::try_from(n).unwrap_or(i64::MAX));
-        let piece = CHUNK as i64;
+        let x = 16 / dtype.bytes() as usize;
+        let piece = x as i64;
         let chunk = rows.saturating_mul(piece);
         let head = chunk.saturating_mul(dim / piece + i64::from(dim % piece > 0));
         Self {
             shape,
             strides: [head.saturating_mul(heads), piece, head],
-            chunk: CHUNK,
+            chunk: x,
             chunk_stride: chunk,
             element_stride: 1,
         }

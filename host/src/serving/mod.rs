@@ -25,5 +25,5 @@ pub use merge::{MergeInputs, MergePlan, MergePointers, MergeProblem, merge};
 pub use oracle::{attention_f64, compare};
 pub use plan::ServingPlan;
 pub use pointers::ServingPointers;
-pub use problem::{SequenceLengths, CacheScales, ServingProblem, Splits};
+pub use problem::{CacheScales, SequenceLengths, ServingProblem, Splits};
 pub use run::attention;

@@ -25,8 +25,8 @@ pub struct Built {
     pub tensors: [Vec<u8>; 5],
     /// Starts and used lengths of queries, of keys; table; ranges.
     pub numbers: [Vec<i32>; 6],
-    /// Slopes and sinks.
-    pub floats: [Vec<f32>; 2],
+    /// Slopes, sinks, scales of keys and of values.
+    pub floats: [Vec<f32>; 4],
 }
 
 impl Built {
@@ -76,8 +76,9 @@ impl Built {
                 (blocks, page, Some(table))
             }
         };
-        let k = layout(case.order, true, [blocks, rows, heads_kv, dim_qk]);
-        let v = layout(case.order, false, [blocks, rows, heads_kv, dim_v]);
+        let kv_dtype = case.kv_scales.map_or(case.dtype, |_| DType::E4m3);
+        let k = layout(case.order, true, kv_dtype, [blocks, rows, heads_kv, dim_qk]);
+        let v = layout(case.order, false, kv_dtype, [blocks, rows, heads_kv, dim_v]);
 
         let mut problem = ServingProblem::new(case.dtype, batch, q, k, v)
             .out(out)
@@ -86,6 +87,9 @@ impl Built {
             .lse(true);
         if case.wide_out {
             problem.out_dtype = OutDType::F32;
+        }
+        if let Some(scales) = case.kv_scales {
+            problem = problem.kv_dtype(DType::E4m3, scales);
         }
         problem.causal = case.causal;
         problem.window = case.window;
@@ -137,9 +141,12 @@ impl Built {
     /// The elements of q, k and v. Each sequence has its own seed, so that its numbers do not depend on where it lies.
     fn fill(&mut self, case: &ServingCase, lengths: &[[usize; 2]], starts: [&[usize]; 2]) {
         let (problem, dtype) = (&self.problem, case.dtype);
-        let bytes = |span: Option<usize>| vec![GAP; span.unwrap_or(0) * 2];
-        let mut q = bytes(problem.q.span());
-        let mut caches = [bytes(problem.k.span()), bytes(problem.v.span())];
+        let kv_dtype = problem.kv_dtype;
+        let bytes = |span: Option<usize>, dtype: DType| {
+            vec![GAP; span.unwrap_or(0) * dtype.bytes() as usize]
+        };
+        let mut q = bytes(problem.q.span(), dtype);
+        let mut caches = [problem.k.span(), problem.v.span()].map(|span| bytes(span, kv_dtype));
         for (b, [queries, keys]) in lengths.iter().enumerate() {
             let mut random = Random::new(
                 case.seed ^ ((case.first + b) as u64 + 1).wrapping_mul(0x1234_5678_9abc),
@@ -169,7 +176,7 @@ impl Built {
                     for h in 0..case.heads_kv {
                         for d in 0..layout.shape[3] {
                             let at = layout.index([block, row, h, d]);
-                            element::write(dtype, bytes, at, random.normal());
+                            element::write(kv_dtype, bytes, at, random.normal());
                         }
                     }
                 }
@@ -193,6 +200,10 @@ impl Built {
             Some(true) => batch * heads,
         };
         self.floats[0] = (0..slopes).map(|_| random.uniform() as f32).collect();
+        let scales = problem_scales(case, batch);
+        for at in [2, 3] {
+            self.floats[at] = (0..scales).map(|_| 0.5 + random.uniform() as f32).collect();
+        }
         let sinks = if case.sink { heads } else { 0 };
         self.floats[1] = (0..sinks)
             .map(|_| match random.below(6) {
@@ -243,7 +254,7 @@ impl Built {
     pub fn inputs(&self) -> ServingInputs<'_> {
         let [q, k, v, bias, mask] = &self.tensors;
         let [q_starts, q_used, k_starts, k_used, table, ranges] = &self.numbers;
-        let [alibi, sink] = &self.floats;
+        let [alibi, sink, k_scale, v_scale] = &self.floats;
         ServingInputs {
             q,
             k,
@@ -253,6 +264,8 @@ impl Built {
             k_starts,
             k_used,
             table,
+            k_scale,
+            v_scale,
             alibi,
             sink,
             bias,
@@ -345,6 +358,12 @@ impl Built {
     }
 }
 
+/// How many scales keys have.
+fn problem_scales(case: &ServingCase, batch: usize) -> usize {
+    let scales = case.kv_scales;
+    scales.map_or(0, |scales| scales.count(batch, case.heads_kv))
+}
+
 /// Where sequences of such lengths start, with room for `apart` more after each.
 fn starts(lengths: impl Iterator<Item = usize>, apart: usize) -> Vec<usize> {
     let mut starts = vec![0];
@@ -362,11 +381,11 @@ fn with_gaps(shape: [usize; 4], gap: usize) -> TensorLayout {
     layout
 }
 
-fn layout(order: CacheOrder, keys: bool, shape: [usize; 4]) -> CacheLayout {
+fn layout(order: CacheOrder, keys: bool, dtype: DType, shape: [usize; 4]) -> CacheLayout {
     match (order, keys) {
         (CacheOrder::RowsFirst, _) => CacheLayout::contiguous(shape),
         (CacheOrder::HeadsFirst, _) => CacheLayout::heads_first(shape),
-        (CacheOrder::Chunked, true) => CacheLayout::chunked_keys(shape),
+        (CacheOrder::Chunked, true) => CacheLayout::chunked_keys(dtype, shape),
         (CacheOrder::Chunked, false) => CacheLayout::transposed(shape),
     }
 }

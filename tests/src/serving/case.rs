@@ -2,7 +2,7 @@
 
 use flashtile::{
     CausalAlignment, DType, Window,
-    serving::{BiasType, MaskType, Splits},
+    serving::{BiasType, CacheScales, MaskType, Splits},
 };
 
 /// How queries lie in memory.
@@ -69,6 +69,8 @@ pub struct MaskCase {
 pub struct ServingCase {
     /// Elements.
     pub dtype: DType,
+    /// Keys and values are e4m3, with so many scales.
+    pub kv_scales: Option<CacheScales>,
     /// Outputs are f32.
     pub wide_out: bool,
     /// Key/value heads.
@@ -120,6 +122,7 @@ impl ServingCase {
     pub fn new(dtype: DType, lengths: &[[usize; 2]], dim: usize) -> Self {
         Self {
             dtype,
+            kv_scales: None,
             wide_out: false,
             heads_kv: 1,
             q_per_kv: 1,

@@ -74,6 +74,7 @@ pub fn try_launch(
     let (q_starts, q_used, k_starts, k_used) = (q_starts?, q_used?, k_starts?, k_used?);
     let (table, ranges) = (table?, ranges?);
     let (alibi, sink) = (floats(inputs.alibi)?, floats(inputs.sink)?);
+    let (k_scale, v_scale) = (floats(inputs.k_scale)?, floats(inputs.v_scale)?);
     let span = |layout: &TensorLayout| layout.span().unwrap_or(0);
     let width = problem.out_element().bytes() as usize;
     let out = bytes(&vec![GAP; span(&problem.out) * width])?;
@@ -94,6 +95,8 @@ pub fn try_launch(
         k_starts: k_starts.address(),
         k_used: k_used.address(),
         table: table.address(),
+        k_scale: k_scale.address(),
+        v_scale: v_scale.address(),
         alibi: alibi.address(),
         sink: sink.address(),
         bias: bias.address(),

@@ -2,7 +2,7 @@
 
 use flashtile::{
     CausalAlignment, DType, Window,
-    serving::{BiasType, MaskType, Splits},
+    serving::{BiasType, CacheScales, MaskType, Splits},
 };
 use proptest::{prelude::*, sample::select, test_runner::TestError};
 
@@ -149,17 +149,28 @@ pub fn case(axes: Axes) -> impl Strategy<Value = ServingCase> {
         ),
         prop_oneof![5 => Just(0usize), 1 => 1..=3usize],
     );
+    let kv_scales = maybe(
+        3,
+        select(vec![
+            CacheScales::None,
+            CacheScales::PerTensor,
+            CacheScales::PerHead,
+            CacheScales::PerSequence,
+        ]),
+    );
     let splits = prop_oneof![
         Just(Splits::Auto),
         Just(Splits::One),
         (1..200usize).prop_map(Splits::Keys),
     ];
-    (tensors, masks, splits, any::<u64>()).prop_map(|(tensors, masks, splits, seed)| {
+    let rest = (kv_scales, splits, any::<u64>());
+    (tensors, masks, rest).prop_map(|(tensors, masks, (kv_scales, splits, seed))| {
         let (dtype, wide_out, heads_kv, q_per_kv, dims, lengths, room, queries, place, gap) =
             tensors;
         let (causal, left, right, scale, softcap, alibi, sink, bias, mask, ranges) = masks;
         ServingCase {
             dtype,
+            kv_scales,
             wide_out,
             heads_kv,
             q_per_kv,
