@@ -1,6 +1,7 @@
 //! Shapes and strides of caches, tables of pages, and functions of pairs.
 
 use crate::{
+    DType,
     error::{Error, Result},
     layout::TensorLayout,
 };
