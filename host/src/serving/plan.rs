@@ -117,7 +117,7 @@ fn merge(
 
 impl Workspace {
     fn new(problem: &ServingProblem, splits: u32) -> Result<Self> {
-        let [blocks, rows, heads, dim] = problem.out.shape;
+        let [blocks, rows, heads, dim] = partial_shape(problem);
         let product = |factors: &[usize]| {
             factors
                 .iter()
@@ -292,9 +292,16 @@ fn scores(problem: &ServingProblem) -> Result<Scores> {
     })
 }
 
-/// Partial results without gaps: outputs [splits, blocks, rows, heads, head_dim_v], log-sum-exps as the whole's for each split.
+/// Shape of one part's outputs: kernels write them by 16 bytes, four numbers.
+fn partial_shape(problem: &ServingProblem) -> [usize; 4] {
+    let [blocks, rows, heads, dim] = problem.out.shape;
+    [blocks, rows, heads, dim.next_multiple_of(4)]
+}
+
+/// Partial results: outputs [splits, blocks, rows, heads, head_dim_v], log-sum-exps as the whole's for each split.
 fn partial(problem: &ServingProblem, lse: LseView) -> PartialView {
-    let layout = TensorLayout::contiguous(problem.out.shape);
+    let shape = partial_shape(problem);
+    let layout = TensorLayout::contiguous(shape);
     let rows = |factors: &[usize]| {
         factors
             .iter()
@@ -302,9 +309,9 @@ fn partial(problem: &ServingProblem, lse: LseView) -> PartialView {
     };
     PartialView {
         out: view(&layout, 4),
-        out_stride: rows(&problem.out.shape),
+        out_stride: rows(&shape),
         lse,
-        lse_stride: rows(&problem.out.shape[..3]),
+        lse_stride: rows(&shape[..3]),
     }
 }
 
