@@ -163,8 +163,9 @@ pub fn case(axes: Axes) -> impl Strategy<Value = ServingCase> {
         Just(Splits::One),
         (1..200usize).prop_map(Splits::Keys),
     ];
-    let rest = (kv_scales, splits, any::<u64>());
-    (tensors, masks, rest).prop_map(|(tensors, masks, (kv_scales, splits, seed))| {
+    let spread = prop_oneof![4 => Just(1.0f32), 1 => Just(10.0)];
+    let rest = (kv_scales, splits, spread, any::<u64>());
+    (tensors, masks, rest).prop_map(|(tensors, masks, (kv_scales, splits, spread, seed))| {
         let (dtype, wide_out, heads_kv, q_per_kv, dims, lengths, room, queries, place, gap) =
             tensors;
         let (causal, left, right, scale, softcap, alibi, sink, bias, mask, ranges) = masks;
@@ -195,6 +196,7 @@ pub fn case(axes: Axes) -> impl Strategy<Value = ServingCase> {
             }),
             ranges,
             splits,
+            spread,
             seed,
             first: 0,
         }
