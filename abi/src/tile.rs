@@ -151,19 +151,19 @@ impl TileShape {
             head_dim_v,
             ScoreModKind::OptionalSoftcap,
         );
+        let is_e4m3 = matches!(kv_dtype, DType::E4m3);
         let warps = if head_dim_qk <= 128 { 4 } else { 2 };
         let mut tile = match sharing {
             // Masks, pages and packed heads need a few registers more than the dense kernel has left with 64 keys; so do 8-bit keys and
-            // values.
-            Sharing::Rows
-                if rows.head_dim_v <= 64
-                    || rows.block_n == 64 && matches!(kv_dtype, DType::E4m3) =>
-            {
-                Self {
-                    block_n: 48,
-                    ..rows
-                }
-            }
+            // values, of which 128 threads copy 32 rows of 64 bytes at once.
+            Sharing::Rows if rows.block_n == 64 && (rows.head_dim_v <= 64 || is_e4m3) => Self {
+                block_n: if is_e4m3 && rows.head_dim_v <= 64 {
+                    32
+                } else {
+                    48
+                },
+                ..rows
+            },
             Sharing::Rows if rows.head_dim_qk > rows.head_dim_v => Self {
                 block_m: 64,
                 ..rows

@@ -21,13 +21,13 @@ pub struct ServingInputs<'a> {
     pub k: &'a [u8],
     /// Values.
     pub v: &'a [u8],
-    /// Where sequences of queries start, [batch + 1].
+    /// Where sequences of queries start, `[batch + 1]`.
     pub q_starts: &'a [i32],
-    /// How many queries of each sequence count, [batch].
+    /// How many queries of each sequence count, `[batch]`.
     pub q_used: &'a [i32],
-    /// Where sequences of keys start, [batch + 1].
+    /// Where sequences of keys start, `[batch + 1]`.
     pub k_starts: &'a [i32],
-    /// How many keys of each sequence count, [batch].
+    /// How many keys of each sequence count, `[batch]`.
     pub k_used: &'a [i32],
     /// The table of pages. Entries behind a sequence's keys may be anything.
     pub table: &'a [i32],
@@ -35,9 +35,9 @@ pub struct ServingInputs<'a> {
     pub k_scale: &'a [f32],
     /// Scales of v, as those of k.
     pub v_scale: &'a [f32],
-    /// Slopes of ALiBi, [heads_q] or [batch, heads_q]; finite.
+    /// Slopes of ALiBi, `[heads_q]` or [batch, heads_q]; finite.
     pub alibi: &'a [f32],
-    /// Sinks, [heads_q]; finite or -inf.
+    /// Sinks, `[heads_q]`; finite or -inf.
     pub sink: &'a [f32],
     /// What is added to the scores.
     pub bias: &'a [u8],

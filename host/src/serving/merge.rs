@@ -52,7 +52,7 @@ pub struct MergeProblem {
     pub out: TensorLayout,
     /// Whether the merged log-sum-exp is wanted, f32 [batch, heads, rows]. Those of the parts are f32 [parts, batch, heads, rows].
     pub lse: bool,
-    /// Whether there are sinks that the parts know nothing of, f32 [heads].
+    /// Whether there are sinks that the parts know nothing of, f32 `[heads]`.
     pub sink: bool,
 }
 

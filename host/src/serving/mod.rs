@@ -10,6 +10,7 @@ mod inputs;
 mod layout;
 mod merge;
 mod oracle;
+mod params;
 mod plan;
 mod pointers;
 mod problem;

@@ -94,10 +94,10 @@ pub struct ServingProblem {
     pub scale: Option<f32>,
     /// Soft cap of the scores, before anything is added to them.
     pub softcap: Option<f32>,
-    /// ALiBi (arXiv:2108.12409): `slope * -|distance|` of the key from the query's diagonal is added. Slopes f32 [heads_q], or
+    /// ALiBi (arXiv:2108.12409): `slope * -|distance|` of the key from the query's diagonal is added. Slopes f32 `[heads_q]`, or
     /// [batch, heads_q] if this is true.
     pub alibi: Option<bool>,
-    /// Whether there are sinks, f32 [heads_q]: the logit of a key that every query sees, whose value is 0. It counts in the log-sum-exp,
+    /// Whether there are sinks, f32 `[heads_q]`: the logit of a key that every query sees, whose value is 0. It counts in the log-sum-exp,
     /// which is the sink where a query sees no other key. -inf is none.
     pub sink: bool,
     /// A tensor that is added to the scores. -inf hides the key.

@@ -19,7 +19,7 @@ use crate::{
 /// log-sum-exp that belong to no query that counts are zero.
 ///
 /// # Errors
-/// Whatever [`ServingProblem::plan`], [`ServingProblem::check_metadata`] and [`ServingPlan::launch`] refuse, [`Error::BadInput`] for
+/// Whatever [`ServingProblem::plan`], [`ServingProblem::check_metadata`] and [`ServingPlan::launch`] refuse, [`Error::BadInput`](crate::Error::BadInput) for
 /// slices that are too short, and the device's own errors.
 pub fn attention(
     device: &dyn Device,

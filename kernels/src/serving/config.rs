@@ -95,6 +95,7 @@ pub trait ServingExt: ServingConfig + ConfigExt {
     const FITS: () = {
         let () = Self::CONSISTENT;
         assert!(Self::K_PART.row_steps() as usize <= MAX_ROW_STEPS);
+        assert!(Self::K_PART.is_whole() && Self::V_PART.is_whole());
         // One thread has the same rows of both.
         assert!(Self::K_PART.row_steps() == Self::V_PART.row_steps());
         assert!(

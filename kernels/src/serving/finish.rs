@@ -351,12 +351,7 @@ fn join<C: ServingConfig>(place: &Place<'_>, results: &Results, out: &C::Output,
     } else {
         C::TILE.dtype.bytes()
     };
-    // Partial outputs have no gaps: rows are 16-byte aligned if they are as long.
-    let whole = if results.partial {
-        params.head_dim_v.is_multiple_of(4)
-    } else {
-        place.has(flags::OUT_ALIGNED)
-    };
+    let whole = results.partial || place.has(flags::OUT_ALIGNED);
     let mut column = 4 * member;
     while column < params.head_dim_v {
         let mut values = [0.0; 4];

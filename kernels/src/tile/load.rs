@@ -40,6 +40,12 @@ impl LoadShape {
         self.rows / self.rows_per_step()
     }
 
+    /// Whether the steps make up the tile.
+    pub const fn is_whole(self) -> bool {
+        self.row_steps() * self.rows_per_step() == self.rows
+            && self.column_steps() * self.lanes_per_row() * CHUNK == self.row_bytes
+    }
+
     pub(super) const fn column_steps(self) -> u32 {
         self.row_bytes / CHUNK / self.lanes_per_row()
     }

@@ -3,7 +3,8 @@
 use flashtile::{
     DType, OutDType, Outputs, TensorLayout, element,
     serving::{
-        BiasType, CacheLayout, MaskType, PageTable, PairLayout, ServingInputs, ServingProblem,
+        BiasType, CacheLayout, CacheScales, MaskType, PageTable, PairLayout, ServingInputs,
+        ServingProblem,
     },
 };
 use flashtile_verify::data::Random;
@@ -202,9 +203,17 @@ impl Built {
             Some(true) => batch * heads,
         };
         self.floats[0] = (0..slopes).map(|_| random.uniform() as f32).collect();
+        // Each sequence's are its own, wherever it lies.
         let scales = problem_scales(case, batch);
         for at in [2, 3] {
-            self.floats[at] = (0..scales).map(|_| 0.5 + random.uniform() as f32).collect();
+            for index in 0..scales {
+                let number = match case.kv_scales {
+                    Some(CacheScales::PerSequence) => case.first * case.heads_kv + index,
+                    _ => index,
+                };
+                let mut random = Random::new(case.seed ^ (97 * number + at) as u64);
+                self.floats[at].push(0.5 + random.uniform() as f32);
+            }
         }
         let sinks = if case.sink { heads } else { 0 };
         self.floats[1] = (0..sinks)
