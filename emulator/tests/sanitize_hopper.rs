@@ -181,6 +181,40 @@ fn loads_and_their_waits() {
     }
 }
 
+/// A stage is free when three of the four warps have waited for their parts of its products and said so: nothing orders the
+/// fourth's part before the next load.
+#[test]
+fn products_that_one_warp_has_not_waited_for() {
+    let counts = [
+        ("[%r1+16], 4;", "[%r1+16], 3;"),
+        ("[%r1+24], 4;", "[%r1+24], 3;"),
+    ];
+    let (rules, arrival) = (
+        [Rule::Race, Rule::OverwriteInFlight],
+        "setp.eq.u32 %p8, %r18, 0;\n@%p8 mbarrier.arrive.shared::cta.b64 _, [%r13+16];",
+    );
+    // All arrive, the fourth for the phase after.
+    breaks(&rules, &counts, FIRST_LOAD, Some(FIRST_PRODUCT));
+    let all_but = |warp: u32| {
+        let lane = format!("mad.lo.u32 %r19, {warp}, 32, 0;\nxor.b32 %r19, %r19, %r0;");
+        format!("{lane}\nsetp.ge.u32 %p9, %r19, 32;\n{arrival}")
+            .replace("eq.u32 %p8, %r18, 0", "eq.and.u32 %p8, %r18, 0, %p9")
+    };
+    for warp in 0..4 {
+        let silent = all_but(warp);
+        let changes = [counts[0], counts[1], (arrival, &silent[..])];
+        breaks(&rules, &changes, FIRST_LOAD, Some(FIRST_PRODUCT));
+        // What it has waited for is known to the others if they have met since.
+        let met = format!("bar.sync 1, 128;\n{silent}");
+        let text = changed(&[counts[0], counts[1], (arrival, &met[..])]);
+        for (timing, schedule) in MODES {
+            let report = report(&text, sanitized(timing, schedule));
+            let context = format!("{timing:?} {schedule:?}\n{report}");
+            assert!(report.findings.is_empty(), "{context}");
+        }
+    }
+}
+
 #[test]
 fn transaction_counts() {
     for (bytes, words) in [
