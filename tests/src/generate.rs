@@ -82,6 +82,11 @@ fn repeats(property: impl Fn(&Case) -> Result<(), String>) -> bool {
     }
 }
 
+/// How many times as many cases as usual the environment asks for.
+pub fn factor() -> f64 {
+    environment("FLASHTILE_TEST_CASES", 1.0)
+}
+
 /// Generates cases from a seed and a salt, and tries the property on them.
 fn generate(
     cases: u32,
@@ -89,7 +94,7 @@ fn generate(
     strategy: impl Strategy<Value = Case>,
     property: impl Fn(&Case) -> Result<(), String>,
 ) {
-    let factor = environment("FLASHTILE_TEST_CASES", 1.0);
+    let factor = factor();
     let config = Config {
         cases: ((f64::from(cases) * factor).ceil() as u32).max(1),
         failure_persistence: None,
