@@ -41,6 +41,7 @@ pub struct Builder {
     emit: Option<PathBuf>,
     enforce: bool,
     echo: bool,
+    deny_warnings: bool,
 }
 
 /// What came out.
@@ -100,6 +101,7 @@ impl Builder {
             emit: None,
             enforce: true,
             echo: false,
+            deny_warnings: false,
         }
     }
 
@@ -159,6 +161,13 @@ impl Builder {
     #[must_use]
     pub fn echo(mut self, echo: bool) -> Self {
         self.echo = echo;
+        self
+    }
+
+    /// Whether the compiler's warnings are errors. What is compiled is the same, and so are the archive's hashes.
+    #[must_use]
+    pub fn deny_warnings(mut self, deny: bool) -> Self {
+        self.deny_warnings = deny;
         self
     }
 
@@ -269,6 +278,7 @@ impl Builder {
             target_dir: &self.work_folder().join(format!("{arch}{kind}")),
             lines,
             echo: self.echo,
+            deny_warnings: self.deny_warnings,
         };
         compile.run()
     }

@@ -51,6 +51,8 @@ pub(crate) struct Compile<'a> {
     pub lines: bool,
     /// Whether the compiler's messages go to the terminal as they come.
     pub echo: bool,
+    /// Whether a warning is an error.
+    pub deny_warnings: bool,
 }
 
 impl Compile<'_> {
@@ -60,6 +62,9 @@ impl Compile<'_> {
         let root = kernels.parent().unwrap_or(&kernels);
         let mut flags = flags(self.arch);
         flags.push(format!("--remap-path-prefix={}=/flashtile", root.display()));
+        if self.deny_warnings {
+            flags.push("-Dwarnings".into());
+        }
 
         let mut command = self.toolchain.cargo_command();
         command

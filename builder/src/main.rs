@@ -109,6 +109,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
         .builder()
         .toolchain(toolchain)
         .echo(true)
+        // Only of the compiler whose archive this is: another one has other warnings.
+        .deny_warnings(arguments.check)
         .enforce_limits(false);
     if let Some(folder) = &arguments.emit {
         builder = builder.emit(folder);

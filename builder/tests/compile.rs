@@ -136,6 +136,15 @@ fn compile_for(
     folder: &Path,
     kernel: &str,
 ) -> Result<Build, Box<dyn std::error::Error>> {
+    Ok(builder_for(arch, threads, folder, kernel)?.build()?)
+}
+
+fn builder_for(
+    arch: Arch,
+    threads: u32,
+    folder: &Path,
+    kernel: &str,
+) -> Result<Builder, std::io::Error> {
     fs::create_dir_all(folder.join("kernels/src"))?;
     fs::write(folder.join("kernels/Cargo.toml"), MANIFEST)?;
     fs::write(folder.join("kernels/src/lib.rs"), format!("{HEAD}{kernel}"))?;
@@ -149,9 +158,7 @@ fn compile_for(
         work: None,
         loop_limit: None,
     };
-    Ok(Builder::new(folder.join("kernels"))
-        .entries(vec![spec])
-        .build()?)
+    Ok(Builder::new(folder.join("kernels")).entries(vec![spec]))
 }
 
 #[test]
@@ -196,6 +203,25 @@ fn what_hopper_needs_comes_through() -> Outcome {
         assert_eq!(facts.setmaxnreg, [24, 240]);
         assert_eq!((facts.stack_bytes, facts.notes.len()), (0, 0), "{facts:?}");
     }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a kernel toolchain and half a minute"]
+fn a_warning_is_an_error_where_that_is_asked_for() -> Outcome {
+    let folder = tempfile::tempdir()?;
+    let builder = |kernel| builder_for(Arch::Sm80, 64, folder.path(), kernel);
+    let plain = builder(GOOD)?.build()?;
+    let denied = builder(GOOD)?.deny_warnings(true).build()?;
+    assert_eq!(plain.kernels[0].ptx, denied.kernels[0].ptx);
+    let unused = format!("{GOOD}fn forgotten() {{}}");
+    let with_warning = builder(&unused)?.build()?;
+    assert_eq!(plain.kernels[0].ptx, with_warning.kernels[0].ptx);
+    let error = builder(&unused)?.deny_warnings(true).build();
+    assert!(
+        matches!(&error, Err(Error::Compile { stderr, .. }) if stderr.contains("`forgotten`")),
+        "{error:?}"
+    );
     Ok(())
 }
 

@@ -1,42 +1,15 @@
 //! What the sanitizer finds in kernels for Hopper: one kernel that keeps all rules, and for every rule one that breaks it.
 
+#[path = "common/changed.rs"]
+mod changed;
 mod common;
 #[path = "common/pipeline.rs"]
 mod pipeline;
 
+use changed::{FIRST_LOAD, FIRST_PRODUCT, MODES, breaks, changed, report, sanitized};
 use common::line_of;
 use flashtile_emulator::{AsyncTiming, LaunchError, Options, Report, Rule, Schedule};
 use pipeline::{pipeline, pipeline_of_two, run, run_blocks};
-
-fn sanitized(timing: AsyncTiming, schedule: Schedule) -> Options {
-    Options {
-        sanitize: true,
-        async_copies: timing,
-        schedule,
-        max_instructions: Some(1 << 20),
-        ..Options::default()
-    }
-}
-
-const MODES: [(AsyncTiming, Schedule); 6] = [
-    (AsyncTiming::Late, Schedule::InOrder),
-    (AsyncTiming::Early, Schedule::InOrder),
-    (AsyncTiming::Seeded(1), Schedule::InOrder),
-    (AsyncTiming::Late, Schedule::Seeded { seed: 1, share: 3 }),
-    (AsyncTiming::Early, Schedule::Seeded { seed: 2, share: 50 }),
-    (
-        AsyncTiming::Seeded(2),
-        Schedule::Seeded { seed: 3, share: 1 },
-    ),
-];
-
-fn report(text: &str, options: Options) -> Report {
-    match run(text, options) {
-        Ok(()) => Report::default(),
-        Err(LaunchError::Findings(report)) => *report,
-        Err(other) => panic!("{other}"),
-    }
-}
 
 #[test]
 fn a_pipeline_that_keeps_the_rules() {
@@ -54,52 +27,11 @@ fn a_pipeline_that_keeps_the_rules() {
     }
 }
 
-/// The pipeline with changes: each replaces what must be there.
-fn changed(changes: &[(&str, &str)]) -> String {
-    changes.iter().fold(pipeline(), |text, (from, to)| {
-        assert!(text.contains(from), "{from}");
-        text.replacen(from, to, 1)
-    })
-}
-
-/// Whatever the timing and the schedule, the changed pipeline breaks one of these rules; in order and late, the first one,
-/// at the line with `at` and, if there are two, with the other side at `other`.
-#[track_caller]
-fn breaks(rules: &[Rule], changes: &[(&str, &str)], at: &str, other: Option<&str>) {
-    let text = changed(changes);
-    for (timing, schedule) in MODES {
-        let report = report(&text, sanitized(timing, schedule));
-        assert!(
-            report.findings.iter().any(|f| rules.contains(&f.rule)),
-            "{timing:?} {schedule:?}: {rules:?}\n{report}"
-        );
-    }
-    let (timing, schedule) = MODES[0];
-    let report = report(&text, sanitized(timing, schedule));
-    let lines: Vec<_> = report
-        .findings
-        .iter()
-        .map(|f| (f.rule, f.site.line, f.other.as_ref().map(|(_, s)| s.line)))
-        .collect();
-    let want = (
-        rules[0],
-        line_of(&text, at),
-        other.map(|other| line_of(&text, other)),
-    );
-    assert!(lines.contains(&want), "wanted {want:?}\n{report}");
-    let words = report.to_string();
-    assert!(words.contains(rules[0].name()) && words.contains(rules[0].manual()));
-}
-
 /// The consumers' wait, and the producer's.
 const FULL: &str =
     "FULL: mbarrier.try_wait.parity.shared::cta.b64 %p5, [%r13], %r12;\n@!%p5 bra FULL;";
 const EMPTY: &str =
     "EMPTY: mbarrier.try_wait.parity.shared::cta.b64 %p5, [%r13+16], %r14;\n@!%p5 bra EMPTY;";
-const FIRST_LOAD: &str = "[%r15], [%d1,";
-const FIRST_PRODUCT: &str = "%d10, %d11, %p3";
-const LAST_PRODUCT: &str = "//K3";
-
 #[test]
 fn loads_and_their_waits() {
     // Reading what has not landed.
@@ -225,145 +157,6 @@ fn mbarriers() {
     )]);
     let report = report(&other, sanitized(AsyncTiming::Late, Schedule::InOrder));
     assert!(report.findings.is_empty(), "{report}");
-}
-
-#[test]
-fn products_and_registers() {
-    breaks(
-        &[Rule::WgmmaFence],
-        &[("wgmma.fence.sync.aligned;", "")],
-        FIRST_PRODUCT,
-        None,
-    );
-    // The accumulator is changed after the fence.
-    let scaled = (
-        "wgmma.fence.sync.aligned;",
-        "wgmma.fence.sync.aligned;\n@%p3 mul.f32 %f3, %f3, %f3;",
-    );
-    breaks(
-        &[Rule::WgmmaFence],
-        &[scaled],
-        FIRST_PRODUCT,
-        Some("mul.f32 %f3"),
-    );
-    // It is read, written and moved before the wait.
-    for touch in [
-        "add.f32 %f40, %f3, %f3;",
-        "mov.f32 %f3, 0f00000000;",
-        "mov.b32 %f40, %f31;",
-    ] {
-        breaks(
-            &[Rule::RegisterInFlight],
-            &[("//ISSUED", touch)],
-            touch,
-            Some(LAST_PRODUCT),
-        );
-    }
-    // The wait covers too few, or nothing is committed: the epilogue reads what is in flight.
-    let wait = (
-        "wgmma.wait_group.sync.aligned 0;",
-        "wgmma.wait_group.sync.aligned 1;",
-    );
-    breaks(
-        &[Rule::RegisterInFlight],
-        &[wait],
-        "cvt.rn.bf16x2.f32 %r30, %f1, %f0",
-        Some(LAST_PRODUCT),
-    );
-    let commit = ("wgmma.commit_group.sync.aligned;", "");
-    breaks(
-        &[Rule::RegisterInFlight],
-        &[commit],
-        "cvt.rn.bf16x2.f32 %r30, %f1, %f0",
-        Some(LAST_PRODUCT),
-    );
-    // A warp ends with a product in flight.
-    let last = "wgmma.fence.sync.aligned;\nwgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f40, %f41, %f42, %f43}, %d10, %d11, 0, 1, 1, 0, 0; //LAST\n\
-        @%p1 bra DONE;\nadd.u32 %r32";
-    let last = [("@%p1 bra DONE;\nadd.u32 %r32", last)];
-    let text = changed(&last);
-    let report = report(&text, sanitized(AsyncTiming::Late, Schedule::InOrder));
-    let found = report
-        .findings
-        .iter()
-        .find(|f| f.rule == Rule::ExitInFlight);
-    let found = found.unwrap_or_else(|| panic!("{report}"));
-    assert_eq!(
-        found.other.as_ref().unwrap().1.line,
-        line_of(&text, "//LAST")
-    );
-}
-
-#[test]
-fn fragments_of_a() {
-    // P V: A in registers, which are changed before the wait, or after the fence.
-    let product = |before: &str, after: &str| {
-        let text = format!(
-            "sub.s64 %d11, %d11, 8;\nmov.b32 %r40, 0;\nmov.b32 %r41, 0;\nmov.b32 %r42, 0;\nmov.b32 %r43, 0;\nwgmma.fence.sync.aligned;\n{before}\n\
-             wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {{{}}}, {{%r40, %r41, %r42, %r43}}, %d11, 1, 1, 1, 0; //RS\n\
-             wgmma.commit_group.sync.aligned;\n{after}\nwgmma.wait_group.sync.aligned 0;",
-            (0..32)
-                .map(|i| format!("%f{i}"))
-                .collect::<Vec<_>>()
-                .join(", ")
-        );
-        text
-    };
-    let clean = changed(&[("//WAITED", &product("", ""))]);
-    let found = report(&clean, sanitized(AsyncTiming::Late, Schedule::InOrder));
-    assert!(found.findings.is_empty(), "{found}");
-    let touch = "mov.b32 %r42, 1;";
-    breaks(
-        &[Rule::RegisterInFlight],
-        &[("//WAITED", &product("", touch))],
-        touch,
-        Some("//RS"),
-    );
-    breaks(
-        &[Rule::WgmmaFence],
-        &[("//WAITED", &product(touch, ""))],
-        "//RS",
-        Some(touch),
-    );
-}
-
-/// The products of two iterations at once: scores of the next one, and what is made of the last one's.
-#[test]
-fn two_groups_in_flight() {
-    let d = |from: usize| {
-        let d: Vec<String> = (from..from + 32).map(|i| format!("%f{i}")).collect();
-        d.join(", ")
-    };
-    let overlapped = |between: &str| {
-        format!(
-            "sub.s64 %d10, %d10, 8;\nsub.s64 %d11, %d11, 8;\nmov.b32 %r40, 0;\nmov.b32 %r41, 0;\nmov.b32 %r42, 0;\n\
-             mov.b32 %r43, 0;\nwgmma.fence.sync.aligned;\n\
-             wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {{{}}}, %d10, %d11, 0, 1, 1, 0, 0; //SCORES\n\
-             wgmma.commit_group.sync.aligned;\n\
-             wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {{{}}}, {{%r40, %r41, %r42, %r43}}, %d11, 0, 1, 1, 0; //OUT\n\
-             wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 1;\n{between}\n\
-             wgmma.wait_group.sync.aligned 0;",
-            d(64),
-            d(96)
-        )
-    };
-    let more = (".reg .f32 %f<64>;", ".reg .f32 %f<128>;");
-    let text = |between: &str| changed(&[more, ("//WAITED", &overlapped(between))]);
-    let softmax = "mul.f32 %f64, %f64, %f65;\nmov.b32 %r44, %f95;";
-    for (timing, schedule) in MODES {
-        let report = report(&text(softmax), sanitized(timing, schedule));
-        assert!(
-            report.findings.is_empty(),
-            "{timing:?} {schedule:?}\n{report}"
-        );
-    }
-    for (touch, of) in [
-        ("mul.f32 %f96, %f96, %f64;", "//OUT"),
-        ("cvt.rn.bf16x2.f32 %r43, %f65, %f64;", "//OUT"),
-    ] {
-        let changes = [more, ("//WAITED", &overlapped(touch)[..])];
-        breaks(&[Rule::RegisterInFlight], &changes, touch, Some(of));
-    }
 }
 
 /// Consumers access a word of the stage they are about to multiply, or have multiplied.

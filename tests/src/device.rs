@@ -3,7 +3,7 @@
 //! | variable | meaning | default |
 //! |---|---|---|
 //! | `FLASHTILE_TEST_DEVICE` | `emulator` or `cuda` alone | `all` |
-//! | `FLASHTILE_TEST_NUMERICS` | tensor cores of the emulator, separated by commas: `fast`, `ampere`, `hopper` | `fast` |
+//! | `FLASHTILE_TEST_NUMERICS` | tensor cores of the emulator, separated by commas: `fast`, `ampere`, `hopper`; or `tier`, those that each tier of kernels was made for | `fast` |
 //! | `FLASHTILE_TEST_PERTURB` | seed by which the emulator's approximate functions are off | none |
 //! | `FLASHTILE_TEST_SANITIZE` | 1: the emulator sanitizes | 0 |
 //! | `FLASHTILE_TEST_SCHEDULE` | seed of the order in which the emulator's warps run | in order |
@@ -52,15 +52,58 @@ pub fn devices() -> Devices {
     DEVICES.with(|lent| lent.0)
 }
 
-/// The devices that run the tier of kernels that the case asks for, or that alone has one for it, with their numbers.
+/// The devices that run the tier of kernels that the case asks for, or that alone has one for it, with their numbers. Under
+/// `FLASHTILE_TEST_NUMERICS=tier` the only emulator is the one with that tier's tensor cores.
 pub fn devices_for(case: &Case) -> impl Iterator<Item = (usize, &'static dyn Device)> + use<> {
     let needs_hopper = match case.arch {
         ArchChoice::Sm90a => true,
         ArchChoice::Sm80 => false,
         ArchChoice::Auto => case.arch(ArchChoice::Sm80).planned().is_err(),
     };
+    let arch = case.planned().ok().map(|variant| variant.arch);
+    let other = Models::of_environment().of_other_tiers(arch);
     let devices = devices().iter().map(|device| &**device).enumerate();
-    devices.filter(move |(_, device)| !needs_hopper || device.info().supports(Arch::Sm90a).is_ok())
+    devices.filter(move |(number, device)| {
+        let is_other =
+            device.info().kind == DeviceKind::Emulator && other.is_some_and(|n| n == *number);
+        !is_other && (!needs_hopper || device.info().supports(Arch::Sm90a).is_ok())
+    })
+}
+
+/// The emulator's tensor cores, in the order of the devices.
+enum Models {
+    /// Each computes everything.
+    Listed(Vec<TensorCores>),
+    /// Each computes what was made for it.
+    ByTier,
+}
+
+impl Models {
+    const TIERS: [(Arch, TensorCores); 2] = [
+        (Arch::Sm80, TensorCores::Ampere),
+        (Arch::Sm90a, TensorCores::Hopper),
+    ];
+
+    fn of_environment() -> Self {
+        match variable("FLASHTILE_TEST_NUMERICS") {
+            None => Self::Listed(vec![TensorCores::default()]),
+            Some(text) if text == "tier" => Self::ByTier,
+            Some(text) => Self::Listed(text.split(',').map(|model| parse(model.trim())).collect()),
+        }
+    }
+
+    fn list(self) -> Vec<TensorCores> {
+        match self {
+            Self::Listed(models) => models,
+            Self::ByTier => Self::TIERS.map(|(_, model)| model).into(),
+        }
+    }
+
+    /// Number of the emulator that is not to compute a tier's kernels.
+    fn of_other_tiers(&self, arch: Option<Arch>) -> Option<usize> {
+        let arch = arch.filter(|_| matches!(self, Self::ByTier))?;
+        Self::TIERS.iter().position(|(tier, _)| *tier != arch)
+    }
 }
 
 fn open() -> Vec<Box<dyn Device>> {
@@ -96,8 +139,7 @@ fn open() -> Vec<Box<dyn Device>> {
 
 /// An emulator with each of the arithmetics that the environment asks for.
 pub fn emulators(sanitize: bool) -> Vec<EmulatorDevice> {
-    let models = variable("FLASHTILE_TEST_NUMERICS").unwrap_or_else(|| "fast".into());
-    let models = models.split(',').map(|model| parse(model.trim()));
+    let models = Models::of_environment().list().into_iter();
     models.map(|model| emulator(model, sanitize)).collect()
 }
 
@@ -193,6 +235,19 @@ mod tests {
     use super::*;
     use flashtile::DType;
     use flashtile_verify::sizes;
+
+    #[test]
+    fn each_tier_has_its_own_tensor_cores() {
+        for (arch, own) in Models::TIERS {
+            let other = Models::ByTier.of_other_tiers(Some(arch));
+            let left = Models::ByTier.list().into_iter().enumerate();
+            let left: Vec<_> = left.filter(|(n, _)| Some(*n) != other).collect();
+            assert!(matches!(left[..], [(_, model)] if model == own), "{arch:?}");
+            let listed = Models::Listed(TensorCores::ALL.into());
+            assert_eq!(listed.of_other_tiers(Some(arch)), None);
+        }
+        assert_eq!(Models::ByTier.of_other_tiers(None), None);
+    }
 
     /// As the environment is: whatever it asks for, the printed line runs on a device like that one.
     #[test]

@@ -82,11 +82,15 @@ fn repeats(property: impl Fn(&Case) -> Result<(), String>) -> bool {
     }
 }
 
+/// How many times as many cases as usual the environment asks for.
+pub fn factor() -> f64 {
+    environment("FLASHTILE_TEST_CASES", 1.0)
+}
+
 /// proptest's runner of so many cases from the environment's seed and a salt. A failure is made simpler in so many steps at most.
 pub fn runner(cases: u32, salt: u64, shrinking: u32) -> TestRunner {
-    let factor = environment("FLASHTILE_TEST_CASES", 1.0);
     let config = Config {
-        cases: ((f64::from(cases) * factor).ceil() as u32).max(1),
+        cases: ((f64::from(cases) * factor()).ceil() as u32).max(1),
         failure_persistence: None,
         max_shrink_iters: shrinking,
         ..Config::default()

@@ -10,7 +10,7 @@
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
-//! | `FLASHTILE_TEST_CASES` | factor of the number of generated cases | 1 |
+//! | `FLASHTILE_TEST_CASES` | factor of the number of generated cases; below 1 the sweep is the quick one | 1 |
 //! | `FLASHTILE_TEST_SEED` | seed of the generated cases | 0 |
 //! | `FLASHTILE_TEST_DEVICE` | `emulator` or `cuda` alone | `all` |
 //! | `FLASHTILE_EXAMPLES` | folder of the repository's own sample | that of the checkout |

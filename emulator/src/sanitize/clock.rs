@@ -93,7 +93,7 @@ fn learn(into: &mut Foreign, from: &Foreign) {
     *into = Some(Rc::new(all));
 }
 
-/// Those who do what happens asynchronously: each stands for what an mbarrier counts, or for the products of a warpgroup.
+/// Those who do what happens asynchronously: each stands for what an mbarrier counts, or for a warp's part of products.
 /// Their moments are the phases that have ended, and the products that were waited for; who acquires such a moment comes
 /// after all that landed until then.
 ///

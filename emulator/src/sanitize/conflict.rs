@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use super::clock::Clocks;
-use super::proxy::Proxies;
+use super::proxy::{self, Proxies};
 use super::shadow::{Access, Before, Conflict, Strength};
 use super::{Rule, Sanitizer};
 use crate::error::Space;
@@ -27,6 +27,9 @@ impl Ordering<'_> {
     /// Whether another access of this cluster is known where this one is made.
     #[inline(always)]
     pub(super) fn knows(&self, other: Access) -> bool {
+        if let Some(parts) = proxy::parts(other) {
+            return self.row[parts].iter().all(|&known| known >= other.clock());
+        }
         !other.is_in_flight() && self.row[other.thread()] >= other.clock()
     }
 }
@@ -51,12 +54,18 @@ impl Before for Ordering<'_> {
     }
 
     #[inline(always)]
-    fn stands_for(&self, other: Access) -> bool {
-        // The async proxy may not come after an access without a fence of its thread.
+    fn stands_for(&self, me: Access, other: Access) -> bool {
         let Some(proxies) = self.proxies else {
-            return true;
+            return self.ordered(other);
         };
-        other.thread() == self.thread || other.is_of_proxy() || proxies.any_fence(other)
+        // Who has waited for a warp's part of a product has waited for its parts of those before.
+        if me.strength() == Strength::Product && other.thread() == me.thread() {
+            return true;
+        }
+        // The async proxy may not come after an access without a fence of its thread.
+        let fenced =
+            other.thread() == self.thread || other.is_of_proxy() || proxies.any_fence(other);
+        fenced && self.ordered(other)
     }
 
     #[inline(always)]
@@ -100,8 +109,8 @@ impl Before for Recording<'_> {
     }
 
     #[inline(always)]
-    fn stands_for(&self, other: Access) -> bool {
-        self.ordering.stands_for(other)
+    fn stands_for(&self, me: Access, other: Access) -> bool {
+        self.ordering.stands_for(me, other)
     }
 
     #[inline(always)]
@@ -176,7 +185,7 @@ impl Sanitizer {
         let (space, address) = machine.address_of(place);
         let other = conflict.other;
         let by = |a: Access| match a.strength() {
-            Strength::Async | Strength::Proxy => Some(kind_of(machine, a.pc())),
+            Strength::Async | Strength::Proxy | Strength::Product => Some(kind_of(machine, a.pc())),
             _ => None,
         };
         let does = match (by(me), write) {
@@ -192,7 +201,8 @@ impl Sanitizer {
             (None, false) => "another thread",
         };
         // The other access comes before, but a fence is missing.
-        let flying = other.is_in_flight();
+        let awaited = |proxies: &Proxies| proxies.is_awaited(other);
+        let flying = other.is_in_flight() || self.proxies.as_ref().is_some_and(awaited);
         let unfenced = known && me.is_of_proxy() && !other.is_of_proxy();
         let rule = match (flying, write || me.strength() == Strength::Async) {
             _ if unfenced => Rule::ProxyFence,

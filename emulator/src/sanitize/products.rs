@@ -29,14 +29,11 @@ pub(super) struct WarpProducts {
     fenced: bool,
 }
 
-/// What a product reads in shared memory: pieces of 16 bytes.
+/// What a product reads in shared memory, for those of its warps that come to it later.
 pub(super) struct ProductRead {
     /// Who stands for the warpgroup's products.
     who: usize,
     number: u64,
-    thread: usize,
-    pc: u32,
-    pieces: Rc<[u32]>,
     /// What wrote there.
     writes: Vec<Access>,
 }
@@ -75,6 +72,12 @@ fn fragments(op: &Wgmma) -> [&[u32]; 2] {
         WgmmaA::Shared(_) => &[],
     };
     [&op.d, a]
+}
+
+/// The moment of a warp that has waited for a product of this number.
+fn moment_after(number: u64) -> u32 {
+    let last = u64::from(Access::NEVER - 1);
+    (number + 1).min(last) as u32
 }
 
 fn product_at<'m>(machine: &Machine<'m>, pc: u32) -> Option<&'m Wgmma> {
@@ -187,8 +190,16 @@ impl Sanitizer {
         first: bool,
     ) {
         let warp = who.warp as usize;
+        let Some(proxies) = &mut self.proxies else {
+            return;
+        };
         self.clocks.find_common(warp);
-        let me = Access::in_flight(who.thread(), who.pc, Strength::Proxy);
+        let of_group = proxies.of_warpgroup(who.warp);
+        if first {
+            proxies.set_issuer(of_group, who.thread());
+        }
+        // It has happened for those who know that all four warps have waited for it.
+        let me = Access::new(of_group, moment_after(number), who.pc, Strength::Product);
         let ordering = Ordering {
             clocks: &self.clocks,
             thread: who.thread(),
@@ -197,10 +208,6 @@ impl Sanitizer {
             proxies: self.proxies.as_ref(),
             by_proxy: Some(Space::Shared),
         };
-        let of_group = self
-            .proxies
-            .as_ref()
-            .map_or(0, |p| p.of_warpgroup(who.warp));
         let mut conflict = None;
         if first {
             let before = Recording {
@@ -217,9 +224,6 @@ impl Sanitizer {
             self.product_reads.push(ProductRead {
                 who: of_group,
                 number,
-                thread: who.thread(),
-                pc: who.pc,
-                pieces: Rc::clone(pieces),
                 writes: met.map(|(access, _)| access).collect(),
             });
         } else {
@@ -265,23 +269,18 @@ impl Sanitizer {
                 own.hold(op, pc);
             }
         }
-        let who = proxies.of_warpgroup(warp);
-        let (done, left): (Vec<_>, Vec<_>) = std::mem::take(&mut self.product_reads)
-            .into_iter()
-            .partition(|read| read.who == who && read.number < need);
-        self.product_reads = left;
-        // Of one product that reads a byte twice in flight, the first to be waited for stands for both.
-        for read in done {
-            proxies.set_issuer(who, read.thread);
-            let flight = Access::in_flight(read.thread, read.pc, Strength::Proxy);
-            let landed = flight.landed(who, read.number as u32 + 1);
-            for &piece in read.pieces.iter() {
-                self.shared.land(piece as usize, 16, flight, landed);
-            }
-        }
+        // All four warps have come to them.
+        let of_group = proxies.of_warpgroup(warp);
+        self.product_reads
+            .retain(|read| read.who != of_group || read.number >= need);
+        let Some(last) = need.checked_sub(1) else {
+            return;
+        };
+        let (of_warp, moment) = (proxies.of_warp(warp), moment_after(last));
+        proxies.set_waited(of_warp, moment);
         for lane in 0..32 {
             let thread = warp as usize * 32 + lane;
-            self.clocks.learn_of(thread, who, need as u32);
+            self.clocks.learn_of(thread, of_warp, moment);
         }
     }
 

@@ -6,7 +6,7 @@
 
 use super::Rule;
 use super::Sanitizer;
-use super::shadow::Access;
+use super::shadow::{Access, Strength};
 use crate::error::Space;
 use crate::exec::{Machine, Place, Who};
 use crate::program::{Op, ProxyFence};
@@ -16,13 +16,14 @@ const MOST_MBARRIERS: usize = 64;
 /// Warps of a warpgroup.
 const WARPGROUP: usize = 4;
 
-/// Fences between proxies, and those who stand for what is asynchronous: warpgroups for their products, mbarriers for the
-/// bytes that they count.
+/// Fences between proxies, and those who stand for what is asynchronous: warps for their parts of products, mbarriers for
+/// the bytes that they count.
 pub(super) struct Proxies {
     threads: usize,
     /// Threads of a block, in whole warps.
     each: usize,
-    warpgroups: usize,
+    /// Warps of the cluster, those of a block in whole warpgroups.
+    warps: usize,
     /// Moments of each thread at which it fenced accesses to shared memory, to global memory, and the making of mbarriers.
     fences: Vec<[Vec<u32>; 3]>,
     /// Of each who stands for what is asynchronous: its last moment, and who issued what it stands for.
@@ -41,12 +42,12 @@ impl Proxies {
             return None;
         }
         let each = machine.warps() as usize * 32;
-        let warpgroups = (each / 32).div_ceil(WARPGROUP) * machine.cluster_size() as usize;
-        let others = warpgroups + MOST_MBARRIERS;
+        let warps = (each / 32).next_multiple_of(WARPGROUP) * machine.cluster_size() as usize;
+        let others = warps + MOST_MBARRIERS;
         Some(Proxies {
             threads,
             each,
-            warpgroups,
+            warps,
             fences: vec![Default::default(); threads],
             moments: vec![0; others],
             issuers: vec![0; others],
@@ -67,21 +68,30 @@ impl Proxies {
         self.moments.len()
     }
 
-    /// Who stands for the products of a warp's warpgroup.
+    /// Who stands for a warp's part of products. Its moments are the products that the warp has waited for.
+    pub(super) fn of_warp(&self, warp: u32) -> usize {
+        let in_block = self.each / 32;
+        let (rank, warp) = (warp as usize / in_block, warp as usize % in_block);
+        self.threads + rank * in_block.next_multiple_of(WARPGROUP) + warp
+    }
+
+    /// Who makes the accesses of a warpgroup's products: who stands for the first of its warps.
     pub(super) fn of_warpgroup(&self, warp: u32) -> usize {
-        let (rank, warp) = (
-            warp as usize * 32 / self.each,
-            warp as usize % (self.each / 32),
-        );
-        let in_block = (self.each / 32).div_ceil(WARPGROUP);
-        self.threads + rank * in_block + warp / WARPGROUP
+        let of_warp = self.of_warp(warp);
+        of_warp - (of_warp - self.threads) % WARPGROUP
+    }
+
+    /// Whether an access is made by a product that one of its warps has not waited for.
+    pub(super) fn is_awaited(&self, access: Access) -> bool {
+        let waits = |part: usize| self.moments[part - self.threads] < access.clock();
+        parts(access).is_some_and(|mut parts| parts.any(waits))
     }
 
     /// Who stands for what a new mbarrier counts.
     pub(super) fn new_mbarrier(&mut self) -> usize {
         let number = self.mbarriers % MOST_MBARRIERS;
         self.mbarriers += 1;
-        self.threads + self.warpgroups + number
+        self.threads + self.warps + number
     }
 
     /// The next moment of one who stands for what is asynchronous.
@@ -89,6 +99,11 @@ impl Proxies {
         let moment = &mut self.moments[who - self.threads];
         *moment += 1;
         *moment
+    }
+
+    /// A warp has waited for its parts of all products before a number.
+    pub(super) fn set_waited(&mut self, of_warp: usize, need: u32) {
+        self.moments[of_warp - self.threads] = need;
     }
 
     pub(super) fn set_issuer(&mut self, who: usize, thread: usize) {
@@ -125,6 +140,14 @@ impl Proxies {
         let last = of(Space::Shared).max(of(Space::Global));
         last.is_some_and(|&last| last >= access.clock())
     }
+}
+
+/// Those who stand for the parts of a product's four warps, if the access is a product's: each warp waits for its own, and
+/// the product is done for those who know of all four.
+#[inline(always)]
+pub(super) fn parts(access: Access) -> Option<std::ops::Range<usize>> {
+    let first = access.thread();
+    (access.strength() == Strength::Product).then(|| first..first + WARPGROUP)
 }
 
 /// Whether one of these fences comes at or after a moment, and is known to who knows its thread up to another moment.

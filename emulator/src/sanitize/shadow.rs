@@ -19,8 +19,10 @@ pub(super) enum Strength {
     Device,
     /// By an asynchronous copy of the generic proxy: `cp.async`.
     Async,
-    /// By the async proxy: a bulk copy, or a product of a warpgroup.
+    /// By the async proxy: a bulk copy.
     Proxy,
+    /// By the async proxy: a product of a warpgroup.
+    Product,
 }
 
 /// One access: who, when, where in the program. 0 is none.
@@ -88,13 +90,14 @@ impl Access {
             1 => Strength::Block,
             2 => Strength::Device,
             3 => Strength::Async,
-            _ => Strength::Proxy,
+            4 => Strength::Proxy,
+            _ => Strength::Product,
         }
     }
 
     #[inline(always)]
     pub(super) fn is_of_proxy(self) -> bool {
-        self.strength() == Strength::Proxy
+        matches!(self.strength(), Strength::Proxy | Strength::Product)
     }
 
     #[inline(always)]
@@ -119,8 +122,9 @@ pub(super) trait Before {
     }
     /// Whether an access of another cluster does.
     fn ordered_block(&self, block: u32, other: Access) -> bool;
-    /// Whether another access of this cluster can be forgotten for the present one, which comes after it.
-    fn stands_for(&self, other: Access) -> bool;
+    /// Whether another access of this cluster can be forgotten for the present one: what comes after this one comes after
+    /// that one too.
+    fn stands_for(&self, me: Access, other: Access) -> bool;
     /// Whether another access of this cluster is by a thread of the same block.
     fn same_block(&self, other: Access) -> bool;
     /// The present cluster.
@@ -210,7 +214,7 @@ impl<const N: usize> Several<N> {
         let weaker = me.strength() == Strength::Weak;
         let free = |r: Access| {
             let same = weaker || r.strength() == me.strength();
-            r.is_none() || r == me || same && before.ordered(r) && before.stands_for(r)
+            r.is_none() || r == me || same && before.stands_for(me, r)
         };
         if let Some(at) = self.first.iter().position(|&r| free(r)) {
             self.first[at] = me;
@@ -227,7 +231,9 @@ impl<const N: usize> Several<N> {
             }
             return;
         }
-        let alike = |r: &Access| r.warp() == me.warp() && r.strength() == me.strength();
+        // Of a warpgroup's products there is one.
+        let counts = me.strength() != Strength::Product;
+        let alike = |r: &Access| counts && r.warp() == me.warp() && r.strength() == me.strength();
         let known = self.iter().filter(alike).count();
         let more = self.more.get_or_insert_default();
         match more.iter().position(|&r| free(r)) {

@@ -8,7 +8,7 @@ use super::{
 /// Mutants that nothing can notice, and why. Texts are patterns, in which `*` stands for anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Explanation {
-    /// Names of the kernels.
+    /// Names of the kernels: patterns, separated by `|`.
     pub kernels: &'static str,
     /// The class.
     pub class: Class,
@@ -178,12 +178,42 @@ pub const EXPLAINED: &[Explanation] = &[
     ),
     Explanation {
         ordinal: Some(4),
-        ..of(E4M3, Class::Fence, "wgmma.fence.*", "", "*", ORDERED)
+        ..of(
+            E4M3_OVERLAPPED,
+            Class::Fence,
+            "wgmma.fence.*",
+            "",
+            "*",
+            ORDERED,
+        )
     },
     Explanation {
         ordinal: Some(6),
-        ..of(E4M3, Class::Fence, "wgmma.fence.*", "", "*", ORDERED)
+        ..of(
+            E4M3_OVERLAPPED,
+            Class::Fence,
+            "wgmma.fence.*",
+            "",
+            "*",
+            ORDERED,
+        )
     },
+    of_part(Class::Fence, "wgmma.fence.*", "", 4, PART_ORDERED),
+    of_part(Class::Fence, "wgmma.fence.*", "", 7, PART_ORDERED),
+    of_part(Class::Commit, "wgmma.commit_group.*", "", 3, PART_WAITED),
+    of_part(Class::Commit, "wgmma.commit_group.*", "", 6, PART_WAITED),
+    of_part(Class::Wait, "wgmma.wait_group.*", "", 3, PART_WAITED),
+    of_part(Class::Wait, "wgmma.wait_group.*", "", 6, PART_WAITED),
+    of_part(Class::WaitCount, "wgmma.wait_group.*", "*", 4, PART_WAITED),
+    of_part(Class::WaitCount, "wgmma.wait_group.*", "*", 7, PART_WAITED),
+    of(
+        "fused_e4m3_d64_sm90a",
+        Class::MbarrierWait,
+        "mbarrier.try_wait.*",
+        "mov.pred p, -1;",
+        FIRST_KEYS,
+        IN_TURN,
+    ),
     scale_guard(4, NO_ROW),
     scale_guard(6, NO_ROW),
     scale_guard(8, WHOLE_HEAD),
@@ -197,28 +227,12 @@ pub const EXPLAINED: &[Explanation] = &[
         SQUARES,
     ),
     of(
-        E4M3,
+        E4M3_OVERLAPPED,
         Class::MbarrierWait,
         "mbarrier.try_wait.*",
         "mov.pred p, -1;",
         "producer: cp.async.bulk.tensor.*xor.b32 *[] selp.u32 * bra *; add.s32 *",
         AFTER_KEYS,
-    ),
-    of(
-        OVER_QUERIES,
-        Class::Barrier,
-        "bar.sync *",
-        "",
-        MEETING,
-        MEET_AGAIN,
-    ),
-    of(
-        OVER_QUERIES,
-        Class::BarrierCount,
-        "bar.sync *",
-        "bar.sync *",
-        MEETING,
-        MEET_AGAIN,
     ),
     of(
         OVER_QUERIES,
@@ -232,6 +246,8 @@ pub const EXPLAINED: &[Explanation] = &[
     waited(Class::WaitCount, "*", "consumer: bar.sync *[] bar.sync *"),
     waited(Class::Wait, "", "consumer: *[] *; setmaxnreg.dec.*"),
     waited(Class::WaitCount, "*", "consumer: *[] *; setmaxnreg.dec.*"),
+    waited(Class::Wait, "", BEFORE_LAST_TURN),
+    waited(Class::WaitCount, "*", BEFORE_LAST_TURN),
     of(
         OVER_QUERIES,
         Class::ExpectBytes,
@@ -272,12 +288,11 @@ const fn waited(class: Class, after: &'static str, place: &'static str) -> Expla
     )
 }
 
-/// Kernels whose output passes through the queries' room, and whose warpgroups have rows of their own.
-const OVER_QUERIES: &str = "fused_*f16_d256_sm90a";
+/// Kernels whose output passes through the queries' room.
+const OVER_QUERIES: &str = "fused_*f16_d256_sm90a|fused_*f16_d192x128_sm90a|fused_*f16_d512_sm90a";
 
-/// The barrier before the output is written, wherever to.
-const MEETING: &str =
-    "consumer: *[] @* bra *; @* bra *; bra.uni *; cp.async.bulk.wait_group.read 0;";
+/// The wait at a consumer's end, where warpgroups take turns with the tensor cores.
+const BEFORE_LAST_TURN: &str = "consumer: *[] setp.*; @* bra *; bra.uni *; bar.sync *";
 
 /// One of two conditions of a guard of scales.
 const fn scale_guard(ordinal: usize, reason: &'static str) -> Explanation {
@@ -294,8 +309,32 @@ const fn scale_guard(ordinal: usize, reason: &'static str) -> Explanation {
     }
 }
 
+/// One part of the columns of the output, in the kernel that multiplies with the values in two parts.
+const fn of_part(
+    class: Class,
+    before: &'static str,
+    after: &'static str,
+    ordinal: usize,
+    reason: &'static str,
+) -> Explanation {
+    Explanation {
+        ordinal: Some(ordinal),
+        ..of(
+            "fused_e4m3_d256_sm90a",
+            class,
+            before,
+            after,
+            "consumer: *",
+            reason,
+        )
+    }
+}
+
 /// The kernel with 8-bit elements whose mutants have all been judged.
 const E4M3: &str = "fused_e4m3_d128_sm90a";
+
+/// Those with 8-bit elements whose products with keys and with values overlap.
+const E4M3_OVERLAPPED: &str = "fused_e4m3_d64_sm90a|fused_e4m3_d128_sm90a";
 
 /// The 16-bit kernels of the sm_90a tier.
 const HALF: &str = "fused_*f16_*_sm90a";
@@ -368,9 +407,11 @@ const SQUARES: &str =
 const AFTER_KEYS: &str = "The room for a tile of values is free once that for the keys after it is, which the producer has waited for: who is done with \
      the keys that were there has waited for the transposed values before them, and those are there once the tile that they come from has been read.";
 
-const MEET_AGAIN: &str = "All warps have read the queries. Before rows are staged over these, the warpgroup meets a second time. Where f32 output is \
-     not staged, the queries are given back by a warp that the others may be behind: an emulated product happens for four warps at once, so that \
-     none has left to read them.";
+const PART_ORDERED: &str = "The fence before the first part of the columns has ordered the registers of the second too: nothing writes them in \
+     between.";
+
+const PART_WAITED: &str = "The wait for the second part of the columns covers the first, whose sums the compiler takes in after both. The one between \
+     is to leave registers to ptxas.";
 
 const MET: &str = "The warpgroup has met just before, and the thread that stores had nothing to wait for since: its last rows were read before it \
      gave back the queries' room.";
@@ -398,7 +439,7 @@ impl Explanation {
     /// Whether it is about this mutation of this kernel.
     pub fn describes(&self, kernel: &str, mutation: &Mutation) -> bool {
         self.class == mutation.class
-            && matches(self.kernels, kernel)
+            && self.kernels.split('|').any(|name| matches(name, kernel))
             && self
                 .ordinal
                 .is_none_or(|ordinal| ordinal == mutation.ordinal)
