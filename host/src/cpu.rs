@@ -28,49 +28,18 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
             return f32::NEG_INFINITY;
         }
         let (begin, end) = (sight.begin as usize, sight.end as usize);
-        let query = heads.query(b, h, i);
-        let keys = &heads.keys(b, h)[begin * dim_qk..end * dim_qk];
-        let keys = keys
-            .chunks_exact(dim_qk)
-            .zip(&heads.key_scales(b, h)[begin..end]);
-        // What scores of elements are multiplied by. In f64, so that scales past each other's range meet.
-        let q_scale = f64::from(scale) * heads.query_scale(b, h, i);
-        let mut overflow = false;
-        let mut weights: Vec<f32> = keys
-            .clone()
-            .map(|(key, k_scale)| {
-                let scaled = dot(query, key) * (q_scale * k_scale) as f32;
-                overflow |= !scaled.is_finite();
-                softcap.map_or(scaled, |cap| cap * (scaled / cap).tanh())
-            })
-            .collect();
-        let lse = match overflow {
-            false => softmax(&mut weights),
-            true => {
-                let scores = keys.map(|(key, k_scale)| {
-                    let scaled = dot_f64(query, key) * (q_scale * k_scale);
-                    softcap.map_or(scaled, |cap| {
-                        f64::from(cap) * (scaled / f64::from(cap)).tanh()
-                    })
-                });
-                softmax_f64(scores.collect(), &mut weights)
-            }
+        let row = Row {
+            query: heads.query(b, h, i),
+            keys: &heads.keys(b, h)[begin * dim_qk..end * dim_qk],
+            values: &heads.values(b, h)[begin * dim_v..end * dim_v],
+            // What scores of elements are multiplied by. In f64, so that scales past each other's range meet.
+            scale: f64::from(scale) * heads.query_scale(b, h, i),
+            k_scales: &heads.key_scales(b, h)[begin..end],
+            v_scales: &heads.value_scales(b, h)[begin..end],
+            softcap,
+            sink: f32::NEG_INFINITY,
         };
-        let sum: f32 = weights.iter().sum();
-        if sum == 0.0 {
-            return lse;
-        }
-        let values = &heads.values(b, h)[begin * dim_v..end * dim_v];
-        let v_scales = &heads.value_scales(b, h)[begin..end];
-        // Divided first: the sum of large values would overflow before it is divided.
-        let weights = weights.iter().zip(v_scales);
-        for (value, (weight, scale)) in values.chunks_exact(dim_v).zip(weights) {
-            let weight = (f64::from(weight / sum) * scale) as f32;
-            for (o, x) in out_row.iter_mut().zip(value) {
-                *o += weight * x;
-            }
-        }
-        lse
+        row.attend(|_| Some(0.0), out_row)
     })?;
 
     let dtype = problem.out_element();
@@ -93,32 +62,109 @@ pub fn attention(problem: &Problem, inputs: &Inputs<'_>) -> Result<Outputs> {
     })
 }
 
-/// Turns scores into weights (not yet divided by their sum) and returns their log-sum-exp.
-fn softmax(scores: &mut [f32]) -> f32 {
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+/// One query and the keys that it may see.
+pub(crate) struct Row<'a> {
+    pub query: &'a [f32],
+    /// One after the other; so values.
+    pub keys: &'a [f32],
+    pub values: &'a [f32],
+    /// Factor of the scores.
+    pub scale: f64,
+    /// Another one for each key.
+    pub k_scales: &'a [f64],
+    /// What each value is multiplied by.
+    pub v_scales: &'a [f64],
+    pub softcap: Option<f32>,
+    /// Logit of a key whose value is 0; -inf is none.
+    pub sink: f32,
+}
+
+impl Row<'_> {
+    /// Adds the output to `out`, which is zero, and returns the log-sum-exp. `term` is what is added to the score of each key, `None`
+    /// if it is not seen after all.
+    pub fn attend(&self, term: impl Fn(usize) -> Option<f32>, out: &mut [f32]) -> f32 {
+        let keys = self.keys.chunks_exact(self.query.len()).zip(self.k_scales);
+        let keys = keys.enumerate();
+        let mut overflow = false;
+        let mut weights: Vec<f32> = keys
+            .clone()
+            .map(|(j, (key, k_scale))| {
+                let Some(term) = term(j) else {
+                    return f32::NEG_INFINITY;
+                };
+                let scaled = dot(self.query, key) * (self.scale * k_scale) as f32;
+                overflow |= !scaled.is_finite();
+                term + self
+                    .softcap
+                    .map_or(scaled, |cap| cap * (scaled / cap).tanh())
+            })
+            .collect();
+        let (lse, sum) = match overflow {
+            false => softmax(&mut weights, self.sink),
+            true => {
+                let scores = keys.map(|(j, (key, k_scale))| {
+                    let Some(term) = term(j) else {
+                        return f64::NEG_INFINITY;
+                    };
+                    let scaled = dot_f64(self.query, key) * (self.scale * k_scale);
+                    f64::from(term)
+                        + self.softcap.map_or(scaled, |cap| {
+                            f64::from(cap) * (scaled / f64::from(cap)).tanh()
+                        })
+                });
+                softmax_f64(scores.collect(), f64::from(self.sink), &mut weights)
+            }
+        };
+        if sum == 0.0 {
+            return lse;
+        }
+        // Divided first: the sum of large values would overflow before it is divided.
+        let weights = weights.iter().zip(self.v_scales);
+        for (value, (weight, scale)) in self.values.chunks_exact(out.len()).zip(weights) {
+            // A key that is not seen must not reach the row, whatever its value is.
+            if *weight == 0.0 {
+                continue;
+            }
+            let weight = (f64::from(weight / sum) * scale) as f32;
+            for (o, x) in out.iter_mut().zip(value) {
+                *o += weight * x;
+            }
+        }
+        lse
+    }
+}
+
+/// Turns scores into weights and returns their log-sum-exp, and the sum that they are still to be divided by; the sink counts in both.
+fn softmax(scores: &mut [f32], sink: f32) -> (f32, f32) {
+    let max = scores.iter().copied().fold(sink, f32::max);
+    if max == f32::NEG_INFINITY {
+        scores.fill(0.0);
+        return (max, 0.0);
+    }
     let mut sum = 0.0;
     for score in scores {
         *score = (*score - max).exp();
         sum += *score;
     }
-    max + sum.ln()
+    sum += (sink - max).exp();
+    (max + sum.ln(), sum)
 }
 
 /// As [`softmax`], of scores that may be past f32's range, infinite or NaN. The weights are zero if
 /// all scores are -inf.
-fn softmax_f64(scores: Vec<f64>, weights: &mut [f32]) -> f32 {
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+fn softmax_f64(scores: Vec<f64>, sink: f64, weights: &mut [f32]) -> (f32, f32) {
+    let max = scores.iter().copied().fold(sink, f64::max);
     if max == f64::NEG_INFINITY && !scores.iter().any(|score| score.is_nan()) {
         weights.fill(0.0);
-        return f32::NEG_INFINITY;
+        return (f32::NEG_INFINITY, 0.0);
     }
-    let mut sum = 0.0;
+    let mut sum = (sink - max).exp();
     for (weight, score) in weights.iter_mut().zip(scores) {
         let exact = (score - max).exp();
         *weight = exact as f32;
         sum += exact;
     }
-    (max + sum.ln()) as f32
+    ((max + sum.ln()) as f32, sum as f32)
 }
 
 /// Sum of products, which cannot overflow.

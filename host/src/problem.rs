@@ -255,8 +255,7 @@ impl Problem {
 
     /// The factor of the scores: `scale`, or 1/sqrt(head_dim_qk).
     pub fn softmax_scale(&self) -> f32 {
-        self.scale
-            .unwrap_or_else(|| (1.0 / (self.q.shape[3] as f64).sqrt()) as f32)
+        self.scale.unwrap_or_else(|| default_scale(self.q.shape[3]))
     }
 
     /// Element type of out.
@@ -282,4 +281,9 @@ impl Problem {
     pub fn lse_shape(&self) -> [usize; 3] {
         [self.q.shape[0], self.q.shape[2], self.q.shape[1]]
     }
+}
+
+/// 1/sqrt(head_dim_qk).
+pub(crate) fn default_scale(head_dim_qk: usize) -> f32 {
+    (1.0 / (head_dim_qk as f64).sqrt()) as f32
 }

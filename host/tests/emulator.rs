@@ -160,7 +160,7 @@ fn memory_that_is_too_short_is_a_fault() {
 #[test]
 fn overridden_ptx_runs_instead_of_the_archives() {
     let device = EmulatorDevice::new();
-    let variant = kernel("fused_f16_d32_sm80").unwrap();
+    let variant = kernel("fused_f16_d32_sm80").unwrap().entry();
     // SAFETY: the emulator checks every access.
     unsafe { device.override_ptx(variant, ".version 7.8\n.target sm_80\n.address_size 64\n") }
         .unwrap();
@@ -172,7 +172,7 @@ fn overridden_ptx_runs_instead_of_the_archives() {
 #[test]
 fn an_unknown_instruction_is_found_when_the_kernel_is_loaded() {
     let device = EmulatorDevice::new();
-    let variant = kernel("fused_f16_d32_sm80").unwrap();
+    let variant = kernel("fused_f16_d32_sm80").unwrap().entry();
     let ptx = flashtile::ptx(variant).unwrap();
     let at = ptx.rfind("ret;").unwrap();
     let ptx = format!("{}frobnicate.b32 1;\n{}", &ptx[..at], &ptx[at..]);

@@ -2,21 +2,36 @@
 
 use flashtile_abi::Band;
 
-use crate::problem::{CausalAlignment, Problem};
+use crate::problem::{CausalAlignment, Problem, Window};
 
 /// The band that a problem's masks amount to. Sequence lengths must be at most [`Band::MAX_SEQLEN`].
 pub(crate) fn band(problem: &Problem) -> Band {
     let shape = problem.shape();
+    band_of(
+        problem.causal,
+        problem.window,
+        shape.seqlen_q as i32,
+        shape.seqlen_k as i32,
+    )
+}
+
+/// The band of a causal mask and a window over a sequence of such lengths.
+pub(crate) fn band_of(
+    causal: Option<CausalAlignment>,
+    window: Window,
+    seqlen_q: i32,
+    seqlen_k: i32,
+) -> Band {
     // Query i stands at key i + offset.
-    let offset = match problem.causal.unwrap_or_default() {
-        CausalAlignment::BottomRight => shape.seqlen_k as i64 - shape.seqlen_q as i64,
+    let offset = match causal.unwrap_or_default() {
+        CausalAlignment::BottomRight => i64::from(seqlen_k) - i64::from(seqlen_q),
         CausalAlignment::TopLeft => 0,
     };
-    let right = match (problem.causal, problem.window.right) {
+    let right = match (causal, window.right) {
         (Some(_), _) => Some(0),
         (None, right) => right,
     };
-    let lower = problem.window.left.map(|left| offset - i64::from(left));
+    let lower = window.left.map(|left| offset - i64::from(left));
     let upper = right.map(|right| offset + i64::from(right));
     let limit = |bound: i64| {
         bound.clamp(
@@ -27,7 +42,7 @@ pub(crate) fn band(problem: &Problem) -> Band {
     Band {
         lower: lower.map_or(Band::UNBOUNDED_LOWER, limit),
         upper: upper.map_or(Band::UNBOUNDED_UPPER, limit),
-        seqlen_k: shape.seqlen_k as i32,
+        seqlen_k,
     }
 }
 

@@ -22,9 +22,10 @@ use crate::{
     problem::{ArchChoice, Problem, Shape},
 };
 
-pub(crate) use band::band;
+pub(crate) use band::{band, band_of};
 pub(crate) use choose::supports;
 pub use hopper::Obstacle;
+pub(crate) use validate::{check_cap, check_out_dtype, check_scale};
 
 /// Checks a problem without regard to devices and kernels, and returns its sizes.
 pub(crate) fn check(problem: &Problem) -> Result<Shape> {

@@ -105,7 +105,7 @@ pub(crate) fn check_shapes(problem: &Problem) -> Result<Shape> {
     problem.v.check("v", element)?;
     problem.out.check("out", problem.out_element().bytes())?;
     problem.out.check_distinct("out")?;
-    out_dtype(problem)?;
+    check_out_dtype(problem.dtype, problem.out_dtype)?;
     scales::check(problem)?;
     if problem.lse {
         let bytes = problem.lse_shape().iter().try_fold(4i64, |product, &n| {
@@ -123,8 +123,8 @@ pub(crate) fn check_shapes(problem: &Problem) -> Result<Shape> {
 }
 
 /// Refuses an output type that no kernel writes for such inputs.
-fn out_dtype(problem: &Problem) -> Result<()> {
-    let (inputs, out) = (problem.dtype, problem.out_element());
+pub(crate) fn check_out_dtype(inputs: DType, out_dtype: OutDType) -> Result<()> {
+    let out = out_dtype.of(inputs);
     let written = [OutDType::Same, OutDType::F32].map(|out| out.of(inputs));
     if written.contains(&out) || inputs == DType::E4m3 {
         return Ok(());
@@ -160,6 +160,26 @@ pub(crate) fn grid_blocks(shape: &Shape, m_blocks: u64) -> Result<u32> {
     }
 }
 
+/// Refuses a factor of scores that is no number.
+pub(crate) fn check_scale(scale: f32) -> Result<()> {
+    match scale.is_finite() {
+        true => Ok(()),
+        false => Err(Error::bad("scale", "a finite number", scale.to_string())),
+    }
+}
+
+/// Refuses a cap that is none.
+pub(crate) fn check_cap(softcap: Option<f32>) -> Result<()> {
+    match softcap {
+        Some(cap) if !(cap.is_finite() && cap > 0.0) => Err(Error::bad(
+            "softcap",
+            "a positive finite number",
+            cap.to_string(),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Constants of the softmax as the kernels take them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Softmax {
@@ -178,18 +198,8 @@ pub(crate) struct Softmax {
 /// Checks scale and softcap and folds them together.
 pub(crate) fn softmax(problem: &Problem) -> Result<Softmax> {
     let scale = problem.softmax_scale();
-    if !scale.is_finite() {
-        return Err(Error::bad("scale", "a finite number", scale.to_string()));
-    }
-    if let Some(cap) = problem.softcap
-        && !(cap.is_finite() && cap > 0.0)
-    {
-        return Err(Error::bad(
-            "softcap",
-            "a positive finite number",
-            cap.to_string(),
-        ));
-    }
+    check_scale(scale)?;
+    check_cap(problem.softcap)?;
     if let Some(cap) = problem.softcap
         && problem.dtype == DType::E4m3
         && cap > WIDEST_QUICK_CAP

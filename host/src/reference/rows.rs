@@ -40,6 +40,22 @@ impl Heads {
         })
     }
 
+    /// Of one sequence or several, from elements in the order [batch, heads, seqlen, head_dim] without scales.
+    pub fn without_scales(shape: Shape, q: Vec<f32>, k: Vec<f32>, v: Vec<f32>) -> Self {
+        let rows = [
+            shape.heads_q * shape.seqlen_q,
+            shape.heads_kv * shape.seqlen_k,
+            shape.heads_kv * shape.seqlen_k,
+        ];
+        Self {
+            shape,
+            q,
+            k,
+            v,
+            scales: rows.map(|rows| vec![1.0; shape.batch * rows]),
+        }
+    }
+
     /// What query `i` of query head `h` in batch `b` is multiplied by: 1 without scales.
     pub fn query_scale(&self, b: usize, h: usize, i: usize) -> f64 {
         let s = &self.shape;

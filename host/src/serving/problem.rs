@@ -2,27 +2,11 @@
 
 use flashtile_abi::DType;
 
+use super::layout::{BiasType, CacheLayout, MaskType, PageTable, PairLayout};
 use crate::{
     layout::TensorLayout,
-    problem::{CausalAlignment, OutDType, Window},
+    problem::{self, CausalAlignment, OutDType, Shape, Window},
 };
-
-/// Shape and strides of keys or values, [blocks, rows, heads, head_dim]. What a block is depends on the problem: a page, a sequence's
-/// part of a cache, or all there is, with the sequences one after the other.
-///
-/// Strides count elements. Element `d` of a row is at `(d / x) * chunk_stride + (d % x) * element_stride`, `x` being the elements of 16
-/// bytes: 8 of f16 and bf16.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct CacheLayout {
-    /// Blocks, rows of a block, heads, head_dim.
-    pub shape: [usize; 4],
-    /// From one block, row and head to the next.
-    pub strides: [i64; 3],
-    /// From one 16-byte piece of a row to the next.
-    pub chunk_stride: i64,
-    /// From one element of a piece to the next.
-    pub element_stride: i64,
-}
 
 /// How long sequences are and where they lie: what the device holds of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -34,47 +18,6 @@ pub struct SequenceLengths {
     pub used: bool,
     /// The most tokens of a sequence: what the launch makes room for. Longer sequences are an error.
     pub longest: usize,
-}
-
-/// A table of pages, `i32` or `u32` `[batch, entries]`: row `j` of a sequence is row `j % page` of block `table[b, j / page]` of keys and
-/// values, a page being as long as their blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PageTable {
-    /// Entries of a sequence.
-    pub entries: usize,
-    /// Entries from one sequence and from one entry to the next.
-    pub strides: [i64; 2],
-}
-
-/// A function of pairs of a query and a key, [batch, heads_q, rows, keys], rows and keys counted from the start of their sequences:
-/// each dimension is either that long or 1, which stands for all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PairLayout<T> {
-    /// What an element is.
-    pub element: T,
-    /// Batch or 1, heads_q or 1, the longest sequence of queries or 1, the longest of keys or 1. Of bits, the last counts bits, and is
-    /// not 1 for more than one key.
-    pub shape: [usize; 4],
-    /// Elements from one to the next in each dimension; of bits, words of 32 keys, the last being 1.
-    pub strides: [i64; 4],
-}
-
-/// Element of a bias.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BiasType {
-    /// That of the queries.
-    Same,
-    /// f32.
-    F32,
-}
-
-/// Element of a mask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum MaskType {
-    /// A byte: 0 hides the key.
-    Byte,
-    /// A bit of a u32: key `j` is bit `j % 32` of word `j / 32`; 0 hides the key.
-    Bit,
 }
 
 /// How many blocks share the keys of a tile of queries.
@@ -89,13 +32,35 @@ pub enum Splits {
     Keys(usize),
 }
 
-/// One attention problem of an inference engine: for each sequence, `out = softmax(mask(cap(scale * q k^T) + bias)) v`, and its
-/// log-sum-exp.
+/// One attention problem of an inference engine: for each sequence, `out = softmax(mask(cap(scale * q k^T) + alibi + bias)) v`, and
+/// its log-sum-exp.
 ///
-/// Plain data: nothing is checked until it is planned.
+/// Only rows that belong to a sequence's `used` queries are written, whatever room out and log-sum-exp have besides.
+///
+/// Plain data: nothing is checked until it is planned or computed. Fields may be set directly or through the methods of the same names.
+///
+/// ```
+/// use flashtile::{CausalAlignment, DType, TensorLayout};
+/// use flashtile::serving::{CacheLayout, PageTable, ServingProblem, Splits};
+///
+/// // One new token for each of 8 sequences; their keys and values in 512 pages of 16 tokens, at most 100 pages each.
+/// let (q, cache) = ([8, 1, 32, 128], [512, 16, 8, 128]);
+/// let problem = ServingProblem::new(
+///     DType::Bf16,
+///     8,
+///     TensorLayout::contiguous(q),
+///     CacheLayout::contiguous(cache),
+///     CacheLayout::contiguous(cache),
+/// )
+/// .pages(PageTable::contiguous(100))
+/// .k_used(1600)
+/// .causal(CausalAlignment::BottomRight)
+/// .splits(Splits::Keys(512));
+/// assert_eq!(problem.out.shape, q);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ServingProblem {
-    /// Element type of q, k and v: f16 or bf16.
+    /// Element type of q, k and v: f16 or bf16; on the CPU f32 too.
     pub dtype: DType,
     /// Element type of out.
     pub out_dtype: OutDType,
@@ -118,23 +83,25 @@ pub struct ServingProblem {
     pub pages: Option<PageTable>,
     /// Causal mask: query `i` of a sequence sees no key past its diagonal.
     pub causal: Option<CausalAlignment>,
-    /// Sliding window around the diagonal. Its alignment is `causal`'s, or bottom-right.
+    /// Sliding window around the diagonal. Its alignment is `causal`'s, or bottom-right. With `causal`, `right` is at most 0.
     pub window: Window,
-    /// Factor of the scores; default 1/sqrt(head_dim_qk).
+    /// Factor of the scores; default 1/sqrt(head_dim_qk). Any finite number, negative and 0 included.
     pub scale: Option<f32>,
     /// Soft cap of the scores, before anything is added to them.
     pub softcap: Option<f32>,
     /// ALiBi (arXiv:2108.12409): `slope * -|distance|` of the key from the query's diagonal is added. Slopes f32 [heads_q], or
     /// [batch, heads_q] if this is true.
     pub alibi: Option<bool>,
-    /// Whether there are sinks, f32 [heads_q]: the logit of a key that every query sees, whose value is 0. It counts in the log-sum-exp.
+    /// Whether there are sinks, f32 [heads_q]: the logit of a key that every query sees, whose value is 0. It counts in the log-sum-exp,
+    /// which is the sink where a query sees no other key. -inf is none.
     pub sink: bool,
-    /// A tensor that is added to the scores.
+    /// A tensor that is added to the scores. -inf hides the key.
     pub bias: Option<PairLayout<BiasType>>,
     /// A tensor that says which keys may be seen, beside causal mask and window.
     pub mask: Option<PairLayout<MaskType>>,
     /// How many ranges each sequence has, i32 [batch, ranges, 2]: first and last position, both included. Queries whose diagonal is in
-    /// a range see all keys of it, whatever causal mask and window say. One that does not end after it starts is none.
+    /// a range see all keys of it, whatever causal mask and window say; `mask` hides keys there too. One whose last is before its first
+    /// is none.
     pub ranges: Option<usize>,
     /// Whether the log-sum-exp is wanted: f32 [batch, heads_q, rows]; with `starts`, [heads_q, tokens]. Natural logarithm, -inf where a
     /// query sees no key.
@@ -143,53 +110,238 @@ pub struct ServingProblem {
     pub splits: Splits,
 }
 
-impl CacheLayout {
-    /// Without gaps, [blocks, rows, heads, head_dim].
-    pub fn contiguous(shape: [usize; 4]) -> Self {
-        Self::from_tensor(TensorLayout::contiguous(shape))
-    }
-
-    /// Without gaps, [blocks, heads, rows, head_dim] in memory.
-    pub fn heads_first(shape: [usize; 4]) -> Self {
-        Self::from_tensor(TensorLayout::heads_first(shape))
-    }
-
-    /// Of a tensor whose rows have no gaps.
-    pub fn from_tensor(layout: TensorLayout) -> Self {
-        let [block, row, head, _] = layout.strides;
+impl SequenceLengths {
+    /// Every sequence has so many tokens, and all count.
+    pub fn uniform(tokens: usize) -> Self {
         Self {
-            shape: layout.shape,
-            strides: [block, row, head],
-            chunk_stride: PIECE,
-            element_stride: 1,
-        }
-    }
-
-    /// vLLM's keys: [blocks, heads, head_dim / 8, rows, 8] in memory, without gaps.
-    pub fn chunked_keys(shape: [usize; 4]) -> Self {
-        let [_, rows, heads, dim] = shape.map(|n| n as i64);
-        let chunk = rows.saturating_mul(PIECE);
-        let head = chunk.saturating_mul((dim + PIECE - 1) / PIECE);
-        Self {
-            shape,
-            strides: [head.saturating_mul(heads), PIECE, head],
-            chunk_stride: chunk,
-            element_stride: 1,
-        }
-    }
-
-    /// vLLM's values: [blocks, heads, head_dim, rows] in memory, without gaps.
-    pub fn transposed(shape: [usize; 4]) -> Self {
-        let [_, rows, heads, dim] = shape.map(|n| n as i64);
-        let head = rows.saturating_mul(dim);
-        Self {
-            shape,
-            strides: [head.saturating_mul(heads), 1, head],
-            chunk_stride: rows.saturating_mul(PIECE),
-            element_stride: rows,
+            starts: false,
+            used: false,
+            longest: tokens,
         }
     }
 }
 
-/// Elements of 16 bytes.
-const PIECE: i64 = 8;
+impl ServingProblem {
+    /// Unmasked attention over `batch` sequences as long as their tensors, default scale, contiguous output, no log-sum-exp.
+    pub fn new(
+        dtype: DType,
+        batch: usize,
+        q: TensorLayout,
+        k: CacheLayout,
+        v: CacheLayout,
+    ) -> Self {
+        let [blocks, rows, heads, _] = q.shape;
+        Self {
+            dtype,
+            out_dtype: OutDType::Same,
+            batch,
+            q,
+            k,
+            v,
+            out: TensorLayout::contiguous([blocks, rows, heads, v.shape[3]]),
+            q_lengths: SequenceLengths::uniform(rows),
+            k_lengths: SequenceLengths::uniform(k.shape[1]),
+            pages: None,
+            causal: None,
+            window: Window::default(),
+            scale: None,
+            softcap: None,
+            alibi: None,
+            sink: false,
+            bias: None,
+            mask: None,
+            ranges: None,
+            lse: false,
+            splits: Splits::Auto,
+        }
+    }
+
+    /// Unmasked attention over contiguous tensors [batch, seqlen, heads, head_dim].
+    pub fn contiguous(dtype: DType, shape: Shape) -> Self {
+        let s = shape;
+        Self::new(
+            dtype,
+            s.batch,
+            TensorLayout::contiguous([s.batch, s.seqlen_q, s.heads_q, s.head_dim_qk]),
+            CacheLayout::contiguous([s.batch, s.seqlen_k, s.heads_kv, s.head_dim_qk]),
+            CacheLayout::contiguous([s.batch, s.seqlen_k, s.heads_kv, s.head_dim_v]),
+        )
+    }
+
+    /// Unmasked attention over `shape.batch` sequences that follow each other in tensors [tokens, heads, head_dim] without gaps, of
+    /// `shape.seqlen_q` tokens of queries and `shape.seqlen_k` of keys altogether. The longest sequences have so many tokens of
+    /// queries and of keys. (varlen)
+    pub fn varlen(dtype: DType, shape: Shape, longest_q: usize, longest_k: usize) -> Self {
+        let one = Shape { batch: 1, ..shape };
+        let mut problem = Self::contiguous(dtype, one)
+            .q_starts(longest_q)
+            .k_starts(longest_k);
+        problem.batch = shape.batch;
+        problem
+    }
+
+    /// Sets the output's layout.
+    #[must_use]
+    pub fn out(mut self, out: TensorLayout) -> Self {
+        self.out = out;
+        self
+    }
+
+    /// Sets the output's element type.
+    #[must_use]
+    pub fn out_dtype(mut self, out_dtype: OutDType) -> Self {
+        self.out_dtype = out_dtype;
+        self
+    }
+
+    /// Queries follow each other: there are starts.
+    #[must_use]
+    pub fn q_starts(mut self, longest: usize) -> Self {
+        self.q_lengths.starts = true;
+        self.q_lengths.longest = longest;
+        self
+    }
+
+    /// Only some queries of each sequence count.
+    #[must_use]
+    pub fn q_used(mut self, longest: usize) -> Self {
+        self.q_lengths.used = true;
+        self.q_lengths.longest = longest;
+        self
+    }
+
+    /// Keys follow each other, or, in pages, are as many as differences of starts say.
+    #[must_use]
+    pub fn k_starts(mut self, longest: usize) -> Self {
+        self.k_lengths.starts = true;
+        self.k_lengths.longest = longest;
+        self
+    }
+
+    /// Only some keys of each sequence count.
+    #[must_use]
+    pub fn k_used(mut self, longest: usize) -> Self {
+        self.k_lengths.used = true;
+        self.k_lengths.longest = longest;
+        self
+    }
+
+    /// Keys and values are in pages. Unless lengths have been set before, sequences are as long as their pages.
+    #[must_use]
+    pub fn pages(mut self, pages: PageTable) -> Self {
+        self.pages = Some(pages);
+        if !(self.k_lengths.starts || self.k_lengths.used) {
+            self.k_lengths.longest = pages.entries.saturating_mul(self.k.shape[1]);
+        }
+        self
+    }
+
+    /// Adds a causal mask.
+    #[must_use]
+    pub fn causal(mut self, alignment: CausalAlignment) -> Self {
+        self.causal = Some(alignment);
+        self
+    }
+
+    /// Adds a sliding window; `None` is unbounded.
+    #[must_use]
+    pub fn window(mut self, left: Option<u32>, right: Option<u32>) -> Self {
+        self.window = Window { left, right };
+        self
+    }
+
+    /// Sets the factor of the scores.
+    #[must_use]
+    pub fn scale(mut self, scale: f32) -> Self {
+        self.scale = Some(scale);
+        self
+    }
+
+    /// Caps the scores.
+    #[must_use]
+    pub fn softcap(mut self, softcap: f32) -> Self {
+        self.softcap = Some(softcap);
+        self
+    }
+
+    /// Adds ALiBi, with slopes of each sequence or shared by all.
+    #[must_use]
+    pub fn alibi(mut self, by_sequence: bool) -> Self {
+        self.alibi = Some(by_sequence);
+        self
+    }
+
+    /// Sets whether there are sinks.
+    #[must_use]
+    pub fn sink(mut self, present: bool) -> Self {
+        self.sink = present;
+        self
+    }
+
+    /// Adds a bias.
+    #[must_use]
+    pub fn bias(mut self, bias: PairLayout<BiasType>) -> Self {
+        self.bias = Some(bias);
+        self
+    }
+
+    /// Adds a mask.
+    #[must_use]
+    pub fn mask(mut self, mask: PairLayout<MaskType>) -> Self {
+        self.mask = Some(mask);
+        self
+    }
+
+    /// Adds so many ranges of each sequence.
+    #[must_use]
+    pub fn ranges(mut self, count: usize) -> Self {
+        self.ranges = Some(count);
+        self
+    }
+
+    /// Sets whether the log-sum-exp is wanted.
+    #[must_use]
+    pub fn lse(mut self, wanted: bool) -> Self {
+        self.lse = wanted;
+        self
+    }
+
+    /// Sets how keys are split.
+    #[must_use]
+    pub fn splits(mut self, splits: Splits) -> Self {
+        self.splits = splits;
+        self
+    }
+
+    /// The factor of the scores: `scale`, or 1/sqrt(head_dim_qk).
+    pub fn softmax_scale(&self) -> f32 {
+        self.scale
+            .unwrap_or_else(|| problem::default_scale(self.q.shape[3]))
+    }
+
+    /// Element type of out.
+    pub fn out_element(&self) -> DType {
+        self.out_dtype.of(self.dtype)
+    }
+
+    /// Element type of the bias, if there is one.
+    pub(super) fn bias_element(&self, element: BiasType) -> DType {
+        match element {
+            BiasType::Same => self.dtype,
+            BiasType::F32 => DType::F32,
+        }
+    }
+
+    /// Shape of the log-sum-exp: batch (1 if queries have starts), heads_q, rows.
+    pub fn lse_shape(&self) -> [usize; 3] {
+        [self.q.shape[0], self.q.shape[2], self.q.shape[1]]
+    }
+
+    /// Tokens of keys that there is room for in a sequence: without starts, its length if all count.
+    pub(super) fn k_room(&self) -> usize {
+        match self.pages {
+            Some(pages) => pages.entries.saturating_mul(self.k.shape[1]),
+            None => self.k.shape[1],
+        }
+    }
+}
