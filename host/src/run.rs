@@ -152,7 +152,7 @@ pub fn attention(device: &dyn Device, problem: &Problem, inputs: &Inputs<'_>) ->
 }
 
 /// Address of element [0, 0, 0, 0] of a tensor whose lowest element starts the buffer.
-fn origin(buffer: &DeviceBuffer<'_>, layout: &TensorLayout, element_bytes: u32) -> u64 {
+pub(crate) fn origin(buffer: &DeviceBuffer<'_>, layout: &TensorLayout, element_bytes: u32) -> u64 {
     let (low, _) = layout.offsets().unwrap_or_default();
     buffer
         .address()

@@ -25,7 +25,7 @@ use crate::{
 pub(crate) use band::{band, band_of};
 pub(crate) use choose::supports;
 pub use hopper::Obstacle;
-pub(crate) use validate::{check_cap, check_out_dtype, check_scale};
+pub(crate) use validate::{MAX_GRID, check_cap, check_out_dtype, check_scale};
 
 /// Checks a problem without regard to devices and kernels, and returns its sizes.
 pub(crate) fn check(problem: &Problem) -> Result<Shape> {
@@ -256,7 +256,7 @@ impl Chosen {
 }
 
 /// Byte strides of a checked layout; 0 for a dimension that never steps.
-fn view(layout: &TensorLayout, element_bytes: u32) -> TensorView {
+pub(crate) fn view(layout: &TensorLayout, element_bytes: u32) -> TensorView {
     let stride = |dim: usize| {
         if layout.shape[dim] > 1 {
             layout.strides[dim].wrapping_mul(i64::from(element_bytes))
@@ -569,7 +569,7 @@ impl Plan {
 }
 
 /// Refuses an address from which a tensor cannot start.
-fn check_pointer(
+pub(crate) fn check_pointer(
     argument: &'static str,
     is_empty: bool,
     ptr: u64,

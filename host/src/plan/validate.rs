@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Longest grid in x.
-const MAX_GRID: u64 = (1 << 31) - 1;
+pub(crate) const MAX_GRID: u64 = (1 << 31) - 1;
 
 /// Largest head_dim that any kernel has. What a tier has is a question of its own (`choose`).
 const MAX_HEAD_DIM: u32 = {

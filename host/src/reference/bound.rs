@@ -3,7 +3,7 @@
 use flashtile_abi::DType;
 
 use super::{
-    Heads, LowPrecision, Reference, attention_f64, attention_low_precision,
+    Heads, LowPrecision, Reference, Scoring, attention_f64, attention_low_precision,
     sensitivity::{Moves, Perturbation, ProbabilityError, ScoreError, sensitivity},
 };
 use crate::{
@@ -89,33 +89,70 @@ pub fn error_bound(
     reference: &Reference,
     low: &LowPrecision,
 ) -> Result<ErrorBound> {
-    let k = if problem.softcap.is_some() { 3.0 } else { 2.0 };
-    let round = |x: f32| working_precision(problem, x);
-    let rounding = Errors::of(reference.out.iter().filter(|r| r.is_finite()).map(|&r| {
+    let part = Part {
+        heads: &Heads::new(problem, inputs)?,
+        scoring: Scoring::of(problem),
+        reference,
+        low,
+    };
+    bound_of(&[part], 1.0)
+}
+
+/// A part of a problem that is computed by itself: all of a dense one, or a sequence.
+pub(crate) struct Part<'a> {
+    pub heads: &'a Heads,
+    pub scoring: Scoring<'a>,
+    pub reference: &'a Reference,
+    pub low: &'a LowPrecision,
+}
+
+/// [`error_bound`] of a problem of several parts, of the same types and the same factor and cap of scores. The log-sum-exp is converted
+/// between bases `conversions` times.
+///
+/// Where something is added to scores (bias, ALiBi), there is another term: how far the output moves, to first order, and the
+/// log-sum-exp, if every score is wrong by [`OF_TERMS`] of the sum of the absolute values of what is added to it.
+pub(crate) fn bound_of(parts: &[Part<'_>], conversions: f64) -> Result<ErrorBound> {
+    let Some(Part { scoring, .. }) = parts.first() else {
+        return Ok(ErrorBound {
+            max_abs: 0.0,
+            rms: 0.0,
+            lse_max_abs: 0.0,
+        });
+    };
+    let k = if scoring.softcap.is_some() { 3.0 } else { 2.0 };
+    let round = |x: f32| working_precision(scoring, x);
+    let of_out = || parts.iter().flat_map(|part| &part.reference.out);
+    let of_lse = || parts.iter().flat_map(|part| &part.reference.lse);
+    let rounding = Errors::of(of_out().filter(|r| r.is_finite()).map(|&r| {
         let r = round(r as f32);
         f64::from(round(round(r + 0.3) - 0.3) - r)
     }));
-    let differences = |low: &[f32], reference: &[f64]| {
+    let differences = |low: &[f32], reference: &[f64]| -> Vec<f64> {
         let pairs = low.iter().zip(reference);
-        Errors::of(
-            pairs
-                .map(|(&low, &r)| f64::from(low) - r)
-                .filter(|difference| difference.is_finite()),
-        )
+        pairs.map(|(&low, &r)| f64::from(low) - r).collect()
     };
-    let out = differences(&low.out, &reference.out);
-    let lse = differences(&low.lse, &reference.lse);
+    let finite = |errors: Vec<f64>| errors.into_iter().filter(|x| x.is_finite());
+    let out = Errors::of(
+        parts
+            .iter()
+            .flat_map(|part| finite(differences(&part.low.out, &part.reference.out))),
+    );
+    let lse = Errors::of(
+        parts
+            .iter()
+            .flat_map(|part| finite(differences(&part.low.lse, &part.reference.lse))),
+    );
 
-    let heads = Heads::new(problem, inputs)?;
     let unit = 2f64.powi(-23);
-    let steps = heads.shape.head_dim_qk as f64 / 8.0 + 1.0;
+    let head_dim_qk = parts.iter().map(|part| part.heads.shape.head_dim_qk).max();
+    let steps = head_dim_qk.unwrap_or(0) as f64 / 8.0 + 1.0;
     // Half a unit in the last place of the inputs' precision.
     let rounded_to = |bits: i32| Perturbation {
         score: ScoreError::Relative(2f64.powi(-bits)),
         probability: ProbabilityError::Relative(2f64.powi(-bits)),
     };
-    let is_fair = reference.out.len() >= FAIR_SAMPLE;
-    let roundings = match problem.dtype {
+    let is_fair = of_out().count() >= FAIR_SAMPLE;
+    let roundings = match scoring.dtype {
         DType::F32 => None,
         _ if is_fair => None,
         DType::F16 => Some(rounded_to(11)),
@@ -125,7 +162,7 @@ pub fn error_bound(
             ..rounded_to(8)
         }),
     };
-    let sums = match problem.dtype {
+    let sums = match scoring.dtype {
         DType::F16 | DType::Bf16 => None,
         DType::F32 => Some(Perturbation {
             score: ScoreError::Relative((steps + 6.0) * unit),
@@ -136,44 +173,67 @@ pub fn error_bound(
             probability: ProbabilityError::Accumulator,
         }),
     };
+    let terms = parts
+        .iter()
+        .any(|part| part.scoring.pairs.adds())
+        .then_some(Perturbation {
+            score: ScoreError::Terms(OF_TERMS),
+            probability: ProbabilityError::Relative(0.0),
+        });
     let moved = |perturbation: Option<Perturbation>| {
-        let none = Moves {
-            out: Vec::new(),
-            score: Vec::new(),
-        };
-        let moves = perturbation.map_or(Ok(none), |p| sensitivity(problem, &heads, p))?;
-        let finite = |moves: Vec<f64>| Errors::of(moves.into_iter().filter(|x| x.is_finite()));
-        Ok::<_, Error>([finite(moves.out), finite(moves.score)])
+        let mut all = [const { Vec::new() }; 3];
+        if let Some(perturbation) = perturbation {
+            for part in parts {
+                let Moves { out, score, lse } =
+                    sensitivity(part.scoring, part.heads, perturbation)?;
+                for (all, moves) in all.iter_mut().zip([out, score, lse]) {
+                    all.extend(finite(moves));
+                }
+            }
+        }
+        Ok::<_, Error>(all.map(|moves| Errors::of(moves.into_iter())))
     };
-    let [roundings, _] = moved(roundings)?;
-    let [sums, score_sums] = moved(sums)?;
-    let yardstick = |measured: f64, roundings: f64, sums: f64| (k * measured).max(roundings) + sums;
-    let per_product = match problem.dtype {
+    let [roundings, ..] = moved(roundings)?;
+    let [sums, score_sums, _] = moved(sums)?;
+    let [terms, _, lse_terms] = moved(terms)?;
+    let yardstick = |of: fn(&Errors) -> f64| {
+        (k * of(&out)).max(of(&roundings)) + of(&sums) + of(&terms) + 2.0 * of(&rounding)
+    };
+    let per_product = match scoring.dtype {
         DType::F32 => 2f64.powi(-20),
         DType::E4m3 => 2.0 * unit,
         DType::F16 | DType::Bf16 => 0.0,
     };
-    let (score_lost, offset) = match problem.dtype {
+    let (score_lost, offset) = match scoring.dtype {
         DType::E4m3 => (score_sums.max_abs, 8.0 * std::f64::consts::LN_2),
         DType::F16 | DType::Bf16 | DType::F32 => (0.0, 0.0),
     };
-    let products = heads.largest_product_of_norms() * f64::from(problem.softmax_scale()).abs();
-    let largest_lse = reference.lse.iter().filter(|x| x.is_finite());
+    let norms = parts
+        .iter()
+        .map(|part| part.heads.largest_product_of_norms());
+    let products = norms.fold(0.0, f64::max) * f64::from(scoring.scale).abs();
+    let largest_lse = of_lse().filter(|x| x.is_finite());
     let largest_lse = largest_lse.fold(0.0, |max: f64, x| max.max(x.abs()));
     let lse_added = products * (steps * unit + per_product)
         + score_lost
-        + 8.0 * unit * f64::from(problem.softcap.unwrap_or(0.0))
-        + 4.0 * unit * (1.0 + largest_lse + offset);
+        + lse_terms.max_abs
+        + 8.0 * unit * f64::from(scoring.softcap.unwrap_or(0.0))
+        + conversions * 4.0 * unit * (1.0 + largest_lse + offset);
     Ok(ErrorBound {
-        max_abs: yardstick(out.max_abs, roundings.max_abs, sums.max_abs) + 2.0 * rounding.max_abs,
-        rms: yardstick(out.rms, roundings.rms, sums.rms) + 2.0 * rounding.rms,
+        max_abs: yardstick(|errors| errors.max_abs),
+        rms: yardstick(|errors| errors.rms),
         lse_max_abs: 2.0 * lse.max_abs + lse_added,
     })
 }
 
+/// What is added to a score costs, relative to its magnitude and in halves of 2^-23: a slope's product with a distance, and two sums,
+/// 3; the maximum as an exponent of two, 1.44; a part's log-sum-exp, a sum and two factors, 3; its difference from the others' and
+/// that as an exponent, 2.44. Together less than 10.
+const OF_TERMS: f64 = 5.0 / (1u32 << 23) as f64;
+
 /// Rounds to the precision that a problem is computed in.
-fn working_precision(problem: &Problem, x: f32) -> f32 {
-    match (problem.dtype, problem.out_element()) {
+fn working_precision(scoring: &Scoring<'_>, x: f32) -> f32 {
+    match (scoring.dtype, scoring.out) {
         (dtype @ (DType::F16 | DType::Bf16), _) => element::round(dtype, x),
         (DType::E4m3, out @ (DType::F16 | DType::Bf16)) => element::round(out, x),
         (DType::E4m3, _) => element::round(DType::Bf16, x),
@@ -232,7 +292,7 @@ pub fn compare(problem: &Problem, inputs: &Inputs<'_>, outputs: &Outputs) -> Res
 
 /// Difference of a result from the oracle: 0 between equal infinities and between NaNs, infinite
 /// between anything else that is not finite.
-fn difference(result: f32, reference: f64) -> f64 {
+pub(crate) fn difference(result: f32, reference: f64) -> f64 {
     let result = f64::from(result);
     if result == reference || (result.is_nan() && reference.is_nan()) {
         0.0
@@ -244,7 +304,7 @@ fn difference(result: f32, reference: f64) -> f64 {
 }
 
 /// The oracle's log-sum-exp, infinite where it is past f32's range: there f32 has no nearer number.
-fn in_range(lse: f64) -> f64 {
+pub(crate) fn in_range(lse: f64) -> f64 {
     match lse as f32 {
         rounded if rounded.is_infinite() => f64::from(rounded),
         _ => lse,
@@ -252,13 +312,13 @@ fn in_range(lse: f64) -> f64 {
 }
 
 /// Size of a set of errors.
-struct Errors {
-    max_abs: f64,
-    rms: f64,
+pub(crate) struct Errors {
+    pub max_abs: f64,
+    pub rms: f64,
 }
 
 impl Errors {
-    fn of(errors: impl Iterator<Item = f64>) -> Self {
+    pub fn of(errors: impl Iterator<Item = f64>) -> Self {
         let (mut max_abs, mut squares, mut count) = (0f64, 0f64, 0u64);
         for error in errors {
             max_abs = max_abs.max(error.abs());

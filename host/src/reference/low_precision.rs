@@ -2,7 +2,7 @@
 
 use flashtile_abi::DType;
 
-use super::{Heads, per_row, visible};
+use super::{Heads, Scoring, per_row};
 use crate::{element, error::Result, problem::Problem, run::Inputs};
 
 /// Results of the computation in low precision.
@@ -36,10 +36,15 @@ pub struct LowPrecision {
 /// # Errors
 /// As [`attention_f64`](super::attention_f64).
 pub fn attention_low_precision(problem: &Problem, inputs: &Inputs<'_>) -> Result<LowPrecision> {
-    let heads = Heads::new(problem, inputs)?;
-    match problem.dtype {
-        DType::F16 | DType::Bf16 | DType::E4m3 => compute(problem, &heads, Sequential),
-        DType::F32 => compute(problem, &heads, Tf32Pairs),
+    low_precision(&Heads::new(problem, inputs)?, Scoring::of(problem))
+}
+
+/// As [`attention_low_precision`], of gathered inputs. What is added to scores is added in f32, and the sum stays f32: that is what
+/// adding an f32 tensor to one of lower precision gives.
+pub(crate) fn low_precision(heads: &Heads, scoring: Scoring<'_>) -> Result<LowPrecision> {
+    match scoring.dtype {
+        DType::F16 | DType::Bf16 | DType::E4m3 => compute(scoring, heads, Sequential),
+        DType::F32 => compute(scoring, heads, Tf32Pairs),
     }
 }
 
@@ -130,11 +135,14 @@ fn truncate(x: f64) -> f32 {
     f32::from_bits(nearest.to_bits() - 1)
 }
 
-fn compute(problem: &Problem, heads: &Heads, products: impl Products) -> Result<LowPrecision> {
-    let scale = problem.softmax_scale();
-    let softcap = problem.softcap;
-    let dtype = problem.dtype;
-    let out_dtype = problem.out_element();
+fn compute(scoring: Scoring<'_>, heads: &Heads, products: impl Products) -> Result<LowPrecision> {
+    let Scoring {
+        dtype,
+        out: out_dtype,
+        scale,
+        softcap,
+        pairs,
+    } = scoring;
     let (dim_qk, dim_v) = (heads.shape.head_dim_qk, heads.shape.head_dim_v);
 
     let (out, lse) = per_row(&heads.shape, |b, h, i, out_row: &mut [f32]| {
@@ -146,16 +154,18 @@ fn compute(problem: &Problem, heads: &Heads, products: impl Products) -> Result<
         let mut exact = Vec::new();
         let mut rounded = Vec::new();
         for (j, key) in heads.keys(b, h).chunks_exact(dim_qk).enumerate() {
-            if visible(problem, i, j) {
+            if let Some(term) = pairs.term(h, i, j) {
+                let term = term.sum as f32;
                 let dot = f64::from(products.dot(query, key)) * (q_scale * k_scales[j]);
                 let dot = dot as f32;
                 rows.push(&values[j * dim_v..][..dim_v]);
                 row_scales.push(v_scales[j] as f32);
-                exact.push(score(dot, scale, softcap, |x| x));
-                rounded.push(score(dot, scale, softcap, |x| round_score(dtype, x)));
+                exact.push(term + score(dot, scale, softcap, |x| x));
+                rounded.push(term + score(dot, scale, softcap, |x| round_score(dtype, x)));
             }
         }
-        let (max, sum) = max_and_sum(&rounded);
+        let sink = pairs.sink(h) as f32;
+        let (max, sum) = max_and_sum(&rounded, sink);
         if max > f32::NEG_INFINITY {
             let (before, after) = match dtype {
                 DType::E4m3 => (1.0, sum),
@@ -170,7 +180,7 @@ fn compute(problem: &Problem, heads: &Heads, products: impl Products) -> Result<
         for o in out_row {
             *o = element::round(out_dtype, *o);
         }
-        let (max, sum) = max_and_sum(&exact);
+        let (max, sum) = max_and_sum(&exact, sink);
         if max > f32::NEG_INFINITY {
             max + sum.ln()
         } else {
@@ -189,10 +199,11 @@ fn score(dot: f32, scale: f32, softcap: Option<f32>, round: impl Fn(f32) -> f32)
     }
 }
 
-/// Maximum, and sum of the exponentials of the differences from it.
-fn max_and_sum(scores: &[f32]) -> (f32, f32) {
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    (max, scores.iter().map(|s| (s - max).exp()).sum())
+/// Maximum, and sum of the exponentials of the differences from it; -inf is no sink.
+fn max_and_sum(scores: &[f32], sink: f32) -> (f32, f32) {
+    let max = scores.iter().copied().fold(sink, f32::max);
+    let all = scores.iter().chain(std::iter::once(&sink));
+    (max, all.map(|s| (s - max).exp()).sum())
 }
 
 /// What 8-bit probabilities relative to the row's maximum are multiplied by: so the largest is 2^8, and the largest number is 448.

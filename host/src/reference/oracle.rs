@@ -1,6 +1,6 @@
 //! The oracle: three-pass safe softmax in f64.
 
-use super::{Heads, per_row, visible};
+use super::{Heads, Scoring, per_row};
 use crate::{error::Result, problem::Problem, run::Inputs};
 
 /// The oracle's answer.
@@ -18,9 +18,13 @@ pub struct Reference {
 /// # Errors
 /// [`Error::BadInput`](crate::Error::BadInput) as [`Problem::plan`], and for slices that are too short.
 pub fn attention_f64(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference> {
-    let heads = Heads::new(problem, inputs)?;
-    let scale = f64::from(problem.softmax_scale());
-    let softcap = problem.softcap.map(f64::from);
+    oracle(&Heads::new(problem, inputs)?, Scoring::of(problem))
+}
+
+/// As [`attention_f64`], of gathered inputs. A row whose only key is its sink has the sink as LSE.
+pub(crate) fn oracle(heads: &Heads, scoring: Scoring<'_>) -> Result<Reference> {
+    let scale = f64::from(scoring.scale);
+    let softcap = scoring.softcap.map(f64::from);
     let (dim_qk, dim_v) = (heads.shape.head_dim_qk, heads.shape.head_dim_v);
 
     let (out, lse) = per_row(&heads.shape, |b, h, i, out_row: &mut [f64]| {
@@ -29,23 +33,23 @@ pub fn attention_f64(problem: &Problem, inputs: &Inputs<'_>) -> Result<Reference
         // (key, score) of the keys in sight.
         let mut scores = Vec::new();
         for (j, (key, k_scale)) in keys.zip(heads.key_scales(b, h)).enumerate() {
-            if visible(problem, i, j) {
+            if let Some(term) = scoring.pairs.term(h, i, j) {
                 let products = query
                     .iter()
                     .zip(key)
                     .map(|(&x, &y)| (f64::from(x) * q_scale) * (f64::from(y) * k_scale));
                 let scaled = products.sum::<f64>() * scale;
-                scores.push((j, softcap.map_or(scaled, |cap| cap * (scaled / cap).tanh())));
+                let capped = softcap.map_or(scaled, |cap| cap * (scaled / cap).tanh());
+                scores.push((j, capped + term.sum));
             }
         }
-        let max = scores
-            .iter()
-            .fold(f64::NEG_INFINITY, |max, &(_, s)| max.max(s));
+        let sink = scoring.pairs.sink(h);
+        let max = scores.iter().fold(sink, |max, &(_, s)| max.max(s));
         let nan = scores.iter().any(|&(_, s)| s.is_nan());
         if max == f64::NEG_INFINITY && !nan {
             return f64::NEG_INFINITY;
         }
-        let sum: f64 = scores.iter().map(|&(_, s)| (s - max).exp()).sum();
+        let sum = (sink - max).exp() + scores.iter().map(|&(_, s)| (s - max).exp()).sum::<f64>();
         let (values, v_scales) = (heads.values(b, h), heads.value_scales(b, h));
         for &(j, s) in &scores {
             let weight = (s - max).exp() / sum;

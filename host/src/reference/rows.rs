@@ -143,10 +143,11 @@ fn row_scales(scaled: &ScaledTensor<'_>, scales: &[f32]) -> Result<Vec<f64>> {
 
 /// Runs `row(b, h, i, out_row) -> lse` for every query row, in parallel. Returns out
 /// [batch, seqlen_q, heads_q, head_dim_v] and lse [batch, heads_q, seqlen_q].
-pub(crate) fn per_row<T, F>(shape: &Shape, row: F) -> Result<(Vec<T>, Vec<T>)>
+pub(crate) fn per_row<T, L, F>(shape: &Shape, row: F) -> Result<(Vec<T>, Vec<L>)>
 where
     T: Copy + Default + Send + Sync,
-    F: Fn(usize, usize, usize, &mut [T]) -> T + Sync,
+    L: Copy + Default + Send + Sync,
+    F: Fn(usize, usize, usize, &mut [T]) -> L + Sync,
 {
     let (batch, heads, seqlen, dim) =
         (shape.batch, shape.heads_q, shape.seqlen_q, shape.head_dim_v);
@@ -155,7 +156,7 @@ where
         .try_fold(1usize, |product, &n| product.checked_mul(n));
     let rows = rows.ok_or_else(too_large)?;
     let mut by_head = filled::<T>(rows.checked_mul(dim).ok_or_else(too_large)?)?;
-    let mut lse = filled::<T>(rows)?;
+    let mut lse = filled::<L>(rows)?;
     by_head
         .par_chunks_mut(dim)
         .zip(lse.par_iter_mut())

@@ -1,11 +1,11 @@
 //! How far errors of the scores move the output.
 
 use super::{
-    Heads,
+    Heads, Scoring,
     accumulator::{WeightedSum, lost_of_dot, rounding_of_probability},
-    per_row, visible,
+    per_row,
 };
-use crate::{error::Result, problem::Problem};
+use crate::error::Result;
 
 /// An error of a score q_i . k_j.
 #[derive(Clone, Copy)]
@@ -14,6 +14,8 @@ pub(super) enum ScoreError {
     Relative(f64),
     /// What accumulators of 14 bits lose ([`lost_of_dot`]).
     Accumulator,
+    /// Relative to the magnitude of what is added to it, after scale and cap.
+    Terms(f64),
 }
 
 /// An error of what scores become.
@@ -40,6 +42,8 @@ pub(super) struct Moves {
     pub out: Vec<f64>,
     /// The score of each row that moves most, in the order of [`Reference::lse`](super::Reference::lse). The log-sum-exp moves no more.
     pub score: Vec<f64>,
+    /// The log-sum-exp of each row, in the same order: the mean of what the scores move, by their weights.
+    pub lse: Vec<f64>,
 }
 
 /// A key in sight.
@@ -57,21 +61,21 @@ struct Key {
 /// That follows from d(out_i) = sum_j p_ij (v_j - out_i) d(s_ij). Where one key dominates a row it is
 /// next to nothing; where two large scores nearly tie it says what no yardstick shows reliably.
 pub(super) fn sensitivity(
-    problem: &Problem,
+    scoring: Scoring<'_>,
     heads: &Heads,
     perturbation: Perturbation,
 ) -> Result<Moves> {
-    let softcap = problem.softcap.map(f64::from);
+    let softcap = scoring.softcap.map(f64::from);
     let (dim_qk, dim_v) = (heads.shape.head_dim_qk, heads.shape.head_dim_v);
-    let (out, score) = per_row(&heads.shape, |b, h, i, row: &mut [f64]| {
+    let (out, moves) = per_row(&heads.shape, |b, h, i, row: &mut [f64]| {
         let query = heads.query(b, h, i);
-        let q_scale = f64::from(problem.softmax_scale()) * heads.query_scale(b, h, i);
+        let q_scale = f64::from(scoring.scale) * heads.query_scale(b, h, i);
         let keys = heads.keys(b, h).chunks_exact(dim_qk);
         let mut keys: Vec<Key> = keys
             .zip(heads.key_scales(b, h))
             .enumerate()
-            .filter(|(j, _)| visible(problem, i, *j))
-            .map(|(index, (key, k_scale))| {
+            .filter_map(|(j, key)| Some((j, key, scoring.pairs.term(h, i, j)?)))
+            .map(|(index, (key, k_scale), term)| {
                 let scale = q_scale * k_scale;
                 let products = query
                     .iter()
@@ -84,6 +88,7 @@ pub(super) fn sensitivity(
                     * match perturbation.score {
                         ScoreError::Relative(error) => error * absolute,
                         ScoreError::Accumulator => lost_of_dot(query, key),
+                        ScoreError::Terms(_) => 0.0,
                     };
                 let (weight, error) = match softcap {
                     Some(cap) => {
@@ -92,20 +97,29 @@ pub(super) fn sensitivity(
                     }
                     None => (dot * scale, error),
                 };
+                let error_of_term = match perturbation.score {
+                    ScoreError::Terms(error) => error * term.magnitude,
+                    ScoreError::Relative(_) | ScoreError::Accumulator => 0.0,
+                };
                 Key {
                     index,
-                    weight,
-                    error,
+                    weight: weight + term.sum,
+                    error: error + error_of_term,
                 }
             })
             .collect();
-        let max = keys
-            .iter()
-            .fold(f64::NEG_INFINITY, |max, key| max.max(key.weight));
+        // A score of -inf hides its key.
+        keys.retain(|key| key.weight != f64::NEG_INFINITY);
+        let sink = scoring.pairs.sink(h);
+        let max = keys.iter().fold(sink, |max, key| max.max(key.weight));
         for key in &mut keys {
             key.weight = (key.weight - max).exp();
         }
-        let sum: f64 = keys.iter().map(|key| key.weight).sum();
+        let of_sink = match sink == f64::NEG_INFINITY {
+            true => 0.0,
+            false => (sink - max).exp(),
+        };
+        let sum = of_sink + keys.iter().map(|key| key.weight).sum::<f64>();
         let (values, scales) = (heads.values(b, h), heads.value_scales(b, h));
         let value = |j: usize| {
             let row = &values[j * dim_v..][..dim_v];
@@ -142,7 +156,10 @@ pub(super) fn sensitivity(
                 *x += lost / sum;
             }
         }
-        keys.iter().fold(0.0, |max, key| max.max(key.error))
+        let largest = keys.iter().fold(0.0, |max: f64, key| max.max(key.error));
+        let mean = keys.iter().map(|key| key.weight / sum * key.error).sum();
+        [largest, mean]
     })?;
-    Ok(Moves { out, score })
+    let [score, lse] = [0, 1].map(|of| moves.iter().map(|moves| moves[of]).collect());
+    Ok(Moves { out, score, lse })
 }

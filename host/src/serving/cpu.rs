@@ -6,7 +6,7 @@ use crate::{
     element,
     error::{Error, Result},
     plan::band_of,
-    reference::per_row,
+    reference::{Pairs, per_row},
     run::{Outputs, bytes_of},
 };
 
@@ -50,9 +50,9 @@ pub fn attention_cpu(problem: &ServingProblem, inputs: &ServingInputs<'_>) -> Re
                 k_scales: &heads.key_scales(b, h)[begin..end],
                 v_scales: &heads.value_scales(b, h)[begin..end],
                 softcap: problem.softcap,
-                sink: sequence.sink(h),
+                sink: sequence.sink(h) as f32,
             };
-            let term = |j| sequence.term(h, i, begin + j).map(|term| term as f32);
+            let term = |j| Some(sequence.term(h, i, begin + j)?.sum as f32);
             row.attend(term, out_row)
         })?;
         for (index, row) in rows.chunks(dim_v).enumerate() {

@@ -26,9 +26,10 @@ pub enum Splits {
     /// As many as fill the device, by the problem's sizes.
     #[default]
     Auto,
-    /// One: results do not depend on what else is in the batch, nor on the device.
+    /// One: results do not depend on what else is in the batch, nor on the device, as long as the longest sequence of queries is one
+    /// for the same kernels: `longest * heads_q / heads_kv` is at most 16, or more.
     One,
-    /// One for every so many keys (rounded up to whole tiles): as [`Splits::One`], and long sequences still have many.
+    /// One for every so many keys (rounded up to whole tiles), two at least: as [`Splits::One`], and long sequences still have many.
     Keys(usize),
 }
 
@@ -99,7 +100,7 @@ pub struct ServingProblem {
     pub bias: Option<PairLayout<BiasType>>,
     /// A tensor that says which keys may be seen, beside causal mask and window.
     pub mask: Option<PairLayout<MaskType>>,
-    /// How many ranges each sequence has, i32 [batch, ranges, 2]: first and last position, both included. Queries whose diagonal is in
+    /// How many ranges each sequence has, i32 [batch, ranges, 2]: first and last position, both included. Queries that stand at a key of
     /// a range see all keys of it, whatever causal mask and window say; `mask` hides keys there too. One whose last is before its first
     /// is none.
     pub ranges: Option<usize>,

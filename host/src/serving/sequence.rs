@@ -10,7 +10,7 @@ use crate::{
     element,
     error::{Error, Result},
     problem::{CausalAlignment, Shape},
-    reference::Heads,
+    reference::{Heads, Pairs, Term},
 };
 
 /// The sequences of a checked problem.
@@ -139,10 +139,9 @@ impl Sequence<'_> {
         }
     }
 
-    /// What is added to the score of a pair, or `None` if the query does not see the key: by the definitions of
-    /// [`ServingProblem`]'s fields, pair by pair.
-    pub fn term(&self, h: usize, i: usize, j: usize) -> Option<f64> {
-        let (problem, inputs, b) = (self.problem, self.inputs, self.index);
+    /// Whether a query sees a key, by the definitions of [`ServingProblem`]'s fields.
+    fn visible(&self, h: usize, i: usize, j: usize) -> bool {
+        let (problem, inputs) = (self.problem, self.inputs);
         let diagonal = self.diagonal(i);
         let distance = j as i64 - diagonal;
         let window = problem.window;
@@ -151,39 +150,51 @@ impl Sequence<'_> {
             && window
                 .right
                 .is_none_or(|right| distance <= i64::from(right));
-        let count = problem.ranges.unwrap_or(0);
-        let ranges = &inputs.ranges[b * count * 2..][..count * 2];
+        let numbers = 2 * problem.ranges.unwrap_or(0);
+        let ranges = &inputs.ranges[self.index * numbers..][..numbers];
+        let stands_at_key = diagonal < self.heads.shape.seqlen_k as i64;
         let in_range = ranges.chunks_exact(2).any(|range| {
             let range = i64::from(range[0])..=i64::from(range[1]);
-            range.contains(&diagonal) && range.contains(&(j as i64))
+            stands_at_key && range.contains(&diagonal) && range.contains(&(j as i64))
         });
         let unmasked = problem
             .mask
-            .is_none_or(|mask| mask.shows(inputs.mask, b, h, i, j));
-        if !((in_band || in_range) && unmasked) {
+            .is_none_or(|mask| mask.shows(inputs.mask, self.index, h, i, j));
+        (in_band || in_range) && unmasked
+    }
+}
+
+impl Pairs for Sequence<'_> {
+    fn term(&self, h: usize, i: usize, j: usize) -> Option<Term> {
+        let (problem, inputs) = (self.problem, self.inputs);
+        if !self.visible(h, i, j) {
             return None;
         }
         let slope = match problem.alibi {
             None => 0.0,
             Some(false) => f64::from(inputs.alibi[h]),
-            Some(true) => f64::from(inputs.alibi[b * self.heads.shape.heads_q + h]),
+            Some(true) => f64::from(inputs.alibi[self.index * self.heads.shape.heads_q + h]),
         };
+        let alibi = -slope * (j as i64 - self.diagonal(i)).abs() as f64;
         let bias = problem.bias.map_or(0.0, |bias| {
-            let index = bias.index(b, h, i, j);
-            f64::from(element::read(
-                problem.bias_element(bias.element),
-                inputs.bias,
-                index,
-            ))
+            let index = bias.index(self.index, h, i, j);
+            let dtype = problem.bias_element(bias.element);
+            f64::from(element::read(dtype, inputs.bias, index))
         });
-        Some(bias - slope * distance.abs() as f64)
+        Some(Term {
+            sum: alibi + bias,
+            magnitude: alibi.abs() + bias.abs(),
+        })
     }
 
-    /// Logit of the key that each query sees whose value is 0: -inf if there is none.
-    pub fn sink(&self, h: usize) -> f32 {
+    fn adds(&self) -> bool {
+        self.problem.alibi.is_some() || self.problem.bias.is_some()
+    }
+
+    fn sink(&self, h: usize) -> f64 {
         match self.problem.sink {
-            true => self.inputs.sink[h],
-            false => f32::NEG_INFINITY,
+            true => f64::from(self.inputs.sink[h]),
+            false => f64::NEG_INFINITY,
         }
     }
 }

@@ -1,0 +1,585 @@
+//! From a problem to a launch.
+
+use flashtile_abi::{
+    Band, Divisor, LseView, MergeParams, ServingParams, ServingVariant, TensorView,
+    serving::{
+        CacheView, HeadView, Lengths, Pages, PairView, PartialView, RangeView,
+        flags::{
+            BIAS_F32, BOTTOM_RIGHT, K_ALIGNED, MASK_BITS, MODIFIED, OUT_ALIGNED, OUT_F32,
+            Q_ALIGNED, V_ALIGNED,
+        },
+        merge_flags,
+    },
+};
+
+use super::{
+    layout::{BiasType, CacheLayout, MaskType},
+    merge::{MergeKernel, check_wanted},
+    pointers::ServingPointers,
+    problem::{SequenceLengths, ServingProblem},
+    tiling::{self, Tiling},
+    validate::{self, Sizes},
+};
+use crate::{
+    DType, Entry,
+    device::{Device, DeviceInfo, LaunchConfig, Stream},
+    error::{Error, Result},
+    layout::TensorLayout,
+    plan::{band_of, check_pointer, view},
+    problem::CausalAlignment,
+};
+
+/// What launches of a [`ServingProblem`] will do, decided once: the kernels, their grids, and their parameters save the addresses. Good
+/// for every launch of the same problem on devices of the same kind, whatever the sequences' lengths are then: grids are made for the
+/// longest that the problem allows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ServingPlan {
+    problem: ServingProblem,
+    variant: &'static ServingVariant,
+    config: LaunchConfig,
+    params: ServingParams,
+    /// Makes one of the parts that keys are split into.
+    merge: Option<MergeKernel>,
+    workspace: Workspace,
+}
+
+/// Where partial results are in the workspace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Workspace {
+    /// Bytes before the log-sum-exps.
+    lse: usize,
+    bytes: usize,
+}
+
+/// What all pieces of a workspace are aligned to, and the workspace itself.
+const ALIGNMENT: usize = 256;
+
+impl ServingProblem {
+    /// Checks the problem and decides how to compute it on such a device. Touches no device, and no numbers that say where sequences
+    /// are ([`ServingProblem::check_metadata`] checks them where the host has them).
+    ///
+    /// # Errors
+    /// [`Error::BadInput`] names the argument that is wrong; [`Error::NoVariant`] what no kernel has; [`Error::NoDevice`] a device that
+    /// cannot run the kernels.
+    pub fn plan(&self, device: &DeviceInfo) -> Result<ServingPlan> {
+        let sizes = validate::check(self)?;
+        let variant = tiling::choose(self, &sizes, device)?;
+        let tiling = tiling::share(self, &sizes, &variant.tile, device)?;
+        let params = params(self, &sizes, &tiling)?;
+        let (merge, workspace) = match tiling.splits {
+            0 | 1 => (None, Workspace::default()),
+            splits => {
+                let workspace = Workspace::new(self, splits)?;
+                (Some(merge(self, &params, device)?), workspace)
+            }
+        };
+        Ok(ServingPlan {
+            problem: *self,
+            variant,
+            config: LaunchConfig {
+                grid: [tiling.blocks, 1, 1],
+                block: [variant.threads, 1, 1],
+                shared_bytes: variant.shared_bytes,
+                cluster: 1,
+            },
+            params,
+            merge,
+            workspace,
+        })
+    }
+}
+
+/// The merging kernel for the parts of a launch.
+fn merge(
+    problem: &ServingProblem,
+    params: &ServingParams,
+    device: &DeviceInfo,
+) -> Result<MergeKernel> {
+    let variant = tiling::choose_merge(problem.dtype, device)?;
+    let mut flags = merge_flags::PARTS_F32;
+    if problem.out_element() == DType::F32 {
+        flags |= merge_flags::OUT_F32;
+    }
+    let params = MergeParams {
+        parts: params.partial,
+        out: params.out,
+        lse: params.lse,
+        sink: HeadView::default(),
+        lengths: params.q_lengths,
+        heads: Divisor::new(params.heads_q),
+        count: params.splits,
+        head_dim: params.head_dim_v,
+        row_blocks: 0,
+        flags,
+    };
+    MergeKernel::new(variant, params, problem.batch)
+}
+
+impl Workspace {
+    fn new(problem: &ServingProblem, splits: u32) -> Result<Self> {
+        let [blocks, rows, heads, dim] = problem.out.shape;
+        let product = |factors: &[usize]| {
+            factors
+                .iter()
+                .try_fold(4usize, |bytes, &n| bytes.checked_mul(n))
+        };
+        let splits = splits as usize;
+        let aligned = |bytes: usize| bytes.checked_next_multiple_of(ALIGNMENT);
+        let lse = product(&[splits, blocks, rows, heads, dim]).and_then(aligned);
+        let of_lse = product(&[splits, blocks, heads, rows]).and_then(aligned);
+        let bytes = lse.and_then(|lse| lse.checked_add(of_lse?));
+        match (lse, bytes) {
+            (Some(lse), Some(bytes)) if i64::try_from(bytes).is_ok() => Ok(Self { lse, bytes }),
+            _ => Err(Error::bad(
+                "splits",
+                "partial results whose bytes can be counted in 63 bits",
+                format!("{splits} parts of shape {:?}", problem.out.shape),
+            )),
+        }
+    }
+}
+
+/// Parameters with addresses 0 and no alignment flags.
+fn params(problem: &ServingProblem, sizes: &Sizes, tiling: &Tiling) -> Result<ServingParams> {
+    let element = problem.dtype.bytes();
+    let count = |argument, n: usize| {
+        u32::try_from(n).map_err(|_| Error::bad(argument, "fewer than 2^32 heads", n.to_string()))
+    };
+    let heads_q = count("q", sizes.heads_q)?;
+    let heads_kv = count("k", sizes.heads_kv)?;
+    let lse = LseView {
+        ptr: 0,
+        // An overflowing LSE was refused, if it is wanted at all.
+        batch_stride: match problem.q.shape[0] > 1 {
+            true => (problem.q.shape[1] as i64 * 4).wrapping_mul(sizes.heads_q as i64),
+            false => 0,
+        },
+        head_stride: problem.q.shape[1] as i64 * 4,
+    };
+    let scores = scores(problem)?;
+    let mut flags = scores.flags;
+    if problem.out_element() == DType::F32 {
+        flags |= OUT_F32;
+    }
+    if problem.causal != Some(CausalAlignment::TopLeft) {
+        flags |= BOTTOM_RIGHT;
+    }
+    // Relative to the diagonal: of one query and one key.
+    let band = Band {
+        seqlen_k: 0,
+        ..band_of(problem.causal, problem.window, 1, 1)
+    };
+    let pages = problem.pages.map_or(Pages::default(), |pages| {
+        let table = view(&pages.tensor(problem.batch), 4);
+        Pages {
+            table: 0,
+            sequence_stride: table.batch_stride,
+            entry_stride: table.row_stride,
+            page: Divisor::new(problem.k.shape[1] as u32),
+            blocks: problem.k.shape[0] as u32,
+        }
+    });
+    let lengths = |lengths: &SequenceLengths, room: usize| Lengths {
+        starts: 0,
+        used: 0,
+        tokens: i32::try_from(room).unwrap_or(i32::MAX),
+        longest: lengths.longest as i32,
+    };
+    let ranges = problem.ranges.unwrap_or(0);
+    Ok(ServingParams {
+        q: view(&problem.q, element),
+        k: cache_view("k", &problem.k, element)?,
+        v: cache_view("v", &problem.v, element)?,
+        out: view(&problem.out, problem.out_element().bytes()),
+        lse,
+        partial: partial(problem, lse),
+        q_lengths: lengths(&problem.q_lengths, problem.q.shape[1]),
+        k_lengths: lengths(&problem.k_lengths, problem.k_room()),
+        pages,
+        alibi: HeadView {
+            ptr: 0,
+            batch_stride: match problem.alibi {
+                Some(true) => i64::from(heads_q) * 4,
+                _ => 0,
+            },
+        },
+        sink: HeadView::default(),
+        bias: problem.bias.map_or(PairView::default(), |bias| {
+            let bytes = problem.bias_element(bias.element).bytes();
+            pair_view(&bias.tensor(), bytes)
+        }),
+        mask: problem.mask.map_or(PairView::default(), |mask| {
+            pair_view(&mask.tensor(), mask.element_bytes())
+        }),
+        ranges: RangeView {
+            ptr: 0,
+            batch_stride: ranges as i64 * 8,
+            count: ranges as u32,
+            padding: 0,
+        },
+        band,
+        heads_q,
+        heads_kv,
+        q_per_kv: Divisor::new(heads_q / heads_kv),
+        m_blocks: tiling.m_blocks,
+        splits: tiling.splits,
+        split_keys: tiling.split_keys,
+        head_dim_qk: sizes.head_dim_qk as u32,
+        head_dim_v: sizes.head_dim_v as u32,
+        exponent_scale: scores.exponent_scale,
+        softmax_scale: scores.softmax_scale,
+        softcap: scores.softcap,
+        cap_scale: scores.cap_scale,
+        flags,
+    })
+}
+
+/// What becomes of products.
+struct Scores {
+    exponent_scale: f32,
+    softmax_scale: f32,
+    softcap: f32,
+    cap_scale: f32,
+    flags: u32,
+}
+
+fn scores(problem: &ServingProblem) -> Result<Scores> {
+    let scale = problem.softmax_scale();
+    // A ratio too small for a normal f32 (scale 0 included) caps nothing: tanh is the identity there.
+    let cap = problem
+        .softcap
+        .filter(|&cap| (f64::from(scale) / f64::from(cap)).abs() >= f64::from(f32::MIN_POSITIVE));
+    let cap_scale = cap.map_or(0.0, |cap| f64::from(scale) / f64::from(cap)) as f32;
+    if !cap_scale.is_finite() {
+        return Err(Error::bad(
+            "softcap",
+            format!("a number by which scale {scale} can be divided"),
+            problem.softcap.unwrap_or_default().to_string(),
+        ));
+    }
+    let direct = (f64::from(scale) * std::f64::consts::LOG2_E) as f32;
+    let modified = cap.is_some()
+        || problem.alibi.is_some()
+        || problem.bias.is_some()
+        || problem.mask.is_some()
+        || scale <= 0.0
+        || !direct.is_normal();
+    let mut flags = 0;
+    if modified {
+        flags |= MODIFIED;
+    }
+    if problem
+        .bias
+        .is_some_and(|bias| bias.element == BiasType::F32)
+    {
+        flags |= BIAS_F32;
+    }
+    if problem
+        .mask
+        .is_some_and(|mask| mask.element == MaskType::Bit)
+    {
+        flags |= MASK_BITS;
+    }
+    Ok(Scores {
+        exponent_scale: match modified {
+            true => std::f32::consts::LOG2_E,
+            false => direct,
+        },
+        softmax_scale: scale,
+        softcap: cap.unwrap_or(0.0),
+        cap_scale,
+        flags,
+    })
+}
+
+/// Partial results without gaps: outputs [splits, blocks, rows, heads, head_dim_v], log-sum-exps as the whole's for each split.
+fn partial(problem: &ServingProblem, lse: LseView) -> PartialView {
+    let layout = TensorLayout::contiguous(problem.out.shape);
+    let rows = |factors: &[usize]| {
+        factors
+            .iter()
+            .fold(4i64, |bytes, &n| bytes.wrapping_mul(n as i64))
+    };
+    PartialView {
+        out: view(&layout, 4),
+        out_stride: rows(&problem.out.shape),
+        lse,
+        lse_stride: rows(&problem.out.shape[..3]),
+    }
+}
+
+/// Byte strides of a checked cache; 0 for a dimension that never steps.
+fn cache_view(argument: &'static str, layout: &CacheLayout, element: u32) -> Result<CacheView> {
+    let bytes = i64::from(element);
+    let [blocks, rows, heads, dim] = layout.shape;
+    // Elements of the pieces that kernels know.
+    let piece = 16 / element as usize;
+    let chunk_stride = match (dim <= piece, layout.is_even()) {
+        (true, _) if dim <= layout.chunk => 0,
+        (_, true) => layout.element_stride.saturating_mul(piece as i64),
+        (_, false) if layout.chunk == piece => layout.chunk_stride,
+        _ => {
+            return Err(Error::bad(
+                argument,
+                format!("rows of pieces of {piece} elements, or pieces that follow each other"),
+                format!("{layout:?}"),
+            ));
+        }
+    };
+    let stride = |extent: usize, stride: i64| match extent > 1 {
+        true => stride.wrapping_mul(bytes),
+        false => 0,
+    };
+    Ok(CacheView {
+        ptr: 0,
+        block_stride: stride(blocks, layout.strides[0]),
+        row_stride: stride(rows, layout.strides[1]),
+        head_stride: stride(heads, layout.strides[2]),
+        chunk_stride: chunk_stride.wrapping_mul(bytes),
+        // An element without a neighbour is as good as contiguous.
+        element_stride: match dim.min(layout.chunk) > 1 {
+            true => layout.element_stride.wrapping_mul(bytes),
+            false => bytes,
+        },
+    })
+}
+
+/// Byte strides of a function of pairs; 0 for a dimension of one element.
+fn pair_view(tensor: &TensorLayout, element_bytes: u32) -> PairView {
+    let TensorView {
+        batch_stride,
+        // A tensor's second dimension is its rows; a pair's, its heads.
+        row_stride: of_heads,
+        head_stride: of_rows,
+        ..
+    } = view(tensor, element_bytes);
+    PairView {
+        ptr: 0,
+        batch_stride,
+        head_stride: of_heads,
+        row_stride: of_rows,
+        key_stride: match tensor.shape[3] > 1 {
+            true => tensor.strides[3].wrapping_mul(i64::from(element_bytes)),
+            false => 0,
+        },
+    }
+}
+
+impl ServingPlan {
+    /// The problem.
+    pub fn problem(&self) -> &ServingProblem {
+        &self.problem
+    }
+
+    /// The attention kernel.
+    pub fn variant(&self) -> &'static ServingVariant {
+        self.variant
+    }
+
+    /// The kernels that a launch runs, in order: load them before a graph capture ([`Device::load`]).
+    pub fn kernels(&self) -> impl Iterator<Item = &'static Entry> {
+        let merge = self.merge.map(|merge| &merge.variant.entry);
+        std::iter::once(&self.variant.entry).chain(merge)
+    }
+
+    /// Grid, block and dynamic shared memory of the attention kernel.
+    pub fn config(&self) -> &LaunchConfig {
+        &self.config
+    }
+
+    /// Parts that the keys are split into.
+    pub fn splits(&self) -> u32 {
+        self.params.splits
+    }
+
+    /// Whether there is nothing to compute (no sequence, or none with room for a query): [`ServingPlan::launch`] then returns without
+    /// touching the device.
+    pub fn is_empty(&self) -> bool {
+        self.config.grid[0] == 0
+    }
+
+    /// Bytes of scratch memory that a launch needs, aligned to 256: exactly those of the partial results, 0 if keys are not split.
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace.bytes
+    }
+
+    /// The parameters of the attention kernel, and of the merging kernel if keys are split, for these addresses.
+    ///
+    /// # Errors
+    /// [`Error::BadInput`] for an address that is 0 although the tensor has elements, not 0 although the problem has no such tensor, not
+    /// a multiple of the element's size, or from which the tensor would leave the address space.
+    pub fn params(
+        &self,
+        pointers: &ServingPointers,
+    ) -> Result<(ServingParams, Option<MergeParams>)> {
+        let problem = &self.problem;
+        pointers.check(problem)?;
+        let mut params = self.params;
+        params.q.ptr = pointers.q;
+        params.k.ptr = pointers.k;
+        params.v.ptr = pointers.v;
+        params.out.ptr = pointers.out;
+        params.lse.ptr = pointers.lse.unwrap_or(0);
+        params.q_lengths.starts = pointers.q_starts;
+        params.q_lengths.used = pointers.q_used;
+        params.k_lengths.starts = pointers.k_starts;
+        params.k_lengths.used = pointers.k_used;
+        params.pages.table = pointers.table;
+        params.alibi.ptr = pointers.alibi;
+        params.bias.ptr = pointers.bias;
+        params.mask.ptr = pointers.mask;
+        params.ranges.ptr = pointers.ranges;
+        let tensor = |view: &TensorView| {
+            [
+                view.ptr as i64,
+                view.batch_stride,
+                view.row_stride,
+                view.head_stride,
+            ]
+        };
+        let aligned = |numbers: &[i64]| numbers.iter().all(|x| x % 16 == 0);
+        let element = i64::from(problem.dtype.bytes());
+        let cache = |view: &CacheView| {
+            let numbers = [
+                view.ptr as i64,
+                view.block_stride,
+                view.row_stride,
+                view.head_stride,
+                view.chunk_stride,
+            ];
+            view.element_stride == element && aligned(&numbers)
+        };
+        for (flag, is_aligned) in [
+            (Q_ALIGNED, aligned(&tensor(&params.q))),
+            (K_ALIGNED, cache(&params.k)),
+            (V_ALIGNED, cache(&params.v)),
+            (OUT_ALIGNED, aligned(&tensor(&params.out))),
+        ] {
+            if is_aligned {
+                params.flags |= flag;
+            }
+        }
+        let Some(merge) = &self.merge else {
+            params.sink.ptr = pointers.sink;
+            return Ok((params, None));
+        };
+        if !self.is_empty() {
+            let last = (self.workspace.bytes - 1) as i64;
+            let none = self.workspace.bytes == 0;
+            check_pointer("workspace", none, pointers.workspace, 1, 0, last)?;
+            if !pointers.workspace.is_multiple_of(ALIGNMENT as u64) {
+                return Err(Error::bad(
+                    "workspace",
+                    format!("an address that is a multiple of {ALIGNMENT}"),
+                    format!("{:#x}", pointers.workspace),
+                ));
+            }
+        }
+        params.partial.out.ptr = pointers.workspace;
+        params.partial.lse.ptr = pointers.workspace + self.workspace.lse as u64;
+        let mut merge = merge.params;
+        merge.parts = params.partial;
+        merge.out.ptr = params.out.ptr;
+        merge.lse.ptr = params.lse.ptr;
+        // The parts know nothing of the sink.
+        merge.sink.ptr = pointers.sink;
+        merge.lengths = params.q_lengths;
+        Ok((params, Some(merge)))
+    }
+
+    /// Enqueues the kernels on a stream. Does not allocate, wait, or read what the device holds, so that the call can be captured in a
+    /// CUDA graph and replayed with other lengths, starts and pages (call [`Device::load`] on [`ServingPlan::kernels`] beforehand).
+    ///
+    /// # Errors
+    /// As [`ServingPlan::params`], and whatever the device says. A kernel's own faults may surface only at a later call.
+    ///
+    /// # Safety
+    /// Every address must be that of device memory which holds the tensor's whole extent, stays allocated until the kernels have
+    /// finished, and is neither written (inputs) nor accessed at all (out, lse, workspace) by anything else meanwhile; out, lse and
+    /// workspace overlap no other tensor. `stream` must be a live stream of the device. Whatever lengths, starts, pages and ranges
+    /// are, nothing outside of the tensors is accessed.
+    pub unsafe fn launch(
+        &self,
+        device: &dyn Device,
+        stream: Stream,
+        pointers: &ServingPointers,
+    ) -> Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let (params, merge) = self.params(pointers)?;
+        // SAFETY: the caller vouches for the addresses and the stream; the parameters are those of the variant's entry point, and the
+        // plan's geometry keeps the kernel within the tensors.
+        unsafe { device.launch(self.variant, &self.config, params.as_bytes(), stream)? };
+        if let (Some(kernel), Some(params)) = (&self.merge, merge) {
+            // SAFETY: as above; the parts are in the workspace, for which the caller vouches.
+            unsafe {
+                device.launch(kernel.variant, &kernel.config, params.as_bytes(), stream)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ServingPointers {
+    /// Refuses addresses from which tensors cannot start.
+    fn check(&self, problem: &ServingProblem) -> Result<()> {
+        let element = problem.dtype.bytes();
+        let out = problem.out_element().bytes();
+        let tensor = |argument, layout: &TensorLayout, ptr, bytes| {
+            let (low, high) = layout.offsets().unwrap_or_default();
+            check_pointer(argument, layout.is_empty(), ptr, bytes, low, high)
+        };
+        tensor("q", &problem.q, self.q, element)?;
+        tensor("out", &problem.out, self.out, out)?;
+        for (argument, layout, ptr) in [("k", &problem.k, self.k), ("v", &problem.v, self.v)] {
+            let (low, high) = layout.offsets().unwrap_or_default();
+            check_pointer(argument, layout.is_empty(), ptr, element, low, high)?;
+        }
+        check_wanted("lse", problem.lse, self.lse.is_some())?;
+        let sequences = problem.batch;
+        let heads = problem.q.shape[2];
+        let lse: usize = problem.lse_shape().iter().product();
+        let slopes = match problem.alibi {
+            Some(true) => sequences * heads,
+            _ => heads,
+        };
+        let ranges = 2 * sequences * problem.ranges.unwrap_or(0);
+        let (q, k) = (&problem.q_lengths, &problem.k_lengths);
+        // Contiguous tensors of four-byte numbers.
+        for (argument, present, ptr, numbers) in [
+            ("lse", problem.lse, self.lse.unwrap_or(0), lse),
+            ("q_starts", q.starts, self.q_starts, sequences + 1),
+            ("q_used", q.used, self.q_used, sequences),
+            ("k_starts", k.starts, self.k_starts, sequences + 1),
+            ("k_used", k.used, self.k_used, sequences),
+            ("alibi", problem.alibi.is_some(), self.alibi, slopes),
+            ("sink", problem.sink, self.sink, heads),
+            ("ranges", ranges > 0, self.ranges, ranges),
+        ] {
+            let is_empty = !present || numbers == 0;
+            check_wanted(argument, !is_empty, ptr != 0)?;
+            let last = numbers.max(1) as i64 - 1;
+            check_pointer(argument, is_empty, ptr, 4, 0, last)?;
+        }
+        let table = problem.pages.map(|pages| (pages.tensor(sequences), 4));
+        let bias = problem.bias.map(|bias| {
+            let bytes = problem.bias_element(bias.element).bytes();
+            (bias.tensor(), bytes)
+        });
+        let mask = problem
+            .mask
+            .map(|mask| (mask.tensor(), mask.element_bytes()));
+        for (argument, layout, ptr) in [
+            ("table", table, self.table),
+            ("bias", bias, self.bias),
+            ("mask", mask, self.mask),
+        ] {
+            match layout {
+                Some((layout, bytes)) => tensor(argument, &layout, ptr, bytes)?,
+                None => check_wanted(argument, false, ptr != 0)?,
+            }
+        }
+        Ok(())
+    }
+}
