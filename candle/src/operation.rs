@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp3, Layout, Result, Shape, Storage, backend::BackendStorage,
-};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, backend::BackendStorage};
+
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 
 use crate::{attention::Attention, cpu, problem::Task};
 

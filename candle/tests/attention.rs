@@ -3,7 +3,7 @@
 mod common;
 
 use candle_core::{DType, Device, Result, Tensor};
-use common::{Scores, Sequence, check, numbers, sequence};
+use common::{Scores, Sequence, check, numbers, sequence, values};
 use flashtile_candle::{Attention, CausalAlignment, FlashAttn, flash_attn};
 use proptest::prelude::*;
 
@@ -17,7 +17,7 @@ fn batch(s: &Sequence, dtype: DType) -> Result<[Tensor; 3]> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(80))]
+    #![proptest_config(common::cases(80))]
 
     /// Sinks, biases, masks and the log-sum-exp, together with causal masks and windows.
     #[test]
@@ -80,13 +80,10 @@ proptest! {
         let wide_lse = full(7.0, &[2, HEADS.0, lengths.0], DType::F32);
         let part_lse = wide_lse.narrow(0, 1, 1).unwrap();
         attention.forward_into(&q, &k, &v, &part, Some(&part_lse)).unwrap();
-        let same = |a: &Tensor, b: &Tensor| {
-            let values = |x: &Tensor| x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_eq!(values(a), values(b));
-        };
+        let same = |a: &Tensor, b: &Tensor| assert_eq!(values(a).unwrap(), values(b).unwrap());
         same(&part, &out);
         same(&part_lse, &lse);
-        let sevens = |x: Tensor| assert!(x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|&x| x == 7.0));
+        let sevens = |x: Tensor| assert!(values(&x).unwrap().iter().all(|&x| x == 7.0));
         sevens(wide.narrow(0, 0, 1).unwrap());
         sevens(wide.narrow(2, HEADS.0, 1).unwrap());
         sevens(wide_lse.narrow(0, 0, 1).unwrap());

@@ -331,7 +331,10 @@ fn pages() -> Result<()> {
     decode(&ints(&[5, 4]), 8)?;
     refused(
         decode(&ints(&[9, 4]), 9),
-        &["seqused_k: expected 0 to 8 tokens of sequence 0, found 9"],
+        &[
+            "seqused_k: expected at most 8 tokens, which 2 pages hold",
+            "9 tokens of sequence 0",
+        ],
     );
     refused(
         decode(&ints(&[5, 4]), 4),

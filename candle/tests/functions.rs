@@ -386,7 +386,7 @@ fn paged_function(case: &Case) -> Result<()> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
+    #![proptest_config(common::cases(60))]
 
     #[test]
     fn dense(case in case()) {
