@@ -67,6 +67,10 @@ pub(crate) fn run_into(
         // SAFETY: scratch memory, which the kernels write before they read it.
         bytes => Some(unsafe { candle_device.alloc::<u8>(bytes)? }),
     };
+    let others: Vec<_> = attention
+        .others()
+        .map(|(argument, tensor)| (argument, tensor.storage_and_layout()))
+        .collect();
 
     // Guards of cudarc's: when they are dropped, after the launch, the new uses of the memory are recorded.
     let mut uses = Vec::new();
@@ -82,10 +86,6 @@ pub(crate) fn run_into(
         v: address("v", v.0, v.1)?,
         ..ServingPointers::default()
     };
-    let others: Vec<_> = attention
-        .others()
-        .map(|(argument, tensor)| (argument, tensor.storage_and_layout()))
-        .collect();
     for (argument, (storage, layout)) in &others {
         let Storage::Cuda(storage) = &**storage else {
             return Err(elsewhere(argument));

@@ -7,6 +7,7 @@ type Window = Option<usize>;
 
 /// The eleven functions, by their exact types.
 #[test]
+#[allow(clippy::type_complexity)] // That is the point.
 fn signatures() {
     type Slopes<'a> = Option<&'a Tensor>;
     let _: fn(&Tensor, &Tensor, &Tensor, f32, bool) -> Result<Tensor> =
@@ -81,7 +82,6 @@ fn signatures() {
         Window,
         f32,
     ) -> Result<Tensor> = candle_flash_attn::flash_attn_varlen_alibi_windowed_softcap;
-    #[allow(clippy::type_complexity)] // That is the point.
     let _: fn(
         &Tensor,
         &Tensor,
