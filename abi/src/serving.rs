@@ -309,7 +309,24 @@ impl core::ops::Deref for MergeVariant {
 #[macro_export]
 macro_rules! for_each_serving_variant {
     ($callback:ident) => {
-        $callback! {}
+        $callback! {
+            (serving_f16_d64_sm80 Rows F16 64 64)
+            (serving_f16_d128_sm80 Rows F16 128 128)
+            (serving_f16_d192x128_sm80 Rows F16 192 128)
+            (serving_f16_d256_sm80 Rows F16 256 256)
+            (serving_bf16_d64_sm80 Rows Bf16 64 64)
+            (serving_bf16_d128_sm80 Rows Bf16 128 128)
+            (serving_bf16_d192x128_sm80 Rows Bf16 192 128)
+            (serving_bf16_d256_sm80 Rows Bf16 256 256)
+            (decode_f16_d64_sm80 Keys F16 64 64)
+            (decode_f16_d128_sm80 Keys F16 128 128)
+            (decode_f16_d192x128_sm80 Keys F16 192 128)
+            (decode_f16_d256_sm80 Keys F16 256 256)
+            (decode_bf16_d64_sm80 Keys Bf16 64 64)
+            (decode_bf16_d128_sm80 Keys Bf16 128 128)
+            (decode_bf16_d192x128_sm80 Keys Bf16 192 128)
+            (decode_bf16_d256_sm80 Keys Bf16 256 256)
+        }
     };
 }
 
@@ -317,7 +334,11 @@ macro_rules! for_each_serving_variant {
 #[macro_export]
 macro_rules! for_each_merge_variant {
     ($callback:ident) => {
-        $callback! {}
+        $callback! {
+            (merge_f16_sm80 F16)
+            (merge_bf16_sm80 Bf16)
+            (merge_f32_sm80 F32)
+        }
     };
 }
 

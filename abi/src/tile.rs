@@ -149,6 +149,15 @@ impl TileShape {
         );
         let warps = if head_dim_qk <= 128 { 4 } else { 2 };
         let tile = match sharing {
+            // Masks, pages and packed heads need a few registers more than the dense kernel has left with 64 keys.
+            Sharing::Rows if rows.head_dim_v <= 64 => Self {
+                block_n: 48,
+                ..rows
+            },
+            Sharing::Rows if rows.head_dim_qk > rows.head_dim_v => Self {
+                block_m: 64,
+                ..rows
+            },
             Sharing::Rows => rows,
             Sharing::Keys => Self {
                 block_m: 16,

@@ -67,8 +67,8 @@ pub use device::{
 pub use error::{Error, ErrorClass, Result};
 pub use flashtile_abi::{
     Algorithm, Arch, AttentionParams, DType, Entry, HopperParams, MergeParams, MergeVariant,
-    Operation, ScaleView, Schedule, ScoreModKind, ServingParams, ServingVariant, TensorMap,
-    Variant, variants,
+    Operation, ScaleView, Schedule, ScoreModKind, ServingParams, ServingVariant, Sharing,
+    TensorMap, Variant, variants,
 };
 pub use kernels::{Kernel, kernel, kernels, ptx};
 pub use layout::TensorLayout;

@@ -45,6 +45,83 @@ pub trait Element: Copy {
     fn store_pair(dst: u32, lo: f32, hi: f32);
 }
 
+/// An element by itself, in global memory.
+pub trait Scalar {
+    /// Bytes of one.
+    const BYTES: u32;
+    /// Reads one.
+    ///
+    /// # Safety
+    /// `src` is a readable global address, aligned to the element.
+    unsafe fn load(src: u64) -> f32;
+    /// Rounds and writes one.
+    ///
+    /// # Safety
+    /// `dst` is a writable global address, aligned to the element.
+    unsafe fn store(dst: u64, value: f32);
+    /// Rounds and writes four.
+    ///
+    /// # Safety
+    /// `dst` is a writable global address, aligned to four elements.
+    unsafe fn store_four(dst: u64, values: [f32; 4]);
+}
+
+macro_rules! half_scalar {
+    ($name:ident, $pack:path, $widen:path) => {
+        impl Scalar for $name {
+            const BYTES: u32 = 2;
+
+            #[inline(always)]
+            unsafe fn load(src: u64) -> f32 {
+                // SAFETY: the caller's promise. So below.
+                $widen(unsafe { copy::ld_global_u16(src) })
+            }
+
+            #[inline(always)]
+            unsafe fn store(dst: u64, value: f32) {
+                // SAFETY: as above.
+                unsafe { copy::st_global_u16(dst, $pack(value, 0.0) as u16) }
+            }
+
+            #[inline(always)]
+            unsafe fn store_four(dst: u64, x: [f32; 4]) {
+                // SAFETY: as above.
+                unsafe { copy::st_global_v2(dst, [$pack(x[0], x[1]), $pack(x[2], x[3])]) }
+            }
+        }
+    };
+}
+half_scalar!(F16, math::pack_f16x2, math::f16_to_f32);
+half_scalar!(Bf16, math::pack_bf16x2, bf16_to_f32);
+
+/// The number is the high half of the f32.
+#[inline(always)]
+fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits((bits as u32) << 16)
+}
+
+impl Scalar for F32 {
+    const BYTES: u32 = 4;
+
+    #[inline(always)]
+    unsafe fn load(src: u64) -> f32 {
+        // SAFETY: the caller's promise. So below.
+        f32::from_bits(unsafe { copy::ld_global_u32(src) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(dst: u64, value: f32) {
+        // SAFETY: as above.
+        unsafe { copy::st_global_u32(dst, value.to_bits()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_four(dst: u64, x: [f32; 4]) {
+        // SAFETY: as above.
+        unsafe { copy::st_global_v4(dst, x.map(f32::to_bits)) }
+    }
+}
+
 macro_rules! half_element {
     ($(#[$doc:meta])* $name:ident, $careful_factor:expr, $mma:path, $pack:path) => {
         $(#[$doc])*

@@ -1,7 +1,8 @@
 //! flashtile's kernels: device code for `nvptx64-nvidia-cuda`, compiled to PTX by flashtile-builder.
 //!
 //! Layers, each knowing only the ones before it: [`ptx`] (instructions), [`element`] and [`tile`]
-//! (fragments, register and shared tiles, copies), [`attention`] (masks, softmax, kernels).
+//! (fragments, register and shared tiles, copies), [`attention`] (masks, softmax, kernels over dense tensors), [`serving`] (kernels
+//! for inference engines).
 #![no_std]
 #![feature(
     abi_ptx,
@@ -18,6 +19,7 @@
 pub mod attention;
 pub mod element;
 pub mod ptx;
+pub mod serving;
 pub mod tile;
 
 #[panic_handler]

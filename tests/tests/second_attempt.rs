@@ -176,7 +176,8 @@ fn no_wait_or_barrier_of_the_loops_is_hidden() {
         "fused_f16_d192x128_sm80",
         "fused_bf16_d256_sm80",
     ] {
-        let variant = flashtile::kernel(name).unwrap();
+        let variant = variants().iter().find(|variant| variant.name == name);
+        let variant = variant.unwrap();
         let ptx = trap_before_second_attempt(&flashtile::ptx(variant).unwrap());
         let lines = ["cp.async.wait", "bar.sync"].map(|instruction| lines_with(&ptx, instruction));
         for removed in lines.concat() {

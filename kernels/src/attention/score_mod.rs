@@ -43,8 +43,9 @@ impl ScoreMod for Softcap {
     }
 }
 
+/// Replaces every score of a tile.
 #[inline(always)]
-fn replace<S: AccumTile>(scores: &mut S, f: impl Fn(f32) -> f32) {
+pub fn replace<S: AccumTile>(scores: &mut S, f: impl Fn(f32) -> f32) {
     for m in 0..S::M_FRAGS {
         for n in 0..S::N_FRAGS {
             for score in scores.frag_mut(m, n) {
@@ -68,7 +69,7 @@ impl ScoreMod for OptionalSoftcap {
 /// tanh(x) to a few units in f32's last place, where `tanh.approx.f32` has 11 bits: an error of the
 /// score is multiplied by the cap (often 50) and then by the probability.
 #[inline(always)]
-fn tanh(x: f32) -> f32 {
+pub fn tanh(x: f32) -> f32 {
     // Near 0, where the form below cancels: x + x^3 p(x^2), p fitted on |x| <= 0.6 (relative 1e-8).
     const P: [f32; 5] = [
         -0.333_333_3,

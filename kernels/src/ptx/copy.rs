@@ -63,6 +63,32 @@ pub unsafe fn st_global_u32(dst: u64, value: u32) {
     unsafe { asm!("st.global.u32 [{}], {};", in(reg64) dst, in(reg32) value, options(nostack)) }
 }
 
+/// `st.global.v2.u32`
+///
+/// # Safety
+/// `dst` is a writable, 8-byte aligned global address.
+#[inline(always)]
+pub unsafe fn st_global_v2(dst: u64, value: [u32; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("st.global.v2.u32 [{}], {{{}, {}}};", in(reg64) dst, in(reg32) value[0], in(reg32) value[1], options(nostack));
+    }
+}
+
+/// `ld.global.nc.u8`
+///
+/// # Safety
+/// `src` is a readable global address.
+#[inline(always)]
+pub unsafe fn ld_global_u8(src: u64) -> u16 {
+    let out: u16;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.global.nc.u8 {}, [{}];", out(reg16) out, in(reg64) src, options(readonly, nostack))
+    }
+    out
+}
+
 /// `st.global.v4.u32`
 ///
 /// # Safety

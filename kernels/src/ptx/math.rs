@@ -68,6 +68,17 @@ pub fn min(a: f32, b: f32) -> f32 {
     unsafe { nvvm_min(a, b) }
 }
 
+/// `cvt.f32.f16`
+#[inline(always)]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    let out: f32;
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!("cvt.f32.f16 {}, {};", out(reg32) out, in(reg16) bits, options(pure, nomem, nostack));
+    }
+    out
+}
+
 /// `cvt.rn.f16x2.f32`: `lo` in the low half.
 #[inline(always)]
 pub fn pack_f16x2(lo: f32, hi: f32) -> u32 {

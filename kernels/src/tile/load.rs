@@ -23,7 +23,7 @@ pub struct LoadShape {
 impl LoadShape {
     /// Threads side by side on one row. Up to 8, so that a quarter warp reads whole 128-byte lines, and
     /// a divisor of the row's chunks, so that each thread keeps its column.
-    const fn lanes_per_row(self) -> u32 {
+    pub(super) const fn lanes_per_row(self) -> u32 {
         if (self.row_bytes / CHUNK).is_multiple_of(8) {
             8
         } else {
@@ -31,15 +31,16 @@ impl LoadShape {
         }
     }
 
-    const fn rows_per_step(self) -> u32 {
+    pub(super) const fn rows_per_step(self) -> u32 {
         self.threads / self.lanes_per_row()
     }
 
-    const fn row_steps(self) -> u32 {
+    /// Rows that one thread copies.
+    pub const fn row_steps(self) -> u32 {
         self.rows / self.rows_per_step()
     }
 
-    const fn column_steps(self) -> u32 {
+    pub(super) const fn column_steps(self) -> u32 {
         self.row_bytes / CHUNK / self.lanes_per_row()
     }
 }

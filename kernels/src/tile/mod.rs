@@ -1,5 +1,6 @@
 //! Tiles: in registers, in shared memory, and the copies that fill them.
 
+pub mod gather;
 pub mod load;
 pub mod operand;
 pub mod reg;

@@ -77,27 +77,55 @@ fn store_out_f32<C: Config>(block: &Block, out: &C::Output) {
     }
 }
 
-/// Output in the element type: each warp lays its rows out in shared memory, over its own queries, and
-/// writes whole 16-byte pieces of rows.
+/// Output in the element type, through the room of the warp's own queries.
 #[inline(always)]
 fn store_out_staged<C: Config>(block: &Block, out: &C::Output, queries_read: bool) {
     let params = block.params;
-    let element = C::TILE.dtype.bytes();
-    // Rows of V's width, in the room of this warp's rows of the plan's Q region.
-    let room = C::TILE.shared().k / C::TILE.warps;
-    let staged = SmemTile {
-        base: block.smem + C::TILE.shared().q + block.warp * room,
-        row_bytes: C::V_ROW_BYTES,
-    };
+    let base = out_base(block, &params.out);
+    let begin = block.warp_q_begin(C::Output::M_FRAGS);
     if !queries_read {
         sync::warp_sync();
     }
+    store_staged::<C>(
+        out_room::<C>(block.smem, block.warp),
+        block.lane,
+        out,
+        (params.seqlen_q - begin).min(C::WARP_ROWS as i32),
+        params.head_dim_v,
+        params.flags & flags::OUT_ALIGNED != 0,
+        |row| base.wrapping_add(((begin as i64 + row as i64) * params.out.row_stride) as u64),
+    );
+}
+
+/// Rows of V's width, in the room of a warp's rows of the plan's Q region.
+#[inline(always)]
+pub fn out_room<C: Config>(smem: u32, warp: u32) -> SmemTile {
+    let room = C::TILE.shared().k / C::TILE.warps;
+    SmemTile {
+        base: smem + C::TILE.shared().q + warp * room,
+        row_bytes: C::V_ROW_BYTES,
+    }
+}
+
+/// Lays a warp's output out in shared memory, and writes whole 16-byte pieces of rows where rows are `aligned` to them: the first
+/// `rows` rows, `columns` elements of each, to where `row_ptr` says.
+#[inline(always)]
+pub fn store_staged<C: Config>(
+    staged: SmemTile,
+    lane: u32,
+    out: &C::Output,
+    rows: i32,
+    columns: u32,
+    aligned: bool,
+    row_ptr: impl Fn(u32) -> u64,
+) {
+    let element = C::TILE.dtype.bytes();
     for m in 0..C::Output::M_FRAGS {
         for half in 0..2 {
-            let row = (16 * m + 8 * half) as u32 + block.lane / 4;
+            let row = (16 * m + 8 * half) as u32 + lane / 4;
             for n in 0..C::Output::N_FRAGS {
                 let frag = out.frag(m, n);
-                let byte = (8 * n as u32 + 2 * (block.lane % 4)) * element;
+                let byte = (8 * n as u32 + 2 * (lane % 4)) * element;
                 let dst = staged.chunk(row, byte / CHUNK) + byte % CHUNK;
                 C::Element::store_pair(dst, frag[2 * half], frag[2 * half + 1]);
             }
@@ -105,21 +133,13 @@ fn store_out_staged<C: Config>(block: &Block, out: &C::Output, queries_read: boo
     }
     sync::warp_sync();
 
-    let base = out_base(block, &params.out);
-    let rows = (params.seqlen_q - block.warp_q_begin(C::Output::M_FRAGS)).min(C::WARP_ROWS as i32);
     if rows <= 0 {
         return;
     }
-    let row_ptr = |row: u32| {
-        base.wrapping_add(
-            ((block.warp_q_begin(C::Output::M_FRAGS) as i64 + row as i64) * params.out.row_stride)
-                as u64,
-        )
-    };
-    let (rows, columns) = (rows as u32, params.head_dim_v);
-    if params.flags & flags::OUT_ALIGNED != 0 && (columns * element).is_multiple_of(CHUNK) {
+    let rows = rows as u32;
+    if aligned && (columns * element).is_multiple_of(CHUNK) {
         let chunks = columns * element / CHUNK;
-        let mut index = block.lane;
+        let mut index = lane;
         while index < rows * chunks {
             let (row, chunk) = div_rem(index, chunks);
             // SAFETY: the chunk was staged and exists in out, which is 16-byte aligned.
@@ -130,7 +150,7 @@ fn store_out_staged<C: Config>(block: &Block, out: &C::Output, queries_read: boo
             index += 32;
         }
     } else {
-        let mut index = block.lane;
+        let mut index = lane;
         while index < rows * columns {
             let (row, column) = div_rem(index, columns);
             let byte = column * element;

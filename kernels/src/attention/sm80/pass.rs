@@ -28,7 +28,7 @@ fn scores<C: Config, M: Masking>(
     n_block: i32,
     k: SmemTile,
 ) -> C::Scores {
-    let mut scores = mma_qk::<C>(block, q, k);
+    let mut scores = mma_qk::<C>(query_view::<C>(block), block.lane, q, k);
     let relative = matches!(C::TILE.dtype, DType::F32)
         || matches!(C::ScoreMod::KIND, ScoreModKind::OptionalSoftcap)
         || M::MASKS && block.has(flags::WIDE_CAP);
@@ -37,14 +37,14 @@ fn scores<C: Config, M: Masking>(
     scores
 }
 
-/// Q * K^T.
+/// Q * K^T, `query` being the lane's view of its warp's rows of the Q tile.
 ///
 /// Where the element type limits the steps that the tensor core may sum, the sums form a loop that stays
 /// one: unrolled, it would be most of the kernel's code.
 #[inline(always)]
-fn mma_qk<C: Config>(block: &Block, q: &C::Query, k: SmemTile) -> C::Scores {
-    let q = q.in_tile(query_view::<C>(block));
-    let view = k.chunks_then_rows(block.lane);
+pub fn mma_qk<C: Config>(query: FragmentView, lane: u32, q: &C::Query, k: SmemTile) -> C::Scores {
+    let q = q.in_tile(query);
+    let view = k.chunks_then_rows(lane);
     if C::QK_SUMS == 1 {
         return mma_qk_steps::<C>(&q, &view);
     }
@@ -96,7 +96,7 @@ fn add(sum: &mut [f32; 4], term: &[f32; 4]) {
 
 /// O += P * V.
 #[inline(always)]
-fn mma_pv<C: Config>(out: &mut C::Output, p: &C::Scores, v: SmemTile, lane: u32) {
+pub fn mma_pv<C: Config>(out: &mut C::Output, p: &C::Scores, v: SmemTile, lane: u32) {
     let view = C::Element::v_view(v, lane);
     if C::Element::STEPS_PER_SUM == usize::MAX {
         for step in 0..C::PV_STEPS {

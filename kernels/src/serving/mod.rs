@@ -1,0 +1,13 @@
+//! Attention for inference engines: [`place`] says which sequence, rows and keys a block has, [`stream`] brings its keys and values,
+//! [`scores`] changes and hides scores, [`finish`] makes results of what the warps hold, [`merge`] one of several.
+//! [`instances`] holds the entry points.
+
+pub mod config;
+pub mod finish;
+#[cfg(all(target_arch = "nvptx64", flashtile_arch = "sm_80"))]
+pub mod instances;
+pub mod kernel;
+pub mod merge;
+pub mod place;
+pub mod scores;
+pub mod stream;

@@ -1,0 +1,413 @@
+//! What must be the same, and what may not reach a result, of problems of inference engines.
+
+use std::cell::Cell;
+
+use flashtile::{
+    CausalAlignment, DType, DeviceInfo, Outputs, TensorLayout, element,
+    serving::{MaskType, MergeInputs, MergeProblem, PairLayout, Splits, merge},
+};
+use flashtile_tests::{
+    assert_near, assert_same_bits,
+    serving::{
+        Axes, Built, Cache, CacheOrder, Queries, ServingCase, bound, case, devices, for_all, judge,
+        run, try_launch,
+    },
+};
+use flashtile_verify::data::Random;
+
+/// Requires the same bits of two cases' sequences.
+fn same_sequences(
+    what: &str,
+    [a, b]: [&Built; 2],
+    [of_a, of_b]: [&Outputs; 2],
+    sequences: impl Iterator<Item = [usize; 2]>,
+) -> Result<(), String> {
+    for [x, y] in sequences {
+        let (out, lse) = a.of_sequence(of_a, x);
+        let (wanted, wanted_lse) = b.of_sequence(of_b, y);
+        assert_same_bits(&format!("{what}, sequence {y}: out"), &out, &wanted)?;
+        assert_same_bits(&format!("{what}, sequence {y}: lse"), &lse, &wanted_lse)?;
+    }
+    Ok(())
+}
+
+/// Requires two results of a case within what both may be off by.
+fn near(
+    what: &str,
+    case: &ServingCase,
+    built: &Built,
+    a: &Outputs,
+    b: &Outputs,
+) -> Result<(), String> {
+    let bound = bound(case, built);
+    for sequence in 0..built.problem.batch {
+        let (out, lse) = built.of_sequence(a, sequence);
+        let (wanted, wanted_lse) = built.of_sequence(b, sequence);
+        let name = |of: &str| format!("{case:?}\n  {what}, sequence {sequence}: {of}");
+        assert_near(&name("out"), &out, &wanted, 2.0 * bound.max_abs)?;
+        assert_near(&name("lse"), &lse, &wanted_lse, 2.0 * bound.lse_max_abs)?;
+    }
+    Ok(())
+}
+
+/// Pages of any size, gaps, starts and used lengths, orders of dimensions: the same bits.
+#[test]
+fn where_things_are_does_not_matter() {
+    for axes in [Axes::DECODE, Axes::SMALL] {
+        for_all(40, case(axes), |case| {
+            let plain = ServingCase {
+                queries: Queries::Packed,
+                cache: Cache::Packed,
+                order: CacheOrder::RowsFirst,
+                gap: 0,
+                ..case.clone()
+            };
+            let built = Built::of(&plain);
+            for device in devices() {
+                let expected = run(device, &plain, &built)?;
+                for (queries, cache, order) in [
+                    (
+                        Queries::PackedUsed,
+                        Cache::PackedUsed,
+                        CacheOrder::HeadsFirst,
+                    ),
+                    (Queries::DenseUsed, Cache::DenseUsed, CacheOrder::RowsFirst),
+                    (Queries::Packed, Cache::Paged(16), CacheOrder::RowsFirst),
+                    (Queries::Packed, Cache::Paged(1), CacheOrder::HeadsFirst),
+                    (
+                        Queries::PackedUsed,
+                        Cache::PagedStarts(3),
+                        CacheOrder::Chunked,
+                    ),
+                ] {
+                    let other = ServingCase {
+                        queries,
+                        cache,
+                        order,
+                        gap: case.gap,
+                        ..case.clone()
+                    };
+                    let placed = Built::of(&other);
+                    let found = run(device, &other, &placed)?;
+                    let all = (0..case.lengths.len()).map(|b| [b, b]);
+                    let what = format!("{other:?}");
+                    same_sequences(&what, [&placed, &built], [&found, &expected], all)?;
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+/// A sequence alone has the bits that it has among others, unless its device would be filled another way.
+#[test]
+fn the_batch_does_not_matter() {
+    let compared = Cell::new(0);
+    for axes in [Axes::DECODE, Axes::SMALL] {
+        for_all(60, case(axes), |case| {
+            // What differs from sequence to sequence beside queries, keys and values stays out.
+            let case = &ServingCase {
+                alibi: case.alibi.map(|_| false),
+                bias: None,
+                mask: None,
+                ranges: 0,
+                splits: match case.splits {
+                    Splits::Auto => Splits::One,
+                    other => other,
+                },
+                ..case.clone()
+            };
+            let built = Built::of(case);
+            let plan = |built: &Built| {
+                let plan = built.problem.plan(&DeviceInfo::emulator());
+                plan.map_err(|error| error.to_string())
+            };
+            for device in devices() {
+                let expected = run(device, case, &built)?;
+                for b in 0..case.lengths.len() {
+                    let alone = case.alone(b);
+                    let alone_built = Built::of(&alone);
+                    if plan(&alone_built)?.variant() != plan(&built)?.variant() {
+                        continue;
+                    }
+                    compared.set(compared.get() + 1);
+                    let found = run(device, &alone, &alone_built)?;
+                    same_sequences(
+                        &format!("{case:?}"),
+                        [&alone_built, &built],
+                        [&found, &expected],
+                        std::iter::once([0, b]),
+                    )?;
+                }
+            }
+            Ok(())
+        });
+    }
+    assert!(
+        compared.get() > 100,
+        "only {} were compared",
+        compared.get()
+    );
+}
+
+/// However keys are split, the result is the same within what it may be off by.
+#[test]
+fn splits_do_not_matter() {
+    for axes in [Axes::DECODE, Axes::SMALL] {
+        for_all(40, case(axes), |case| {
+            for device in devices() {
+                let of = |splits| {
+                    let case = ServingCase {
+                        splits,
+                        ..case.clone()
+                    };
+                    run(device, &case, &Built::of(&case))
+                };
+                let built = Built::of(case);
+                let expected = of(Splits::One)?;
+                for splits in [Splits::Auto, Splits::Keys(1), Splits::Keys(100)] {
+                    let found = of(splits)?;
+                    near(&format!("{splits:?}"), case, &built, &found, &expected)?;
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+/// A mask of bits or bytes that says what a causal mask says, says the same.
+#[test]
+fn masks_by_pairs_are_masks() {
+    for_all(60, case(Axes::SMALL), |case| {
+        let causal = ServingCase {
+            causal: Some(CausalAlignment::BottomRight),
+            mask: None,
+            ranges: 0,
+            ..case.clone()
+        };
+        let built = Built::of(&causal);
+        let [longest_q, longest_k] = case.longest();
+        let shape = [case.lengths.len(), 1, longest_q, longest_k];
+        for device in devices() {
+            let expected = run(device, &causal, &built)?;
+            for element in [MaskType::Byte, MaskType::Bit] {
+                let mut masked = built.clone();
+                let mask = PairLayout::mask(element, shape);
+                let bytes = mask.tensor().span().unwrap_or(0) * mask.element_bytes() as usize;
+                masked.tensors[4] = vec![0; bytes];
+                for b in 0..case.lengths.len() {
+                    let [queries, keys] = case.lengths_of(b);
+                    for i in 0..queries {
+                        for j in 0..keys.min((i + 1 + keys).saturating_sub(queries)) {
+                            let tensor = mask.tensor();
+                            match element {
+                                MaskType::Byte => {
+                                    masked.tensors[4][tensor.index([b, 0, i, j])] = 1;
+                                }
+                                MaskType::Bit => {
+                                    let word = tensor.index([b, 0, i, j / 32]);
+                                    masked.tensors[4][4 * word + j % 32 / 8] |= 1 << (j % 8);
+                                }
+                            }
+                        }
+                    }
+                }
+                masked.problem.causal = None;
+                masked.problem.mask = Some(mask);
+                let found = run(device, &causal, &masked)?;
+                // ALiBi's and windows' alignment is the same: bottom-right.
+                if case.window.right.is_none() {
+                    near(&format!("{element:?}"), &causal, &built, &found, &expected)?;
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+/// Attention over two halves of the keys, merged by their log-sum-exps, is attention over all; and the sink comes at the end.
+#[test]
+fn merged_halves_are_the_whole() {
+    for_all(60, case(Axes::SMALL), |case| {
+        let case = &ServingCase {
+            lengths: vec![case.lengths[0]],
+            queries: Queries::Packed,
+            cache: Cache::DenseUsed,
+            order: CacheOrder::RowsFirst,
+            gap: 0,
+            causal: None,
+            window: Default::default(),
+            alibi: None,
+            bias: None,
+            mask: None,
+            ranges: 0,
+            wide_out: true,
+            ..case.clone()
+        };
+        let whole = Built::of(case);
+        let [queries, keys] = case.lengths[0];
+        let halves = [0..keys / 2, keys / 2..keys];
+        for device in devices() {
+            let expected = run(device, case, &whole)?;
+            let (mut parts, mut lse) = (Vec::new(), Vec::new());
+            for half in halves.clone() {
+                let mut built = whole.clone();
+                built.problem.sink = false;
+                built.floats[1].clear();
+                for (layout, which) in [(built.problem.k, 1), (built.problem.v, 2)] {
+                    let begin = half.start * layout.strides[1] as usize * 2;
+                    built.tensors[which].drain(..begin.min(whole.tensors[which].len()));
+                }
+                built.problem.k.shape[1] -= half.start;
+                built.problem.v.shape[1] -= half.start;
+                built.problem.k_lengths.longest -= half.start;
+                built.numbers[3] = vec![half.len() as i32];
+                let found = run(device, case, &built)?;
+                parts.extend(found.out);
+                lse.extend(found.lse.unwrap_or_default());
+            }
+            let shape = [1, queries, case.heads_q(), case.dims[1]];
+            let mut problem = MergeProblem::new(DType::F32, 2, TensorLayout::contiguous(shape));
+            problem.sink = case.sink;
+            let inputs = MergeInputs {
+                parts: &parts,
+                lse: &lse,
+                sink: &whole.floats[1],
+            };
+            let merged =
+                merge(device, &problem, &inputs).map_err(|error| format!("{case:?}: {error}"))?;
+            judge(case, &whole, &merged)?;
+            near("halves", case, &whole, &merged, &expected)?;
+        }
+        Ok(())
+    });
+}
+
+/// Parts by chance, against f64.
+#[test]
+fn merging() {
+    let dtypes = [
+        (DType::F16, DType::F16),
+        (DType::Bf16, DType::Bf16),
+        (DType::F32, DType::F32),
+        (DType::F32, DType::F16),
+        (DType::F32, DType::Bf16),
+        (DType::F16, DType::F32),
+        (DType::Bf16, DType::F32),
+    ];
+    let mut random = Random::new(5);
+    for (dtype, out_dtype) in dtypes {
+        for count in [0, 1, 2, 5, 40] {
+            let shape = [
+                1 + random.below(2),
+                random.below(6),
+                1 + random.below(5),
+                1 + random.below(100),
+            ];
+            let [batch, rows, heads, dim] = shape;
+            let part = TensorLayout::contiguous(shape);
+            let mut problem = MergeProblem::new(dtype, count, part);
+            problem.out_dtype = out_dtype;
+            problem.sink = random.below(2) == 0;
+            let elements: usize = shape.iter().product();
+            let parts: Vec<f32> = (0..count * elements)
+                .map(|_| element::round(dtype, random.normal()))
+                .collect();
+            let lse: Vec<f32> = (0..count * batch * heads * rows)
+                .map(|_| match random.below(4) {
+                    0 => f32::NEG_INFINITY,
+                    _ => 8.0 * random.normal(),
+                })
+                .collect();
+            let sink: Vec<f32> = (0..if problem.sink { heads } else { 0 })
+                .map(|_| 8.0 * random.normal())
+                .collect();
+            let bytes = element::encode(dtype, &parts);
+            let inputs = MergeInputs {
+                parts: &bytes,
+                lse: &lse,
+                sink: &sink,
+            };
+            let largest = lse.iter().chain(&sink).filter(|x| x.is_finite());
+            let largest = largest.fold(0f32, |max, x| max.max(x.abs()));
+            // Roundings of exponents: of two logarithms and their difference; then exponential, sum, reciprocal, and products.
+            let relative = (8.0 * f64::from(largest) + 2.0 * count as f64 + 16.0) / 16_777_216.0;
+            for device in devices() {
+                let found = merge(device, &problem, &inputs).unwrap();
+                let out = element::gather(out_dtype, &found.out, &problem.out).unwrap();
+                for b in 0..batch {
+                    for h in 0..heads {
+                        for i in 0..rows {
+                            let row_lse =
+                                |p: usize| f64::from(lse[((p * batch + b) * heads + h) * rows + i]);
+                            let logits = (0..count).map(row_lse);
+                            let logits: Vec<f64> =
+                                logits.chain(sink.get(h).map(|&s| f64::from(s))).collect();
+                            let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                            let sum: f64 = logits
+                                .iter()
+                                .filter(|x| **x > f64::NEG_INFINITY)
+                                .map(|x| (x - max).exp())
+                                .sum();
+                            let wanted = if sum == 0.0 { max } else { max + sum.ln() };
+                            let lse =
+                                f64::from(found.lse.as_ref().unwrap()[(b * heads + h) * rows + i]);
+                            let off = (lse - wanted).abs();
+                            assert!(lse == wanted || off <= relative, "{lse}, not {wanted}");
+                            for d in 0..dim {
+                                let at = ((b * rows + i) * heads + h) * dim + d;
+                                let (mut wanted, mut scale) = (0.0, 0.0);
+                                for p in 0..count {
+                                    if row_lse(p) > f64::NEG_INFINITY {
+                                        let share = (row_lse(p) - max).exp() / sum;
+                                        let x = f64::from(parts[p * elements + at]);
+                                        wanted += share * x;
+                                        scale += share * x.abs();
+                                    }
+                                }
+                                let rounding = match out_dtype {
+                                    DType::F16 => wanted.abs() / 2048.0 + 2f64.powi(-25),
+                                    DType::Bf16 => wanted.abs() / 256.0,
+                                    _ => 0.0,
+                                };
+                                let off = (f64::from(out[at]) - wanted).abs();
+                                let allowed = 1.01 * rounding + 2.0 * relative * scale;
+                                assert!(off <= allowed, "{} is not {wanted}", out[at]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Whatever numbers say where sequences are, nothing outside of the tensors is accessed: the sanitizer would see it, for every buffer
+/// ends with its tensor.
+#[test]
+fn hostile_numbers_stay_inside() {
+    for axes in [Axes::DECODE, Axes::SMALL] {
+        for_all(100, case(axes), |case| {
+            let mut built = Built::of(case);
+            let mut random = Random::new(case.seed);
+            for numbers in &mut built.numbers {
+                let hostile = |random: &mut Random, x: i32| match random.below(6) {
+                    0 => i32::MAX,
+                    1 => i32::MIN,
+                    2 => random.bits() as i32,
+                    3 => x.wrapping_add(random.below(40) as i32),
+                    4 => x.wrapping_sub(random.below(40) as i32),
+                    _ => x,
+                };
+                for x in numbers {
+                    *x = hostile(&mut random, *x);
+                }
+            }
+            for device in devices() {
+                try_launch(device, &built.problem, &built.inputs())
+                    .map_err(|error| format!("{case:?}\n{:?}\n  {error}", built.numbers))?;
+            }
+            Ok(())
+        });
+    }
+}
