@@ -32,7 +32,7 @@ const INNER: usize = 3 * HIDDEN;
 const SCALE: f32 = 0.176_776_7; // 1 / sqrt(HEAD_DIM)
 const PAGE: usize = 5;
 
-fn main() -> std::result::Result<(), Box<dyn Error>> {
+pub fn main() -> std::result::Result<(), Box<dyn Error>> {
     let device = Device::cuda_if_available(0)?;
     let dtype = if device.is_cuda() {
         DType::F16

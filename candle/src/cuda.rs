@@ -12,15 +12,13 @@ use candle_core::{
         },
     },
 };
-use flashtile::{
-    Device, DeviceInfo, ErrorClass, Plan, Pointers, Stream,
-    serving::{ServingPlan, ServingPointers},
-};
+use flashtile::{Device, Stream, serving::ServingPointers};
 use half::{bf16, f16};
 
 use crate::{
     attention::Attention,
     error::{bad, from_flashtile},
+    plan::Planned,
     problem::Task,
 };
 
@@ -61,7 +59,7 @@ pub(crate) fn run_into(
     let candle_device = operands[0].0.device.clone();
     let stream = &candle_device.cuda_stream();
     let device = device(stream.context())?;
-    let plan = Planned::new(task, device.info())?;
+    let plan = Planned::new(task, device.info()).map_err(from_flashtile)?;
     let workspace = match plan.workspace_bytes() {
         0 => None,
         // SAFETY: scratch memory, which the kernels write before they read it.
@@ -129,82 +127,6 @@ pub(crate) fn run_into(
         )
     }
     .map_err(from_flashtile)
-}
-
-/// A kernel and its grid.
-enum Planned {
-    /// Of equally long sequences: on Hopper, this has kernels of its own.
-    Dense(Plan),
-    Serving(ServingPlan),
-}
-
-impl Planned {
-    /// Few queries are better split over blocks by their keys, which serving kernels do. What one kind has no kernel for, the other may.
-    fn new(task: &Task, info: &DeviceInfo) -> Result<Self> {
-        let problem = &task.problem;
-        let dense = || {
-            let dense = task
-                .dense()
-                .map(|problem| problem.plan(info).map(Self::Dense));
-            dense.unwrap_or_else(|| problem.plan(info).map(Self::Serving))
-        };
-        let serving = || problem.plan(info).map(Self::Serving);
-        let group = problem.q.shape[2] / problem.k.shape[2].max(1);
-        let few = problem.q_lengths.longest.saturating_mul(group) <= FEW_ROWS;
-        let planned = match few {
-            true => serving().or_else(|error| other(error, dense)),
-            false => dense().or_else(|error| other(error, serving)),
-        };
-        planned.map_err(from_flashtile)
-    }
-
-    fn workspace_bytes(&self) -> usize {
-        match self {
-            Self::Dense(plan) => plan.workspace_bytes(),
-            Self::Serving(plan) => plan.workspace_bytes(),
-        }
-    }
-
-    /// # Safety
-    /// That of [`ServingPlan::launch`].
-    unsafe fn launch(
-        &self,
-        device: &flashtile::CudaDevice,
-        stream: Stream,
-        pointers: &ServingPointers,
-    ) -> flashtile::Result<()> {
-        match self {
-            // SAFETY: the caller's.
-            Self::Serving(plan) => unsafe { plan.launch(device, stream, pointers) },
-            Self::Dense(plan) => {
-                let pointers = Pointers {
-                    q: pointers.q,
-                    k: pointers.k,
-                    v: pointers.v,
-                    out: pointers.out,
-                    lse: pointers.lse,
-                    workspace: pointers.workspace,
-                    ..Pointers::default()
-                };
-                // SAFETY: the caller's.
-                unsafe { plan.launch(device, stream, &pointers) }
-            }
-        }
-    }
-}
-
-/// Rows of queries for one key/value head that count as few.
-const FEW_ROWS: usize = 16;
-
-/// If there is no kernel, what others have; the first error if they have none.
-fn other(
-    error: flashtile::Error,
-    others: impl FnOnce() -> flashtile::Result<Planned>,
-) -> flashtile::Result<Planned> {
-    match error.class() {
-        ErrorClass::NoVariant => others().map_err(|_| error),
-        _ => Err(error),
-    }
 }
 
 /// flashtile's device of a context of candle's: made once, since it holds the kernels that the driver has compiled.

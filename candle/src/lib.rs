@@ -29,6 +29,8 @@ mod functions;
 mod into;
 mod operands;
 mod operation;
+#[cfg(any(feature = "cuda", test))]
+mod plan;
 mod problem;
 
 pub use attention::Attention;

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Layout, Result, Shape, Tensor};
 use flashtile::{
-    CausalAlignment, Problem, TensorLayout,
-    serving::{BiasType, CacheLayout, MaskType, PageTable, PairLayout, ServingProblem, Splits},
+    CausalAlignment, TensorLayout,
+    serving::{BiasType, CacheLayout, MaskType, PageTable, PairLayout, ServingProblem},
 };
 
 use crate::{attention::Attention, error::bad};
@@ -100,8 +100,10 @@ impl Task {
     }
 
     /// The same as a problem of equally long sequences, if it is one: for kernels that know no others.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "for GPUs"))]
-    pub fn dense(&self) -> Option<Problem> {
+    #[cfg(any(feature = "cuda", test))]
+    pub fn dense(&self) -> Option<flashtile::Problem> {
+        use flashtile::{Problem, serving::Splits};
+
         let p = &self.problem;
         let varied = [p.q_lengths, p.k_lengths]
             .iter()
