@@ -35,7 +35,10 @@ proptest! {
         let s = sequence(seed, dtype, lengths, HEADS, dims).unwrap();
         let [q, k, v] = batch(&s, dtype).unwrap();
         let mut scores = Scores { scale: 0.3, left, ..Scores::default() };
-        let mut attention = Attention::new(0.3).window(left, None);
+        // A window to the diagonal and a causal mask are one, of the mask's alignment.
+        let [sink, bias, mask, by_head, cap] = extras;
+        let right = (by_head == sink).then_some(0).filter(|_| alignment.is_some());
+        let mut attention = Attention::new(0.3).window(left, right);
         scores.left = left.filter(|&left| left <= lengths.1);
         if let Some(top_left) = alignment {
             scores.right = Some(0);
@@ -43,7 +46,6 @@ proptest! {
             let alignment = [CausalAlignment::BottomRight, CausalAlignment::TopLeft];
             attention = attention.causal(alignment[usize::from(top_left)]);
         }
-        let [sink, bias, mask, by_head, cap] = extras;
         if cap {
             scores.softcap = Some(2.5);
             attention = attention.softcap(2.5);

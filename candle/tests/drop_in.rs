@@ -1,6 +1,9 @@
 //! Code that was written for candle-flash-attn, unchanged but for a `use`.
 
+mod common;
+
 use candle_core::{D, DType, Device, Result, Tensor};
+use common::numbers;
 use flashtile_candle as candle_flash_attn;
 
 type Window = Option<usize>;
@@ -177,8 +180,12 @@ fn a_layer_of_candle_transformers() -> Result<()> {
     let (mut flash, mut plain) = (layer(true), layer(false));
     // A prompt, then two tokens one after the other.
     for seq_len in [7, 1, 1] {
-        let random = |heads| Tensor::rand(-1f32, 1f32, (2, seq_len, heads * dim), &Device::Cpu);
-        let (q, k, v) = (random(heads)?, random(heads_kv)?, random(heads_kv)?);
+        let random = |seed, heads| numbers(seed, &[2, seq_len, heads * dim], DType::F32);
+        let (q, k, v) = (
+            random(1, heads)?,
+            random(2, heads_kv)?,
+            random(3, heads_kv)?,
+        );
         let difference = (flash.forward(&q, &k, &v)? - plain.forward(&q, &k, &v)?)?;
         let largest = difference
             .abs()?
@@ -198,9 +205,8 @@ fn a_layer_of_candle_transformers() -> Result<()> {
 /// As text-embeddings-inference calls it: sequences without padding, a window on both sides, ALiBi.
 #[test]
 fn sequences_without_padding() -> Result<()> {
-    let random =
-        |heads| Tensor::rand(-1f32, 1f32, (12, heads, 32), &Device::Cpu)?.to_dtype(DType::F16);
-    let (q, k, v) = (random(4)?, random(4)?, random(4)?);
+    let random = |seed| numbers(seed, &[12, 4, 32], DType::F16)?.to_dtype(DType::F16);
+    let (q, k, v) = (random(1)?, random(2)?, random(3)?);
     let cu_seqlens = Tensor::new(&[0u32, 5, 12], &Device::Cpu)?;
     let slopes = Tensor::new(&[0.5f32, 0.25, 0.125, 0.0625], &Device::Cpu)?;
     let all = candle_flash_attn::flash_attn_varlen_alibi_windowed(
