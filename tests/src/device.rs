@@ -73,10 +73,8 @@ fn open() -> Vec<Box<dyn Device>> {
     };
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     if emulators {
-        let models = variable("FLASHTILE_TEST_NUMERICS").unwrap_or_else(|| "fast".into());
-        for model in models.split(',') {
-            devices.push(emulator(parse(model.trim())));
-        }
+        let all = self::emulators(sanitizes()).into_iter();
+        devices.extend(all.map(|device| Box::new(device) as Box<dyn Device>));
     }
     // No driver and no GPU is the ordinary case; a GPU that cannot be opened is a failure.
     let found = match flashtile::device::cuda::devices() {
@@ -96,8 +94,15 @@ fn open() -> Vec<Box<dyn Device>> {
     devices
 }
 
+/// An emulator with each of the arithmetics that the environment asks for.
+pub fn emulators(sanitize: bool) -> Vec<EmulatorDevice> {
+    let models = variable("FLASHTILE_TEST_NUMERICS").unwrap_or_else(|| "fast".into());
+    let models = models.split(',').map(|model| parse(model.trim()));
+    models.map(|model| emulator(model, sanitize)).collect()
+}
+
 /// An emulator as the environment wants it.
-fn emulator(tensor_cores: TensorCores) -> Box<dyn Device> {
+fn emulator(tensor_cores: TensorCores, sanitize: bool) -> EmulatorDevice {
     let schedule = match variable("FLASHTILE_TEST_SCHEDULE") {
         Some(seed) => Schedule::Seeded {
             seed: parse(&seed),
@@ -105,16 +110,16 @@ fn emulator(tensor_cores: TensorCores) -> Box<dyn Device> {
         },
         None => Schedule::InOrder,
     };
-    Box::new(EmulatorDevice::with_options(Options {
+    EmulatorDevice::with_options(Options {
         memory_limit: 8 << 30,
         schedule,
-        sanitize: sanitizes(),
+        sanitize,
         numerics: Numerics {
             tensor_cores,
             perturb: variable("FLASHTILE_TEST_PERTURB").map(|seed| parse(&seed)),
         },
         ..Options::default()
-    }))
+    })
 }
 
 /// Whether the suite's emulator has its sanitizer on.

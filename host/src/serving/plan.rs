@@ -117,7 +117,7 @@ fn merge(
 
 impl Workspace {
     fn new(problem: &ServingProblem, splits: u32) -> Result<Self> {
-        let [blocks, rows, heads, dim] = problem.out.shape;
+        let [blocks, rows, heads, dim] = partial_shape(problem);
         let product = |factors: &[usize]| {
             factors
                 .iter()
@@ -292,9 +292,16 @@ fn scores(problem: &ServingProblem) -> Result<Scores> {
     })
 }
 
-/// Partial results without gaps: outputs [splits, blocks, rows, heads, head_dim_v], log-sum-exps as the whole's for each split.
+/// Shape of one part's outputs: kernels write them by 16 bytes, four numbers.
+fn partial_shape(problem: &ServingProblem) -> [usize; 4] {
+    let [blocks, rows, heads, dim] = problem.out.shape;
+    [blocks, rows, heads, dim.next_multiple_of(4)]
+}
+
+/// Partial results: outputs [splits, blocks, rows, heads, head_dim_v], log-sum-exps as the whole's for each split.
 fn partial(problem: &ServingProblem, lse: LseView) -> PartialView {
-    let layout = TensorLayout::contiguous(problem.out.shape);
+    let shape = partial_shape(problem);
+    let layout = TensorLayout::contiguous(shape);
     let rows = |factors: &[usize]| {
         factors
             .iter()
@@ -302,9 +309,9 @@ fn partial(problem: &ServingProblem, lse: LseView) -> PartialView {
     };
     PartialView {
         out: view(&layout, 4),
-        out_stride: rows(&problem.out.shape),
+        out_stride: rows(&shape),
         lse,
-        lse_stride: rows(&problem.out.shape[..3]),
+        lse_stride: rows(&shape[..3]),
     }
 }
 
@@ -581,5 +588,142 @@ impl ServingPointers {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serving::{PageTable, PairLayout, Splits};
+
+    /// One new token for each of some sequences, over pages of 16.
+    fn decode(batch: usize, heads: [usize; 2], dim: usize) -> ServingProblem {
+        let [heads_q, heads_kv] = heads;
+        let cache = CacheLayout::contiguous([999, 16, heads_kv, dim]);
+        ServingProblem::new(
+            DType::Bf16,
+            batch,
+            TensorLayout::contiguous([batch, 1, heads_q, dim]),
+            cache,
+            cache,
+        )
+        .pages(PageTable::contiguous(256))
+        .k_used(4096)
+        .lse(true)
+    }
+
+    fn h200() -> DeviceInfo {
+        DeviceInfo {
+            kind: crate::DeviceKind::Cuda,
+            multiprocessors: 132,
+            ..DeviceInfo::emulator()
+        }
+    }
+
+    #[test]
+    fn few_rows_have_their_kernels() {
+        for (queries, heads, name) in [
+            (1, [32, 8], "decode_bf16_d128_sm80"),
+            (16, [4, 4], "decode_bf16_d128_sm80"),
+            (17, [4, 4], "serving_bf16_d128_sm80"),
+            (3, [48, 8], "serving_bf16_d128_sm80"),
+            (2, [48, 8], "decode_bf16_d128_sm80"),
+        ] {
+            let mut problem = decode(2, heads, 100);
+            problem.q = TensorLayout::contiguous([2, queries, heads[0], 100]);
+            problem.out = problem.q;
+            problem.q_lengths.longest = queries;
+            assert_eq!(problem.plan(&h200()).unwrap().variant().name, name);
+        }
+    }
+
+    /// The workspace is that of the parts: f32 rows of whole 16 bytes, and their log-sum-exps.
+    #[test]
+    fn a_workspace_is_as_long_as_the_parts() {
+        let plan = |splits| {
+            let problem = decode(3, [6, 2], 70).splits(splits);
+            problem.plan(&h200()).unwrap()
+        };
+        assert_eq!(plan(Splits::One).workspace_bytes(), 0);
+        assert_eq!(plan(Splits::One).kernels().count(), 1);
+        let split = plan(Splits::Keys(1000));
+        // Of 64 keys each, as the tile has: 1024 in each part.
+        assert_eq!(split.splits(), 4);
+        let rows = 4 * 3 * 6;
+        let aligned = |bytes: usize| bytes.next_multiple_of(256);
+        assert_eq!(
+            split.workspace_bytes(),
+            aligned(rows * 72 * 4) + aligned(rows * 4)
+        );
+        assert_eq!(split.kernels().count(), 2);
+    }
+
+    #[test]
+    fn a_small_batch_is_split_until_the_device_is_full() {
+        let splits = |batch| {
+            let problem = decode(batch, [32, 8], 128);
+            problem.plan(&h200()).unwrap().splits()
+        };
+        // 64 tiles of keys: at most 16 parts.
+        assert_eq!(splits(1), 16);
+        assert!((2..=5).contains(&splits(8)), "{}", splits(8));
+        assert_eq!(splits(64), 1);
+    }
+
+    #[test]
+    fn modified_scores_are_flagged() {
+        let flags = |problem: &ServingProblem| problem.plan(&h200()).unwrap().params.flags;
+        let plain = decode(1, [1, 1], 64);
+        assert_eq!(flags(&plain) & MODIFIED, 0);
+        assert_eq!(
+            flags(&plain.causal(CausalAlignment::BottomRight)) & MODIFIED,
+            0
+        );
+        for problem in [
+            plain.softcap(1.0),
+            plain.alibi(false),
+            plain.scale(0.0),
+            plain.scale(-1.0),
+            plain.scale(f32::MAX),
+            plain.scale(f32::MIN_POSITIVE / 4.0),
+            plain.bias(PairLayout::bias(BiasType::Same, [1; 4])),
+            plain.mask(PairLayout::mask(MaskType::Byte, [1; 4])),
+        ] {
+            assert_ne!(flags(&problem) & MODIFIED, 0, "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn aligned_rows_are_flagged() {
+        let flags = |k, v, ptr| {
+            let mut problem = decode(1, [1, 1], 64);
+            (problem.k, problem.v) = (k, v);
+            let plan = problem.splits(Splits::One).plan(&h200()).unwrap();
+            let pointers = ServingPointers {
+                q: 0x1000,
+                k: ptr,
+                v: ptr,
+                out: 0x1000,
+                lse: Some(0x1000),
+                k_used: 0x1000,
+                table: 0x1000,
+                ..ServingPointers::default()
+            };
+            let (params, _) = plan.params(&pointers).unwrap();
+            params.flags & (K_ALIGNED | V_ALIGNED)
+        };
+        let shape = [999, 16, 1, 64];
+        let plain = CacheLayout::contiguous(shape);
+        assert_eq!(flags(plain, plain, 0x1000), K_ALIGNED | V_ALIGNED);
+        assert_eq!(flags(plain, plain, 0x1008), 0);
+        // vLLM's keys are made of whole pieces, its values of single elements.
+        let (keys, values) = (
+            CacheLayout::chunked_keys(shape),
+            CacheLayout::transposed(shape),
+        );
+        assert_eq!(flags(keys, values, 0x1000), K_ALIGNED);
+        let mut odd = plain;
+        odd.strides[1] += 1;
+        assert_eq!(flags(odd, plain, 0x1000), V_ALIGNED);
     }
 }

@@ -126,7 +126,9 @@ impl<'a> Gather<'a> {
     ) {
         let shape = self.shape;
         let lane = thread % shape.lanes_per_row();
-        let dst = tile.chunk(thread / shape.lanes_per_row(), lane);
+        let tile_row = thread / shape.lanes_per_row();
+        // Where the thread's first piece of a step's row goes: the swizzle may differ from step to step.
+        let dst = |i: u32| tile.chunk(tile_row + i * shape.rows_per_step(), lane);
         if self.aligned {
             for i in 0..shape.row_steps() {
                 let row = Rows::row(shape, thread, first_row, i);
@@ -134,7 +136,7 @@ impl<'a> Gather<'a> {
                 for j in 0..shape.column_steps() {
                     let piece = self.piece(src, exists, lane + j * shape.lanes_per_row());
                     // SAFETY: the destination is inside the tile; the source has so many bytes and is 16-byte aligned.
-                    unsafe { copy::cp_async_16(dst + self.step(i, j), piece.src, piece.bytes) };
+                    unsafe { copy::cp_async_16(dst(i) + self.step(j), piece.src, piece.bytes) };
                 }
             }
         } else {
@@ -144,7 +146,7 @@ impl<'a> Gather<'a> {
                 let (src, exists) = self.source(rows, row, rows.entry(row));
                 for j in 0..special::opaque(shape.column_steps()) {
                     let piece = self.piece(src, exists, lane + j * shape.lanes_per_row());
-                    self.copy_elements(dst + self.step(i, j), piece);
+                    self.copy_elements(dst(i) + self.step(j), piece);
                 }
             }
         }
@@ -179,12 +181,10 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// Bytes from a thread's first piece in the tile. Steps along a row are whole multiples of the swizzle's span.
+    /// Bytes from a row's first piece of the thread to another one: steps along a row are whole multiples of the swizzle's span.
     #[inline(always)]
-    fn step(&self, row_step: u32, column_step: u32) -> u32 {
-        let shape = self.shape;
-        row_step * shape.rows_per_step() * shape.row_bytes
-            + column_step * shape.lanes_per_row() * CHUNK
+    fn step(&self, column_step: u32) -> u32 {
+        column_step * self.shape.lanes_per_row() * CHUNK
     }
 
     #[inline(always)]

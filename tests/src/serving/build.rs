@@ -151,11 +151,13 @@ impl Built {
                         false => problem.q.index([b, i, h, 0]),
                     };
                     for d in 0..case.dims[0] {
-                        element::write(dtype, &mut q, at + d, random.normal());
+                        element::write(dtype, &mut q, at + d, case.spread * random.normal());
                     }
                 }
             }
-            for (layout, bytes) in [problem.k, problem.v].iter().zip(&mut caches) {
+            let spreads = [case.spread, 1.0];
+            let tensors = [problem.k, problem.v].into_iter().zip(spreads);
+            for ((layout, spread), bytes) in tensors.zip(&mut caches) {
                 for j in 0..*keys {
                     let (block, row) = match problem.pages {
                         Some(pages) => {
@@ -169,7 +171,7 @@ impl Built {
                     for h in 0..case.heads_kv {
                         for d in 0..layout.shape[3] {
                             let at = layout.index([block, row, h, d]);
-                            element::write(dtype, bytes, at, random.normal());
+                            element::write(dtype, bytes, at, spread * random.normal());
                         }
                     }
                 }

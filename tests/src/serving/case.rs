@@ -109,6 +109,8 @@ pub struct ServingCase {
     pub ranges: usize,
     /// How keys are split.
     pub splits: Splits,
+    /// Factor of the elements of queries and keys: at 10, one key takes almost all of each row.
+    pub spread: f32,
     /// Of all numbers.
     pub seed: u64,
     /// By which number the first sequence's elements are drawn.
@@ -140,6 +142,7 @@ impl ServingCase {
             mask: None,
             ranges: 0,
             splits: Splits::One,
+            spread: 1.0,
             seed: 0,
             first: 0,
         }

@@ -8,23 +8,26 @@ use flashtile::{
 };
 
 use super::build::GAP;
+use crate::device::emulators;
 
 /// Why a launch was not to be had.
 pub type Failure = flashtile::Error;
 
 thread_local! {
-    static EMULATOR: OnceCell<&'static EmulatorDevice> = const { OnceCell::new() };
+    static EMULATORS: OnceCell<&'static [EmulatorDevice]> = const { OnceCell::new() };
 }
 
-/// The emulator with its sanitizer on, whatever the environment asks for, and each GPU.
+/// The suite's emulators, but with their sanitizer on, and each GPU: as the environment wants them.
 pub fn devices() -> Vec<&'static dyn Device> {
-    let emulator = EMULATOR
-        .with(|cell| *cell.get_or_init(|| Box::leak(Box::new(EmulatorDevice::sanitizing()))));
-    let gpus = crate::devices().iter().map(|device| &**device);
-    let gpus = gpus.filter(|device| device.info().kind == DeviceKind::Cuda);
-    std::iter::once(emulator as &dyn Device)
-        .chain(gpus)
-        .collect()
+    let all = crate::devices().iter().map(|device| &**device);
+    let (emulated, gpus): (Vec<_>, Vec<_>) =
+        all.partition(|device| device.info().kind == DeviceKind::Emulator);
+    let sanitizing = match emulated.is_empty() {
+        true => &[][..],
+        false => EMULATORS.with(|cell| *cell.get_or_init(|| Vec::leak(emulators(true)))),
+    };
+    let sanitizing = sanitizing.iter().map(|device| device as &dyn Device);
+    sanitizing.chain(gpus).collect()
 }
 
 /// Launches a problem on inputs that are sound.

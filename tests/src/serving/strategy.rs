@@ -154,38 +154,42 @@ pub fn case(axes: Axes) -> impl Strategy<Value = ServingCase> {
         Just(Splits::One),
         (1..200usize).prop_map(Splits::Keys),
     ];
-    (tensors, masks, splits, any::<u64>()).prop_map(|(tensors, masks, splits, seed)| {
-        let (dtype, wide_out, heads_kv, q_per_kv, dims, lengths, room, queries, place, gap) =
-            tensors;
-        let (causal, left, right, scale, softcap, alibi, sink, bias, mask, ranges) = masks;
-        ServingCase {
-            dtype,
-            wide_out,
-            heads_kv,
-            q_per_kv,
-            dims,
-            lengths,
-            room,
-            queries,
-            cache: place.0,
-            order: place.1,
-            gap,
-            causal,
-            window: Window { left, right },
-            scale,
-            softcap,
-            alibi,
-            sink,
-            bias: bias.map(|(element, whole)| Bias { element, whole }),
-            mask: mask.map(|(element, mut whole)| {
-                // Bits are one for each key.
-                whole[3] |= element == MaskType::Bit;
-                MaskCase { element, whole }
-            }),
-            ranges,
-            splits,
-            seed,
-            first: 0,
-        }
-    })
+    let spread = prop_oneof![4 => Just(1.0f32), 1 => Just(10.0)];
+    (tensors, masks, splits, spread, any::<u64>()).prop_map(
+        |(tensors, masks, splits, spread, seed)| {
+            let (dtype, wide_out, heads_kv, q_per_kv, dims, lengths, room, queries, place, gap) =
+                tensors;
+            let (causal, left, right, scale, softcap, alibi, sink, bias, mask, ranges) = masks;
+            ServingCase {
+                dtype,
+                wide_out,
+                heads_kv,
+                q_per_kv,
+                dims,
+                lengths,
+                room,
+                queries,
+                cache: place.0,
+                order: place.1,
+                gap,
+                causal,
+                window: Window { left, right },
+                scale,
+                softcap,
+                alibi,
+                sink,
+                bias: bias.map(|(element, whole)| Bias { element, whole }),
+                mask: mask.map(|(element, mut whole)| {
+                    // Bits are one for each key.
+                    whole[3] |= element == MaskType::Bit;
+                    MaskCase { element, whole }
+                }),
+                ranges,
+                splits,
+                spread,
+                seed,
+                first: 0,
+            }
+        },
+    )
 }
