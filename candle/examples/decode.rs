@@ -32,6 +32,7 @@ const INNER: usize = 3 * HIDDEN;
 const SCALE: f32 = 0.176_776_7; // 1 / sqrt(HEAD_DIM)
 const PAGE: usize = 5;
 
+/// Decodes both ways and compares.
 pub fn main() -> std::result::Result<(), Box<dyn Error>> {
     let device = Device::cuda_if_available(0)?;
     let dtype = if device.is_cuda() {

@@ -105,14 +105,14 @@ impl Attention {
         self
     }
 
-    /// Adds `-slope * |distance|` to the scores: slopes f32, contiguous, [heads_q] or [batch, heads_q].
+    /// Adds `-slope * |distance|` to the scores: slopes f32, contiguous, `[heads_q]` or [batch, heads_q].
     #[must_use]
     pub fn alibi(mut self, slopes: &Tensor) -> Self {
         self.alibi = Some(slopes.clone());
         self
     }
 
-    /// Adds a key that every query sees, whose value is 0: its logits f32, contiguous, [heads_q]. It counts in the log-sum-exp.
+    /// Adds a key that every query sees, whose value is 0: its logits f32, contiguous, `[heads_q]`. It counts in the log-sum-exp.
     #[must_use]
     pub fn sink(mut self, logits: &Tensor) -> Self {
         self.sink = Some(logits.clone());
@@ -178,7 +178,7 @@ impl Attention {
         self
     }
 
-    /// Only the first `seqused_k[b]` keys of sequence `b` count, at most `max_seqlen_k`: [batch].
+    /// Only the first `seqused_k[b]` keys of sequence `b` count, at most `max_seqlen_k`: `[batch]`.
     #[must_use]
     pub fn seqused_k(mut self, seqused_k: &Tensor, max_seqlen_k: usize) -> Self {
         self.k_used = Some(Lengths {

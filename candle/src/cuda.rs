@@ -121,7 +121,7 @@ pub(crate) fn run_into(
     // and workspace are borrowed mutably or were just allocated, so nothing else overlaps them. The stream is alive.
     unsafe {
         plan.launch(
-            &device,
+            &*device,
             Stream::from_raw(stream.cu_stream().cast()),
             &pointers,
         )

@@ -9,7 +9,7 @@ use crate::{attention::Attention, operation::Operation};
 pub struct FlashAttn {
     /// What scores are multiplied by.
     pub softmax_scale: f32,
-    /// Slopes of ALiBi, f32 [heads_q] or [batch, heads_q].
+    /// Slopes of ALiBi, f32 `[heads_q]` or [batch, heads_q].
     pub alibi_slopes: Option<Tensor>,
     /// Keys that a query sees before its diagonal.
     pub window_size_left: Option<usize>,
@@ -118,7 +118,7 @@ pub fn flash_attn_windowed(
     .forward(q, k, v)
 }
 
-/// Attention with ALiBi, full or causal. Slopes are f32, [heads_q] or [batch, heads_q].
+/// Attention with ALiBi, full or causal. Slopes are f32, `[heads_q]` or [batch, heads_q].
 ///
 /// q is [batch, seqlen_q, heads_q, head_dim], k and v [batch, seqlen_k, heads_kv, head_dim] (that of v may differ), out as q.
 ///
@@ -143,7 +143,7 @@ pub fn flash_attn_alibi(
 
 /// Attention with ALiBi in a sliding window: so many keys before and after the query's
 /// diagonal; `None` is unbounded, `None, Some(0)` causal.
-/// Slopes are f32, [heads_q] or [batch, heads_q].
+/// Slopes are f32, `[heads_q]` or [batch, heads_q].
 ///
 /// q is [batch, seqlen_q, heads_q, head_dim], k and v [batch, seqlen_k, heads_kv, head_dim] (that of v may differ), out as q.
 ///
@@ -291,7 +291,7 @@ pub fn flash_attn_varlen_paged_windowed(
     attention.forward(q, k, v)
 }
 
-/// Attention over sequences that follow each other with ALiBi, full or causal. Slopes are f32, [heads_q] or [batch, heads_q].
+/// Attention over sequences that follow each other with ALiBi, full or causal. Slopes are f32, `[heads_q]` or [batch, heads_q].
 ///
 /// q is [tokens_q, heads_q, head_dim], k and v [tokens_k, heads_kv, head_dim] (that of v may differ), out as q. Sequence `b` has tokens
 /// `seqlens[b]..seqlens[b + 1]`, of u32 or i32: see [`Attention::varlen`].
@@ -323,7 +323,7 @@ pub fn flash_attn_varlen_alibi(
 
 /// Attention over sequences that follow each other with ALiBi in a sliding window: so many keys before and after the query's
 /// diagonal; `None` is unbounded, `None, Some(0)` causal.
-/// Slopes are f32, [heads_q] or [batch, heads_q].
+/// Slopes are f32, `[heads_q]` or [batch, heads_q].
 ///
 /// q is [tokens_q, heads_q, head_dim], k and v [tokens_k, heads_kv, head_dim] (that of v may differ), out as q. Sequence `b` has tokens
 /// `seqlens[b]..seqlens[b + 1]`, of u32 or i32: see [`Attention::varlen`].
