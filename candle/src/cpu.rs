@@ -1,0 +1,118 @@
+//! Tensors on candle's CPU device.
+
+use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
+use flashtile::{
+    Outputs, TensorLayout,
+    serving::{PageTable, ServingInputs, attention_cpu},
+};
+use half::{bf16, f16};
+
+use crate::{
+    attention::{Attention, Lengths},
+    error::{bad, from_flashtile},
+    operands::{Reading, bytes, floats, ints},
+    problem::Task,
+};
+
+/// Computes a task. The outputs are as the task's problem lays them out.
+pub(crate) fn run(
+    attention: &Attention,
+    task: &Task,
+    [q, k, v]: [(&CpuStorage, &Layout); 3],
+) -> Result<Outputs> {
+    let problem = &task.problem;
+    let all_ints = |argument, tensor: Option<&Tensor>| match tensor {
+        Some(tensor) => ints(argument, tensor, tensor.elem_count()),
+        None => Ok(Vec::new()),
+    };
+    let lengths = |argument, lengths: &Option<Lengths>| {
+        all_ints(argument, lengths.as_ref().map(|l| &l.numbers))
+    };
+    let all_floats = |argument, tensor: &Option<Tensor>| match tensor {
+        Some(tensor) => floats(argument, tensor),
+        None => Ok(Vec::new()),
+    };
+    let table = match (&attention.table, problem.pages) {
+        (Some(table), Some(pages)) => ints("block_table", table, entries(&pages, problem.batch)?)?,
+        _ => Vec::new(),
+    };
+    let q_starts = lengths("seqlens_q", &attention.q_starts)?;
+    let k_starts = lengths("seqlens_k", &attention.k_starts)?;
+    let k_used = lengths("seqused_k", &attention.k_used)?;
+    let ranges = all_ints("mm_prefix_ranges", attention.ranges.as_ref())?;
+    let alibi = all_floats("alibi_slopes", &attention.alibi)?;
+    let sink = all_floats("sink", &attention.sink)?;
+    let bias = attention.bias.as_ref();
+    let bias = bias.map(|bias| Reading::new("bias", bias));
+    let mask = attention.mask.as_ref();
+    let mask = mask.map(|mask| Reading::new("mask", mask));
+    let inputs = ServingInputs {
+        q: bytes("q", q.0, q.1)?,
+        k: bytes("k", k.0, k.1)?,
+        v: bytes("v", v.0, v.1)?,
+        q_starts: &q_starts,
+        k_starts: &k_starts,
+        k_used: &k_used,
+        table: &table,
+        alibi: &alibi,
+        sink: &sink,
+        bias: bias.as_ref().map_or(Ok(&[][..]), Reading::bytes)?,
+        mask: mask.as_ref().map_or(Ok(&[][..]), Reading::bytes)?,
+        ranges: &ranges,
+        ..ServingInputs::default()
+    };
+    attention_cpu(problem, &inputs).map_err(from_flashtile)
+}
+
+/// Numbers from a table's first to its last.
+fn entries(pages: &PageTable, batch: usize) -> Result<usize> {
+    pages.span(batch).ok_or_else(|| {
+        bad(
+            "block_table",
+            "a tensor that fits in memory",
+            "a larger one",
+        )
+    })
+}
+
+/// A contiguous output as a tensor's memory.
+pub(crate) fn storage(dtype: DType, out: &[u8]) -> CpuStorage {
+    let (pairs, _) = out.as_chunks::<2>();
+    match dtype {
+        DType::F16 => CpuStorage::F16(pairs.iter().map(|&b| f16::from_le_bytes(b)).collect()),
+        DType::BF16 => CpuStorage::BF16(pairs.iter().map(|&b| bf16::from_le_bytes(b)).collect()),
+        _ => {
+            let (words, _) = out.as_chunks::<4>();
+            CpuStorage::F32(words.iter().map(|&b| f32::from_le_bytes(b)).collect())
+        }
+    }
+}
+
+/// Writes rows without gaps to where a tensor's are, and nowhere else.
+pub(crate) fn write_rows(
+    to: &mut CpuStorage,
+    first: usize,
+    layout: &TensorLayout,
+    rows: &CpuStorage,
+) -> Result<()> {
+    match (to, rows) {
+        (CpuStorage::F16(to), CpuStorage::F16(rows)) => scatter(to, first, layout, rows),
+        (CpuStorage::BF16(to), CpuStorage::BF16(rows)) => scatter(to, first, layout, rows),
+        (CpuStorage::F32(to), CpuStorage::F32(rows)) => scatter(to, first, layout, rows),
+        _ => return Err(bad("out", "a tensor of q's type", "another")),
+    }
+    Ok(())
+}
+
+fn scatter<T: Copy>(to: &mut [T], first: usize, layout: &TensorLayout, rows: &[T]) {
+    let [_, seqlen, heads, dim] = layout.shape;
+    for (index, row) in rows.chunks_exact(dim.max(1)).enumerate() {
+        let at = [
+            index / heads / seqlen,
+            index / heads % seqlen,
+            index % heads,
+            0,
+        ];
+        to[first + layout.index(at)..][..dim].copy_from_slice(row);
+    }
+}
