@@ -1,7 +1,8 @@
 //! flashtile's kernels: device code for `nvptx64-nvidia-cuda`, compiled to PTX by flashtile-builder.
 //!
 //! Layers, each knowing only the ones before it: [`ptx`] (instructions), [`element`] and [`tile`]
-//! (fragments, register and shared tiles, copies), [`attention`] (masks, softmax, kernels).
+//! (fragments, register and shared tiles, copies), [`attention`] (masks, softmax, kernels). Beside it [`cache`]
+//! (rows and blocks in and out of caches).
 #![no_std]
 #![feature(
     abi_ptx,
@@ -16,6 +17,7 @@
 #![cfg_attr(not(target_arch = "nvptx64"), allow(unused))]
 
 pub mod attention;
+pub mod cache;
 pub mod element;
 pub mod ptx;
 pub mod tile;
