@@ -255,7 +255,7 @@ impl Chosen {
 }
 
 /// Byte strides of a checked layout; 0 for a dimension that never steps.
-fn view(layout: &TensorLayout, element_bytes: u32) -> TensorView {
+pub(crate) fn view(layout: &TensorLayout, element_bytes: u32) -> TensorView {
     let stride = |dim: usize| {
         if layout.shape[dim] > 1 {
             layout.strides[dim].wrapping_mul(i64::from(element_bytes))
@@ -568,7 +568,7 @@ impl Plan {
 }
 
 /// Refuses an address from which a tensor cannot start.
-fn check_pointer(
+pub(crate) fn check_pointer(
     argument: &'static str,
     is_empty: bool,
     ptr: u64,

@@ -1,8 +1,9 @@
 //! The entry points, one for each variant in [`flashtile_abi::for_each_cache_variant!`], and nothing else.
 
+use core::arch::asm;
+
 use super::{append, blocks, gather};
 use crate::element;
-use crate::ptx::special;
 use flashtile_abi::{BlocksParams, RowsParams};
 
 macro_rules! kernel {
@@ -15,10 +16,17 @@ macro_rules! kernel {
         entry!($name, RowsParams, |params| gather::run(params));
     };
     (CopyBlocks $name:ident) => {
-        entry!($name, BlocksParams, |params| blocks::run(
-            params,
-            special::param_address!($name)
-        ));
+        entry!($name, BlocksParams, |params| {
+            let address: u64;
+            // SAFETY: takes the address of the entry's only parameter.
+            unsafe {
+                asm!(
+                    concat!("mov.b64 {}, ", stringify!($name), "_param_0;"),
+                    out(reg64) address, options(pure, nomem, nostack)
+                );
+            }
+            blocks::run(params, address)
+        });
     };
 }
 

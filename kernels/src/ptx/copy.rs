@@ -106,7 +106,7 @@ pub unsafe fn ld_global_written_v4(src: u64) -> [u32; 4] {
 /// `ld.param.b64`
 ///
 /// # Safety
-/// `src` is an 8-byte aligned address inside a kernel's parameters, as `special::param_address!` gives it.
+/// `src` is an 8-byte aligned address inside a kernel's parameters, in the space of parameters.
 #[inline(always)]
 pub unsafe fn ld_param_u64(src: u64) -> u64 {
     let out: u64;

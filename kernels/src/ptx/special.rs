@@ -45,21 +45,3 @@ pub fn opaque(value: u32) -> u32 {
     }
     out
 }
-
-/// Address of a kernel's first parameter, in the space of parameters. What is read through it, at an index that is not constant, must not
-/// be touched in Rust, which would copy it to local memory.
-macro_rules! param_address {
-    ($kernel:ident) => {{
-        let address: u64;
-        // SAFETY: takes an address, touches no memory.
-        unsafe {
-            core::arch::asm!(
-                concat!("mov.b64 {}, ", stringify!($kernel), "_param_0;"),
-                out(reg64) address,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-        address
-    }};
-}
-pub(crate) use param_address;
