@@ -82,6 +82,22 @@ fn repeats(property: impl Fn(&Case) -> Result<(), String>) -> bool {
     }
 }
 
+/// A runner of so many cases, times `FLASHTILE_TEST_CASES`, that are the same on every machine. Each test has a salt of its own. A failure
+/// is shrunk in so many steps.
+pub fn runner(cases: u32, salt: u64, shrink_steps: u32) -> TestRunner {
+    let factor = environment("FLASHTILE_TEST_CASES", 1.0);
+    let config = Config {
+        cases: ((f64::from(cases) * factor).ceil() as u32).max(1),
+        failure_persistence: None,
+        max_shrink_iters: shrink_steps,
+        ..Config::default()
+    };
+    let mut seed = [0; 32];
+    seed[..8].copy_from_slice(&(environment("FLASHTILE_TEST_SEED", 0.0) as u64).to_le_bytes());
+    seed[8..16].copy_from_slice(&salt.to_le_bytes());
+    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &seed))
+}
+
 /// Generates cases from a seed and a salt, and tries the property on them.
 fn generate(
     cases: u32,
@@ -89,19 +105,8 @@ fn generate(
     strategy: impl Strategy<Value = Case>,
     property: impl Fn(&Case) -> Result<(), String>,
 ) {
-    let factor = environment("FLASHTILE_TEST_CASES", 1.0);
-    let config = Config {
-        cases: ((f64::from(cases) * factor).ceil() as u32).max(1),
-        failure_persistence: None,
-        // `shrink` knows better what is simple.
-        max_shrink_iters: 0,
-        ..Config::default()
-    };
-    let mut seed = [0; 32];
-    seed[..8].copy_from_slice(&(environment("FLASHTILE_TEST_SEED", 0.0) as u64).to_le_bytes());
-    seed[8..16].copy_from_slice(&salt.to_le_bytes());
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
-    let mut runner = TestRunner::new_with_rng(config, rng);
+    // `shrink` knows better what is simple.
+    let mut runner = runner(cases, salt, 0);
     let strategy = strategy.prop_map(Shown);
     let result = runner.run(&strategy, |Shown(case)| {
         property(&case).map_err(TestCaseError::fail)
