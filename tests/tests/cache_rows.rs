@@ -1,11 +1,13 @@
 //! Rows in and out of caches, under the sanitizer, against plain Rust.
 
+use std::{cell::RefCell, collections::BTreeMap};
+
 use flashtile::{
     Device, EmulatorDevice,
-    cache::{CacheWork, cache_variants},
+    cache::{CacheWork, PlaceData, cache_variants},
 };
 use flashtile_tests::{
-    cache::{CacheCase, Expected, Images, append, case, gather, gathered},
+    cache::{CacheCase, Images, append, appends, case, gather, gathers},
     generate::runner,
 };
 use proptest::{prelude::*, test_runner::TestCaseError};
@@ -29,18 +31,6 @@ fn for_all(
     if let Err(error) = outcome {
         panic!("{error}");
     }
-}
-
-fn appends(device: &dyn Device, case: &CacheCase) -> Outcome {
-    let (problem, numbers, images) = (case.append(), case.numbers(), Images::new(case));
-    let found = append(device, &problem, &numbers, &images).map_err(|error| error.to_string())?;
-    Expected::of(&problem, &numbers, &images).compare(case.dtype, &found)
-}
-
-fn gathers(device: &dyn Device, case: &CacheCase) -> Outcome {
-    let (problem, numbers, images) = (case.gather(), case.numbers(), Images::new(case));
-    let found = gather(device, &problem, &numbers, &images).map_err(|error| error.to_string())?;
-    gathered(&problem, &numbers, &images).same(&found)
 }
 
 /// Appended values are the same bits; nothing else changes.
@@ -84,7 +74,7 @@ fn what_was_appended_is_gathered() {
         let rows = case.place().rows(
             case.tokens(),
             &case.append().k.cache,
-            &flashtile::cache::PlaceData {
+            &PlaceData {
                 slots: &numbers.slots,
                 starts: &numbers.starts,
                 used: &numbers.used,
@@ -148,7 +138,6 @@ fn wild_starts_stay_inside() {
 /// An axis that the generator never moves along tests nothing.
 #[test]
 fn generated_cases_reach_everything() {
-    use std::{cell::RefCell, collections::BTreeMap};
     let seen = RefCell::new(BTreeMap::<String, bool>::new());
     let strategy = case(true, true);
     let device = EmulatorDevice::new();
