@@ -1,7 +1,7 @@
 //! Bad input to caches is an error that names the argument, before anything is launched or written; and the way through the host's memory.
 
 use flashtile::{
-    DType, Device, DeviceInfo, EmulatorDevice, Error, Stream, TensorLayout,
+    DType, DeviceInfo, EmulatorDevice, Error, Stream, TensorLayout,
     cache::{
         AppendProblem, BlocksLayout, CacheData, CopyProblem, GatherProblem, IndexType, Place,
         PlaceData, QueryRows, Rotary, RotaryPairs, RotaryPointers, RotaryTable, Rows, RowsPointers,
@@ -76,6 +76,7 @@ fn problems_that_are_wrong() {
         ("k", |it| it.k.tensor.strides[0] = i64::MAX),
         ("k", |it| {
             it.v = None;
+            it.rotary = None;
             it.k.tensor.shape[1] = 1 << 31;
         }),
         ("k_cache", |it| it.k.cache.shape[2] = 3),

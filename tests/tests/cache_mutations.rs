@@ -5,7 +5,7 @@ use flashtile::{
     cache::{CacheVariant, CacheWork, cache_variants},
 };
 use flashtile_tests::{
-    cache::{BlocksCase, CacheCase, appends, blocks_case, case, gathers},
+    cache::{BlocksCase, Prepared, blocks_case, case},
     generate::runner,
     mutation::mutants::{Mutation, mutants},
     parallel::{cores, in_order},
@@ -13,10 +13,10 @@ use flashtile_tests::{
 use proptest::{strategy::Strategy, strategy::ValueTree, test_runner::TestRunner};
 
 /// Cases of each kind that a mutant must pass unnoticed to survive.
-const CASES: usize = 150;
+const CASES: usize = 60;
 
 enum Problem {
-    Rows(CacheCase),
+    Rows(Box<Prepared>),
     Blocks(BlocksCase),
 }
 
@@ -28,7 +28,9 @@ fn problems(variant: &CacheVariant) -> Vec<Problem> {
         let mut next = || strategy.new_tree(runner).unwrap().current();
         let cases = (0..CASES).map(|_| next());
         let of_type = cases.filter(|case| variant.dtype.is_none_or(|it| it == case.dtype));
-        of_type.map(Problem::Rows).collect()
+        of_type
+            .map(|case| Problem::Rows(Box::new(Prepared::new(case))))
+            .collect()
     };
     match variant.work {
         CacheWork::Append => {
@@ -58,8 +60,8 @@ fn notices(variant: &'static CacheVariant, ptx: &str, problems: &[Problem]) -> O
     problems.iter().position(|problem| {
         let outcome = match (problem, variant.work) {
             (Problem::Blocks(case), _) => case.check(&device),
-            (Problem::Rows(case), CacheWork::Gather) => gathers(&device, case),
-            (Problem::Rows(case), _) => appends(&device, case),
+            (Problem::Rows(case), CacheWork::Gather) => case.gathers(&device),
+            (Problem::Rows(case), _) => case.appends(&device),
         };
         outcome.is_err()
     })
@@ -72,6 +74,7 @@ fn campaign(work: CacheWork) {
         assert_eq!(notices(variant, &text, &problems), None, "{}", variant.name);
         let all = mutants(&text).unwrap().mutations;
         assert!(!all.is_empty());
+        println!("{}: {} mutants", variant.name, all.len());
         let mut survivors = Vec::<&Mutation>::new();
         in_order(
             &vec![(); cores()],

@@ -7,7 +7,7 @@ use flashtile::{
     cache::{CacheWork, PlaceData, cache_variants},
 };
 use flashtile_tests::{
-    cache::{CacheCase, Images, append, appends, case, gather, gathers},
+    cache::{CacheCase, Images, Prepared, append, case, gather},
     generate::runner,
 };
 use proptest::{prelude::*, test_runner::TestCaseError};
@@ -31,6 +31,14 @@ fn for_all(
     if let Err(error) = outcome {
         panic!("{error}");
     }
+}
+
+fn appends(device: &dyn Device, case: &CacheCase) -> Outcome {
+    Prepared::new(case.clone()).appends(device)
+}
+
+fn gathers(device: &dyn Device, case: &CacheCase) -> Outcome {
+    Prepared::new(case.clone()).gathers(device)
 }
 
 /// Appended values are the same bits; nothing else changes.

@@ -326,8 +326,6 @@ impl Moved<'_> {
         let [blocks, block_rows, ..] = self.k.cache.shape;
         for ([argument, cache], side) in self.sides() {
             let dim = side.tensor.shape[3];
-            expect(argument, side.tensor.shape, [batch, rows, heads, dim])?;
-            expect(cache, side.cache.shape, [blocks, block_rows, heads, dim])?;
             if heads == 0 || dim == 0 {
                 return Err(Error::bad(
                     argument,
@@ -335,6 +333,8 @@ impl Moved<'_> {
                     format!("shape {:?}", side.tensor.shape),
                 ));
             }
+            expect(argument, side.tensor.shape, [batch, rows, heads, dim])?;
+            expect(cache, side.cache.shape, [blocks, block_rows, heads, dim])?;
             side.tensor.check(argument, element)?;
             side.cache.check(cache, element)?;
         }

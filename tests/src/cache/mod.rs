@@ -13,22 +13,44 @@ pub use launch::{Images, append, gather};
 
 use flashtile::Device;
 
-/// Appends on a device, and compares with what plain Rust makes of it.
-///
-/// # Errors
-/// What is wrong.
-pub fn appends(device: &dyn Device, case: &CacheCase) -> Result<(), String> {
-    let (problem, numbers, images) = (case.append(), case.numbers(), Images::new(case));
-    let found = append(device, &problem, &numbers, &images).map_err(|error| error.to_string())?;
-    Expected::of(&problem, &numbers, &images).compare(case.dtype, &found)
+/// A case with all that does not depend on the device: made once, tried as often as needed.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    case: CacheCase,
+    numbers: Numbers,
+    images: Images,
 }
 
-/// Gathers on a device, and compares with what plain Rust makes of it.
-///
-/// # Errors
-/// What is wrong.
-pub fn gathers(device: &dyn Device, case: &CacheCase) -> Result<(), String> {
-    let (problem, numbers, images) = (case.gather(), case.numbers(), Images::new(case));
-    let found = gather(device, &problem, &numbers, &images).map_err(|error| error.to_string())?;
-    gathered(&problem, &numbers, &images).same(&found)
+impl Prepared {
+    /// The case's numbers and buffers.
+    pub fn new(case: CacheCase) -> Self {
+        Self {
+            numbers: case.numbers(),
+            images: Images::new(&case),
+            case,
+        }
+    }
+
+    /// Appends on a device, and compares with what plain Rust makes of it.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn appends(&self, device: &dyn Device) -> Result<(), String> {
+        let problem = self.case.append();
+        let found = append(device, &problem, &self.numbers, &self.images);
+        let found = found.map_err(|error| error.to_string())?;
+        let expected = Expected::of(&problem, &self.numbers, &self.images);
+        expected.compare(self.case.dtype, &found)
+    }
+
+    /// Gathers on a device, and compares with what plain Rust makes of it.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn gathers(&self, device: &dyn Device) -> Result<(), String> {
+        let problem = self.case.gather();
+        let found = gather(device, &problem, &self.numbers, &self.images);
+        let found = found.map_err(|error| error.to_string())?;
+        gathered(&problem, &self.numbers, &self.images).same(&found)
+    }
 }
