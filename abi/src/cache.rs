@@ -309,7 +309,8 @@ mod tests {
 
     #[test]
     fn units_cover_a_row() {
-        for (dim, pairs) in (1..70).flat_map(|dim| (0..=dim / 2).map(move |pairs| (dim, pairs))) {
+        for (dim, pairs) in (1u32..70).flat_map(|dim| (0..=dim / 2).map(move |pairs| (dim, pairs)))
+        {
             let turned = pairs.div_ceil(UNIT);
             let rest = row_units(dim, pairs) - turned;
             assert!(rest * UNIT >= dim - 2 * pairs && (rest == 0) == (dim == 2 * pairs));
