@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use flashtile::Kernel;
+use flashtile::{DType, Kernel};
 use flashtile_builder::{Archive, Facts, Workspace};
 use serde_json::json;
 

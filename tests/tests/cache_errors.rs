@@ -114,7 +114,8 @@ fn problems_that_are_wrong() {
         change(&mut problem);
         names(problem.plan(&info), argument);
     }
-    let changes: &[(&str, fn(&mut Sequences))] = &[
+    type OfSequences = fn(&mut Sequences);
+    let changes: &[(&str, OfSequences)] = &[
         ("k", |it| it.batch = 3),
         ("k", |it| it.starts = true),
         ("k_cache", |it| it.pages = None),
@@ -404,6 +405,10 @@ fn starts_on_the_host() {
         names(of(&wrong), "starts");
     }
     names(of(&[0, 2, 3]), "starts");
+    // Sequences that are no batches of the tensors, and more tokens than can be counted.
+    for shape in [[2, 6], [1, usize::MAX]] {
+        names(place.rows(shape, &rows.cache, &PlaceData::default()), "k");
+    }
     // More than a block holds.
     names(of(&[0, 5, 5, 6]), "first");
 }

@@ -3,6 +3,7 @@
 use flashtile::{
     Device, EmulatorDevice,
     cache::{CacheVariant, CacheWork, cache_variants},
+    device::emulator::Options,
 };
 use flashtile_tests::{
     cache::{BlocksCase, Prepared, blocks_case, case},
@@ -14,6 +15,9 @@ use proptest::{strategy::Strategy, strategy::ValueTree, test_runner::TestRunner}
 
 /// Cases of each kind that a mutant must pass unnoticed to survive.
 const CASES: usize = 60;
+
+/// Most instructions of a launch: many times what any case takes. A mutant may loop for ever.
+const PATIENCE: u64 = 1 << 20;
 
 enum Problem {
     Rows(Box<Prepared>),
@@ -54,7 +58,11 @@ fn problems(variant: &CacheVariant) -> Vec<Problem> {
 
 /// The number of the first problem that notices.
 fn notices(variant: &'static CacheVariant, ptx: &str, problems: &[Problem]) -> Option<usize> {
-    let device = EmulatorDevice::sanitizing();
+    let device = EmulatorDevice::with_options(Options {
+        sanitize: true,
+        max_instructions: Some(PATIENCE),
+        ..Options::default()
+    });
     // SAFETY: the emulator checks every access.
     unsafe { device.override_ptx(variant, ptx) }.unwrap();
     problems.iter().position(|problem| {

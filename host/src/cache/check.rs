@@ -30,7 +30,7 @@ impl Place {
     /// sequences.
     ///
     /// # Errors
-    /// [`Error::BadInput`] names the first number that is wrong: there are too few or too many; a slot that is not -1 and that the cache does
+    /// [`Error::BadInput`] if there are not as many batches as the sequences need, and names the first number that is wrong: there are too few or too many; a slot that is not -1 and that the cache does
     /// not have; `starts` that do not begin with 0, decrease, or end past the tensors; `used` that is negative or more than there is; `first`
     /// that is negative, or from which a sequence leaves its pages; an entry of the table that is no block.
     pub fn rows(
@@ -39,7 +39,19 @@ impl Place {
         cache: &CacheLayout,
         data: &PlaceData<'_>,
     ) -> Result<Vec<Option<[usize; 2]>>> {
-        let tokens = batch.checked_mul(rows).unwrap_or(usize::MAX);
+        let tokens = batch.saturating_mul(rows);
+        let batches = match self {
+            Self::Sequences(sequences) if sequences.starts => 1,
+            Self::Sequences(sequences) => sequences.batch,
+            Self::Slots => batch,
+        };
+        if batch != batches || tokens as u64 > MAX_GRID {
+            return Err(Error::bad(
+                "k",
+                format!("batch {batches}, and at most {MAX_GRID} tokens"),
+                format!("batch {batch} of {rows} tokens"),
+            ));
+        }
         let none = Sequences {
             batch: 0,
             starts: false,
@@ -96,7 +108,7 @@ impl Place {
 /// The row of a slot, if it is one.
 fn of_slot(slot: i64, cache: &CacheLayout) -> Result<Option<[usize; 2]>> {
     let [blocks, rows, ..] = cache.shape;
-    let slots = blocks as u64 * rows as u64;
+    let slots = (blocks as u64).saturating_mul(rows as u64);
     match u64::try_from(slot) {
         Err(_) if slot == -1 => Ok(None),
         Ok(at) if at < slots => Ok(Some([at as usize / rows, at as usize % rows])),

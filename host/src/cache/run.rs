@@ -95,12 +95,22 @@ impl<'d> Uploads<'d> {
     /// Address of element [0, 0, 0, 0]; 0 if there is nothing.
     fn add(&mut self, argument: &'static str, extent: Extent, bytes: &[u8]) -> Result<u64> {
         let buffer = DeviceBuffer::from_bytes(self.device, extent.of(argument, bytes)?)?;
+        Ok(self.keep(extent, buffer))
+    }
+
+    /// As [`Uploads::add`], of zeros.
+    fn zeroed(&mut self, extent: Extent) -> Result<u64> {
+        let buffer = DeviceBuffer::zeroed(self.device, extent.span)?;
+        Ok(self.keep(extent, buffer))
+    }
+
+    fn keep(&mut self, extent: Extent, buffer: DeviceBuffer<'d>) -> u64 {
         let address = buffer.address();
         self.buffers.push(buffer);
-        Ok(match address {
+        match address {
             0 => 0,
-            _ => address + extent.low,
-        })
+            _ => address.wrapping_add(extent.low),
+        }
     }
 
     fn numbers<const N: usize>(&mut self, numbers: impl Iterator<Item = [u8; N]>) -> Result<u64> {
@@ -208,7 +218,7 @@ pub fn append(
             let extent = Extent::tensor("q", &queries.q, element)?;
             rotary.q = uploads.add("q", extent, data.q)?;
             let extent = Extent::tensor("q_out", &queries.out, element)?;
-            rotary.q_out = uploads.add("q_out", extent, &vec![0; extent.span])?;
+            rotary.q_out = uploads.zeroed(extent)?;
             turned = Some(uploads.buffers.len() - 1);
         }
     }
@@ -311,7 +321,7 @@ pub fn gather(
             let extent = Extent::cache(cache, &side.cache, element)?;
             *to_cache = uploads.add(cache, extent, from)?;
             let extent = Extent::tensor(argument, &side.tensor, element)?;
-            *to = uploads.add(argument, extent, &vec![0; extent.span])?;
+            *to = uploads.zeroed(extent)?;
             *output = Some(uploads.buffers.len() - 1);
         }
     }
