@@ -6,6 +6,7 @@
 //! compile time is `const`.
 #![cfg_attr(not(test), no_std)]
 
+pub mod cache;
 pub mod divide;
 pub mod exp2;
 pub mod hopper;
@@ -16,6 +17,7 @@ pub mod serving;
 pub mod tile;
 pub mod variant;
 
+pub use cache::{BlocksParams, CacheVariant, CacheWork, RowsParams};
 pub use divide::Divisor;
 pub use hopper::HopperPlan;
 pub use mask::{Band, BlockRange, KeyInterval};

@@ -1,6 +1,7 @@
 //! All kernels in one list.
 
 use crate::{
+    cache::{CacheVariant, cache_variants},
     serving::{MergeVariant, ServingVariant, merge_variants, serving_variants},
     tile::DType,
     variant::{Entry, Variant, variants},
@@ -15,6 +16,8 @@ pub enum Operation {
     Serving(&'static ServingVariant),
     /// Partial results made one.
     Merge(&'static MergeVariant),
+    /// Rows or blocks of caches moved.
+    Cache(&'static CacheVariant),
 }
 
 impl Operation {
@@ -24,6 +27,7 @@ impl Operation {
             Self::Attention(variant) => &variant.entry,
             Self::Serving(variant) => &variant.entry,
             Self::Merge(variant) => &variant.entry,
+            Self::Cache(variant) => &variant.entry,
         }
     }
 
@@ -33,15 +37,17 @@ impl Operation {
             Self::Attention(variant) => variant.algorithm.as_str(),
             Self::Serving(variant) => variant.sharing.as_str(),
             Self::Merge(_) => "merge",
+            Self::Cache(variant) => variant.work.as_str(),
         }
     }
 
-    /// Type of the elements.
-    pub fn dtype(&self) -> DType {
+    /// Type of the elements; `None` where only their size matters.
+    pub fn dtype(&self) -> Option<DType> {
         match self {
-            Self::Attention(variant) => variant.tile.dtype,
-            Self::Serving(variant) => variant.tile.dtype,
-            Self::Merge(variant) => variant.dtype,
+            Self::Attention(variant) => Some(variant.tile.dtype),
+            Self::Serving(variant) => Some(variant.tile.dtype),
+            Self::Merge(variant) => Some(variant.dtype),
+            Self::Cache(variant) => variant.dtype,
         }
     }
 
@@ -50,7 +56,7 @@ impl Operation {
         let tile = match self {
             Self::Attention(variant) => &variant.tile,
             Self::Serving(variant) => &variant.tile,
-            Self::Merge(_) => return None,
+            Self::Merge(_) | Self::Cache(_) => return None,
         };
         Some((tile.head_dim_qk, tile.head_dim_v))
     }
@@ -61,7 +67,8 @@ pub fn operations() -> impl Iterator<Item = Operation> {
     let dense = variants().iter().map(Operation::Attention);
     let serving = serving_variants().iter().map(Operation::Serving);
     let merge = merge_variants().iter().map(Operation::Merge);
-    dense.chain(serving).chain(merge)
+    let cache = cache_variants().iter().map(Operation::Cache);
+    dense.chain(serving).chain(merge).chain(cache)
 }
 
 #[cfg(test)]

@@ -249,6 +249,7 @@ macro_rules! as_bytes {
         }
     )* };
 }
+pub(crate) use as_bytes;
 as_bytes! { ServingParams MergeParams }
 
 /// How the warps of a block share its work.

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use flashtile::Kernel;
+use flashtile::{DType, Kernel};
 use flashtile_builder::{Archive, Facts, Workspace};
 use serde_json::json;
 
@@ -69,7 +69,7 @@ fn as_json(rows: &[(&Kernel, Option<&Facts>)]) -> serde_json::Value {
             "name": entry.name,
             "arch": entry.arch.as_str(),
             "algorithm": operation.as_str(),
-            "dtype": operation.dtype().as_str(),
+            "dtype": operation.dtype().map(DType::as_str),
             "head_dim_qk": head_dim_qk,
             "head_dim_v": head_dim_v,
             "threads": entry.threads,
@@ -111,7 +111,7 @@ fn table(rows: &[(&Kernel, Option<&Facts>)]) -> String {
             entry.name,
             entry.arch.as_str(),
             operation.as_str(),
-            operation.dtype().as_str(),
+            operation.dtype().map_or("any", DType::as_str),
             entry.threads,
             known(kernel.registers),
             entry.shared_bytes,

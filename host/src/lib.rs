@@ -42,6 +42,7 @@
 //! ```
 
 mod archive;
+pub mod cache;
 pub mod cpu;
 pub mod device;
 pub mod element;

@@ -2,7 +2,7 @@
 //!
 //! Layers, each knowing only the ones before it: [`ptx`] (instructions), [`element`] and [`tile`]
 //! (fragments, register and shared tiles, copies), [`attention`] (masks, softmax, kernels over dense tensors), [`serving`] (kernels
-//! for inference engines).
+//! for inference engines), [`cache`] (rows and blocks in and out of caches).
 #![no_std]
 #![feature(
     abi_ptx,
@@ -17,6 +17,7 @@
 #![cfg_attr(not(target_arch = "nvptx64"), allow(unused))]
 
 pub mod attention;
+pub mod cache;
 pub mod element;
 pub mod ptx;
 pub mod serving;

@@ -20,6 +20,7 @@
 //! | `FLASHTILE_TEST_SCHEDULE` | seed of the order in which the emulator runs warps | in order |
 //! | `FLASHTILE_DATA` | folder of captured tensors | `../shared/data` beside the repository, if there is one |
 
+pub mod cache;
 pub mod check;
 pub mod device;
 pub mod fuzzing;

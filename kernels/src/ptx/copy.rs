@@ -43,6 +43,90 @@ pub unsafe fn ld_global_u32(src: u64) -> u32 {
     out
 }
 
+/// `ld.global.nc.b64`
+///
+/// # Safety
+/// `src` is a readable, 8-byte aligned global address.
+#[inline(always)]
+pub unsafe fn ld_global_u64(src: u64) -> u64 {
+    let out: u64;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.global.nc.b64 {}, [{}];", out(reg64) out, in(reg64) src, options(readonly, nostack))
+    }
+    out
+}
+
+/// `ld.global.u8`, of memory that the kernel may write.
+///
+/// # Safety
+/// `src` is a readable global address.
+#[inline(always)]
+pub unsafe fn ld_global_written_u8(src: u64) -> u16 {
+    let out: u16;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.global.u8 {}, [{}];", out(reg16) out, in(reg64) src, options(readonly, nostack))
+    }
+    out
+}
+
+/// `ld.global.u16`, of memory that the kernel may write.
+///
+/// # Safety
+/// `src` is a readable, 2-byte aligned global address.
+#[inline(always)]
+pub unsafe fn ld_global_written_u16(src: u64) -> u16 {
+    let out: u16;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.global.u16 {}, [{}];", out(reg16) out, in(reg64) src, options(readonly, nostack))
+    }
+    out
+}
+
+/// `ld.global.v4.u32`, of memory that the kernel may write.
+///
+/// # Safety
+/// `src` is a readable, 16-byte aligned global address.
+#[inline(always)]
+pub unsafe fn ld_global_written_v4(src: u64) -> [u32; 4] {
+    let (a, b, c, d): (u32, u32, u32, u32);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "ld.global.v4.u32 {{{}, {}, {}, {}}}, [{}];",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) src,
+            options(readonly, nostack)
+        );
+    }
+    [a, b, c, d]
+}
+
+/// `ld.param.b64`
+///
+/// # Safety
+/// `src` is an 8-byte aligned address inside a kernel's parameters, in the space of parameters.
+#[inline(always)]
+pub unsafe fn ld_param_u64(src: u64) -> u64 {
+    let out: u64;
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("ld.param.b64 {}, [{}];", out(reg64) out, in(reg64) src, options(pure, readonly, nostack))
+    }
+    out
+}
+
+/// `st.global.u8`: the low byte.
+///
+/// # Safety
+/// `dst` is a writable global address.
+#[inline(always)]
+pub unsafe fn st_global_u8(dst: u64, value: u16) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("st.global.u8 [{}], {};", in(reg64) dst, in(reg16) value, options(nostack)) }
+}
+
 /// `st.global.u16`
 ///
 /// # Safety

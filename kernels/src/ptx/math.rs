@@ -101,6 +101,21 @@ pub fn pack_bf16x2(lo: f32, hi: f32) -> u32 {
     out
 }
 
+/// `cvt.f32.f16`, twice: the low half first.
+#[inline(always)]
+pub fn unpack_f16x2(x: u32) -> [f32; 2] {
+    let (lo, hi): (f32, f32);
+    // SAFETY: arithmetic.
+    unsafe {
+        asm!(
+            "{{ .reg .b16 lo, hi; mov.b32 {{lo, hi}}, {}; cvt.f32.f16 {}, lo; cvt.f32.f16 {}, hi; }}",
+            in(reg32) x, out(reg32) lo, out(reg32) hi,
+            options(pure, nomem, nostack)
+        );
+    }
+    [lo, hi]
+}
+
 /// `cvt.rn.satfinite.e4m3x2.f32`, twice: four numbers in the order of bytes, rounded to nearest even, at most 448 in magnitude.
 #[inline(always)]
 pub fn pack_e4m3x4(x: [f32; 4]) -> u32 {

@@ -1,0 +1,388 @@
+//! Caches in the host's memory.
+
+use flashtile_abi::cache::CachePair;
+
+use super::{
+    check::{PlaceData, check_distinct, check_pairs},
+    copy::CopyProblem,
+    plan::{RotaryPointers, RowsPointers, table_layout, table_of_angles},
+    problem::{AppendProblem, GatherProblem, IndexType, Place, Rows},
+};
+use crate::{
+    device::{Device, DeviceBuffer, Stream},
+    error::{Error, Result},
+    layout::TensorLayout,
+    serving::CacheLayout,
+};
+
+/// What goes into a cache, in the host's memory: little-endian elements, each slice from its tensor's lowest one on and at least as long as
+/// the tensor's span. What the problem does not have is empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheData<'a> {
+    /// Keys.
+    pub k: &'a [u8],
+    /// Values.
+    pub v: &'a [u8],
+    /// Where they go.
+    pub place: PlaceData<'a>,
+    /// Table of cosines.
+    pub cos: &'a [u8],
+    /// Table of sines.
+    pub sin: &'a [u8],
+    /// Positions by token, of whichever type the problem says.
+    pub positions: &'a [i64],
+    /// Queries.
+    pub q: &'a [u8],
+}
+
+/// Where the elements of a tensor or of a cache are, in bytes.
+#[derive(Clone, Copy)]
+struct Extent {
+    /// From element [0, 0, 0, 0] back to the lowest one.
+    low: u64,
+    span: usize,
+}
+
+impl Extent {
+    fn new(
+        argument: &'static str,
+        offsets: Option<(i64, i64)>,
+        span: Option<usize>,
+        bytes: u32,
+    ) -> Result<Self> {
+        let span = span.and_then(|n| n.checked_mul(bytes as usize));
+        match (offsets, span) {
+            (Some((low, _)), Some(span)) => Ok(Self {
+                low: low.unsigned_abs().wrapping_mul(u64::from(bytes)),
+                span,
+            }),
+            _ => Err(Error::bad(argument, "a tensor that fits in memory", "more")),
+        }
+    }
+
+    fn tensor(argument: &'static str, layout: &TensorLayout, bytes: u32) -> Result<Self> {
+        Self::new(argument, layout.offsets(), layout.span(), bytes)
+    }
+
+    fn cache(argument: &'static str, layout: &CacheLayout, bytes: u32) -> Result<Self> {
+        Self::new(argument, layout.offsets(), layout.span(), bytes)
+    }
+
+    /// The bytes that a tensor has of a slice.
+    fn of<'a>(&self, argument: &'static str, bytes: &'a [u8]) -> Result<&'a [u8]> {
+        bytes.get(..self.span).ok_or_else(|| {
+            Error::bad(
+                argument,
+                format!("at least {} bytes", self.span),
+                bytes.len().to_string(),
+            )
+        })
+    }
+}
+
+/// Copies of the host's tensors on a device.
+struct Uploads<'d> {
+    device: &'d dyn Device,
+    buffers: Vec<DeviceBuffer<'d>>,
+}
+
+impl<'d> Uploads<'d> {
+    fn new(device: &'d dyn Device) -> Self {
+        let buffers = Vec::new();
+        Self { device, buffers }
+    }
+
+    /// Address of element [0, 0, 0, 0]; 0 if there is nothing.
+    fn add(&mut self, argument: &'static str, extent: Extent, bytes: &[u8]) -> Result<u64> {
+        let buffer = DeviceBuffer::from_bytes(self.device, extent.of(argument, bytes)?)?;
+        Ok(self.keep(extent, buffer))
+    }
+
+    /// As [`Uploads::add`], of zeros.
+    fn zeroed(&mut self, extent: Extent) -> Result<u64> {
+        let buffer = DeviceBuffer::zeroed(self.device, extent.span)?;
+        Ok(self.keep(extent, buffer))
+    }
+
+    fn keep(&mut self, extent: Extent, buffer: DeviceBuffer<'d>) -> u64 {
+        let address = buffer.address();
+        self.buffers.push(buffer);
+        match address {
+            0 => 0,
+            _ => address.wrapping_add(extent.low),
+        }
+    }
+
+    fn numbers<const N: usize>(&mut self, numbers: impl Iterator<Item = [u8; N]>) -> Result<u64> {
+        let bytes: Vec<u8> = numbers.flatten().collect();
+        let extent = Extent {
+            low: 0,
+            span: bytes.len(),
+        };
+        self.add("numbers", extent, &bytes)
+    }
+
+    fn place(&mut self, place: &Place, data: &PlaceData<'_>) -> Result<RowsPointers> {
+        let pages = match place {
+            Place::Slots => None,
+            Place::Sequences(sequences) => sequences.pages.map(|it| (it, sequences.batch)),
+        };
+        let table: Vec<u8> = data.table.iter().flat_map(|n| n.to_le_bytes()).collect();
+        let layout = match &pages {
+            Some((table, batch)) => table_layout(table, *batch),
+            None => TensorLayout::contiguous([0; 4]),
+        };
+        let extent = Extent::tensor("block_table", &layout, 4)?;
+        Ok(RowsPointers {
+            slots: self.numbers(data.slots.iter().map(|n| n.to_le_bytes()))?,
+            starts: self.numbers(data.starts.iter().map(|n| n.to_le_bytes()))?,
+            used: self.numbers(data.used.iter().map(|n| n.to_le_bytes()))?,
+            first: self.numbers(data.first.iter().map(|n| n.to_le_bytes()))?,
+            table: self.add("block_table", extent, &table)?,
+            ..RowsPointers::default()
+        })
+    }
+}
+
+/// The first two dimensions: batch and rows.
+fn tokens(rows: &Rows) -> [usize; 2] {
+    [rows.tensor.shape[0], rows.tensor.shape[1]]
+}
+
+/// Keys and values, those that there are, with their arguments' names.
+fn sides<'a>(k: &'a Rows, v: &'a Option<Rows>) -> [([&'static str; 2], Option<&'a Rows>); 2] {
+    [(["k", "k_cache"], Some(k)), (["v", "v_cache"], v.as_ref())]
+}
+
+/// Appends to the caches of keys and values on a device, and returns the queries that were turned, from the lowest element on, gaps being
+/// zeros: uploads, runs, downloads, and frees what it allocated. A cache that the problem does not have is empty.
+///
+/// # Errors
+/// Whatever [`AppendProblem::plan`] and [`Place::rows`] refuse; [`Error::BadInput`] for slices that are too short, for two tokens with the
+/// same row, and for a position that the tables do not have; the device's own errors.
+pub fn append(
+    device: &dyn Device,
+    problem: &AppendProblem,
+    data: &CacheData<'_>,
+    caches: [&mut [u8]; 2],
+) -> Result<Vec<u8>> {
+    let plan = problem.plan(device.info())?;
+    let rows = problem
+        .place
+        .rows(tokens(&problem.k), &problem.k.cache, &data.place)?;
+    check_distinct(&rows)?;
+    check_positions(problem, data, &rows)?;
+    let element = problem.dtype.bytes();
+    let mut uploads = Uploads::new(device);
+    let mut pointers = uploads.place(&problem.place, &data.place)?;
+    let mut cache_extents = [None; 2];
+    let [k_cache, v_cache] = &caches;
+    for ((((([argument, cache], side), from), into), [to, to_cache]), kept) in
+        sides(&problem.k, &problem.v)
+            .into_iter()
+            .zip([data.k, data.v])
+            .zip([&**k_cache, &**v_cache])
+            .zip([
+                [&mut pointers.k, &mut pointers.k_cache],
+                [&mut pointers.v, &mut pointers.v_cache],
+            ])
+            .zip(&mut cache_extents)
+    {
+        if let Some(side) = side {
+            let tensor = Extent::tensor(argument, &side.tensor, element)?;
+            *to = uploads.add(argument, tensor, from)?;
+            let extent = Extent::cache(cache, &side.cache, element)?;
+            *to_cache = uploads.add(cache, extent, into)?;
+            *kept = Some((extent, uploads.buffers.len() - 1));
+        }
+    }
+    let mut rotary = RotaryPointers::default();
+    let mut turned = None;
+    if let Some(by) = &problem.rotary {
+        let table = table_of_angles(&by.table, by.rotary_dim / 2);
+        let bytes = by.table.element.of(problem.dtype).bytes();
+        let extent = Extent::tensor("cos", &table, bytes)?;
+        rotary.cos = uploads.add("cos", extent, data.cos)?;
+        rotary.sin = uploads.add("sin", extent, data.sin)?;
+        rotary.positions = match by.positions {
+            None => 0,
+            Some(IndexType::I64) => {
+                uploads.numbers(data.positions.iter().map(|n| n.to_le_bytes()))?
+            }
+            // They are below the number of positions.
+            Some(IndexType::I32) => {
+                uploads.numbers(data.positions.iter().map(|&n| (n as i32).to_le_bytes()))?
+            }
+        };
+        if let Some(queries) = &by.queries {
+            let extent = Extent::tensor("q", &queries.q, element)?;
+            rotary.q = uploads.add("q", extent, data.q)?;
+            let extent = Extent::tensor("q_out", &queries.out, element)?;
+            rotary.q_out = uploads.zeroed(extent)?;
+            turned = Some(uploads.buffers.len() - 1);
+        }
+    }
+    // SAFETY: every buffer is allocated on this device, holds its tensor's whole extent (by which it was sized) and overlaps no other, and
+    // is only read again after the device is idle.
+    unsafe { plan.launch(device, Stream::DEFAULT, &pointers, &rotary)? };
+    device.synchronize()?;
+    for (cache, kept) in caches.into_iter().zip(cache_extents) {
+        if let Some((extent, buffer)) = kept
+            && let Some(cache) = cache.get_mut(..extent.span)
+        {
+            uploads.buffers[buffer].read(cache)?;
+        }
+    }
+    match turned {
+        Some(buffer) => uploads.buffers[buffer].to_vec(),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Refuses positions that the tables do not have, of tokens that are some sequence's.
+fn check_positions(
+    problem: &AppendProblem,
+    data: &CacheData<'_>,
+    rows: &[Option<[usize; 2]>],
+) -> Result<()> {
+    let Some(rotary) = &problem.rotary else {
+        return Ok(());
+    };
+    let most = rotary.table.positions as u64;
+    let outside = |position: &i64| u64::try_from(*position).map_or(true, |n| n >= most);
+    let wrong = match rotary.positions {
+        Some(_) if data.positions.len() != rows.len() => {
+            return Err(Error::bad(
+                "positions",
+                format!("{} numbers", rows.len()),
+                data.positions.len().to_string(),
+            ));
+        }
+        Some(_) => data.positions.iter().copied().find(outside),
+        // The last row of a sequence is its last position.
+        None => {
+            let lasts = data.place.first.len();
+            let sequence = |n: usize| {
+                let first = data.place.first.get(n).map_or(0, |&n| i64::from(n));
+                let length = match (data.place.used.get(n), data.place.starts.get(n..n + 2)) {
+                    (Some(&used), _) => i64::from(used),
+                    (None, Some(&[begin, end])) => i64::from(end) - i64::from(begin),
+                    (None, _) => problem.k.tensor.shape[1] as i64,
+                };
+                (length > 0).then_some(first + length - 1)
+            };
+            let batch = match problem.place {
+                Place::Slots => lasts,
+                Place::Sequences(sequences) => sequences.batch,
+            };
+            (0..batch).filter_map(sequence).find(outside)
+        }
+    };
+    match wrong {
+        None => Ok(()),
+        Some(position) => Err(Error::bad(
+            "positions",
+            format!("0 to {} positions, of which the tables have angles", most),
+            position.to_string(),
+        )),
+    }
+}
+
+/// Gathers keys and values from caches on a device, from the lowest element on, gaps and what is no sequence's being zeros: uploads, runs,
+/// downloads, and frees what it allocated. What the problem does not have is empty.
+///
+/// # Errors
+/// Whatever [`GatherProblem::plan`] and [`Place::rows`] refuse; [`Error::BadInput`] for caches that are too short; the device's own errors.
+pub fn gather(
+    device: &dyn Device,
+    problem: &GatherProblem,
+    place: &PlaceData<'_>,
+    caches: [&[u8]; 2],
+) -> Result<[Vec<u8>; 2]> {
+    let plan = problem.plan(device.info())?;
+    problem
+        .place
+        .rows(tokens(&problem.k), &problem.k.cache, place)?;
+    let element = problem.dtype.bytes();
+    let mut uploads = Uploads::new(device);
+    let mut pointers = uploads.place(&problem.place, place)?;
+    let mut outputs = [None; 2];
+    for (((([argument, cache], side), from), [to, to_cache]), output) in
+        sides(&problem.k, &problem.v)
+            .into_iter()
+            .zip(caches)
+            .zip([
+                [&mut pointers.k, &mut pointers.k_cache],
+                [&mut pointers.v, &mut pointers.v_cache],
+            ])
+            .zip(&mut outputs)
+    {
+        if let Some(side) = side {
+            let extent = Extent::cache(cache, &side.cache, element)?;
+            *to_cache = uploads.add(cache, extent, from)?;
+            let extent = Extent::tensor(argument, &side.tensor, element)?;
+            *to = uploads.zeroed(extent)?;
+            *output = Some(uploads.buffers.len() - 1);
+        }
+    }
+    // SAFETY: as in `append`.
+    unsafe { plan.launch(device, Stream::DEFAULT, &pointers)? };
+    device.synchronize()?;
+    let [k, v] = outputs.map(|output| match output {
+        Some(buffer) => uploads.buffers[buffer].to_vec(),
+        None => Ok(Vec::new()),
+    });
+    Ok([k?, v?])
+}
+
+/// Copies blocks within each of the caches on a device: uploads, runs, downloads, and frees what it allocated. Each cache is from its lowest
+/// byte on.
+///
+/// # Errors
+/// Whatever [`CopyProblem::plan`] and [`check_pairs`] refuse; [`Error::BadInput`] for caches that are too short; the device's own errors.
+pub fn copy_blocks(
+    device: &dyn Device,
+    problem: &CopyProblem,
+    pairs: &[[i64; 2]],
+    caches: &mut [&mut [u8]],
+) -> Result<()> {
+    let plan = problem.plan(device.info())?;
+    if problem.src != problem.dst {
+        return Err(Error::bad(
+            "dst",
+            format!("{:?}, since the caches are the same", problem.src),
+            format!("{:?}", problem.dst),
+        ));
+    }
+    check_pairs(pairs, problem, true)?;
+    let mut uploads = Uploads::new(device);
+    let numbers = pairs.iter().flatten();
+    let numbers = match problem.index {
+        IndexType::I64 => uploads.numbers(numbers.map(|n| n.to_le_bytes()))?,
+        // They are below the number of blocks.
+        IndexType::I32 => uploads.numbers(numbers.map(|&n| (n as i32).to_le_bytes()))?,
+    };
+    let (low, high) = problem.src.offsets("src", problem.block_bytes)?;
+    let span = usize::try_from(high - low)
+        .ok()
+        .and_then(|n| n.checked_add(1));
+    let extent = Extent::new("src", Some((low, high)), span, 1)?;
+    let first = uploads.buffers.len();
+    let mut addresses = Vec::new();
+    for cache in caches.iter() {
+        let address = uploads.add("caches", extent, cache)?;
+        addresses.push(CachePair {
+            src: address,
+            dst: address,
+        });
+    }
+    // SAFETY: as in `append`.
+    unsafe { plan.launch(device, Stream::DEFAULT, numbers, &addresses)? };
+    device.synchronize()?;
+    for (cache, buffer) in caches.iter_mut().zip(&uploads.buffers[first..]) {
+        if let Some(cache) = cache.get_mut(..extent.span) {
+            buffer.read(cache)?;
+        }
+    }
+    Ok(())
+}

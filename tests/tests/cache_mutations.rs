@@ -1,0 +1,126 @@
+//! Do the tests of caches notice what is taken away from the kernels? Each mutant of each kernel, against the generated cases.
+
+use flashtile::{
+    Device, EmulatorDevice,
+    cache::{CacheVariant, CacheWork, cache_variants},
+    device::emulator::Options,
+};
+use flashtile_tests::{
+    cache::{BlocksCase, Prepared, blocks_case, case},
+    generate::runner,
+    mutation::mutants::{Mutation, mutants},
+    parallel::{cores, in_order},
+};
+use proptest::{strategy::Strategy, strategy::ValueTree, test_runner::TestRunner};
+
+/// Cases of each kind that a mutant must pass unnoticed to survive.
+const CASES: usize = 60;
+
+/// Most instructions of a launch: many times what any case takes. A mutant may loop for ever.
+const PATIENCE: u64 = 1 << 20;
+
+enum Problem {
+    Rows(Box<Prepared>),
+    Blocks(BlocksCase),
+}
+
+/// The cases for a kernel.
+fn problems(variant: &CacheVariant) -> Vec<Problem> {
+    let mut runner = runner(1, 1020, 0);
+    let rows = |runner: &mut TestRunner, hostile, rotary| -> Vec<Problem> {
+        let strategy = case(hostile, rotary);
+        let mut next = || strategy.new_tree(runner).unwrap().current();
+        let cases = (0..CASES).map(|_| next());
+        let of_type = cases.filter(|case| variant.dtype.is_none_or(|it| it == case.dtype));
+        of_type
+            .map(|case| Problem::Rows(Box::new(Prepared::new(case))))
+            .collect()
+    };
+    match variant.work {
+        CacheWork::Append => {
+            let mut all = rows(&mut runner, true, true);
+            all.extend(rows(&mut runner, false, true));
+            all.extend(rows(&mut runner, true, false));
+            all
+        }
+        CacheWork::Gather => {
+            let mut all = rows(&mut runner, true, false);
+            all.extend(rows(&mut runner, false, false));
+            all
+        }
+        CacheWork::CopyBlocks => {
+            let strategy = blocks_case();
+            let mut next = || strategy.new_tree(&mut runner).unwrap().current();
+            (0..2 * CASES).map(|_| Problem::Blocks(next())).collect()
+        }
+    }
+}
+
+/// The number of the first problem that notices.
+fn notices(variant: &'static CacheVariant, ptx: &str, problems: &[Problem]) -> Option<usize> {
+    let device = EmulatorDevice::with_options(Options {
+        sanitize: true,
+        max_instructions: Some(PATIENCE),
+        ..Options::default()
+    });
+    // SAFETY: the emulator checks every access.
+    unsafe { device.override_ptx(variant, ptx) }.unwrap();
+    problems.iter().position(|problem| {
+        let outcome = match (problem, variant.work) {
+            (Problem::Blocks(case), _) => case.check(&device),
+            (Problem::Rows(case), CacheWork::Gather) => case.gathers(&device),
+            (Problem::Rows(case), _) => case.appends(&device),
+        };
+        outcome.is_err()
+    })
+}
+
+fn campaign(work: CacheWork) {
+    for variant in cache_variants().iter().filter(|it| it.work == work) {
+        let text = flashtile::ptx(variant).unwrap();
+        let problems = problems(variant);
+        assert_eq!(notices(variant, &text, &problems), None, "{}", variant.name);
+        let all = mutants(&text).unwrap().mutations;
+        assert!(!all.is_empty());
+        println!("{}: {} mutants", variant.name, all.len());
+        let mut survivors = Vec::<&Mutation>::new();
+        in_order(
+            &vec![(); cores()],
+            &all,
+            |(), mutation| notices(variant, &mutation.apply(&text), &problems),
+            |at, noticed| {
+                if noticed.is_none() {
+                    survivors.push(&all[at]);
+                }
+                std::ops::ControlFlow::Continue(())
+            },
+        );
+        let lines: Vec<_> = survivors
+            .iter()
+            .map(|it| format!("{it}\n    {}", it.place))
+            .collect();
+        assert!(
+            lines.is_empty(),
+            "{} of {} mutants of {} survive:\n{}",
+            lines.len(),
+            all.len(),
+            variant.name,
+            lines.join("\n")
+        );
+    }
+}
+
+#[test]
+fn append() {
+    campaign(CacheWork::Append);
+}
+
+#[test]
+fn gather() {
+    campaign(CacheWork::Gather);
+}
+
+#[test]
+fn copy_blocks() {
+    campaign(CacheWork::CopyBlocks);
+}
