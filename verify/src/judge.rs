@@ -179,7 +179,9 @@ mod tests {
     };
 
     fn cases(class: Class) -> impl Iterator<Item = Case> {
-        flashtile::kernels().filter_map(move |kernel| case(kernel.variant, class))
+        flashtile::variants()
+            .iter()
+            .filter_map(move |variant| case(variant, class))
     }
 
     /// A bound as large as the values would accept anything.

@@ -2,7 +2,7 @@
 
 use super::{
     copy::CopyProblem,
-    plan::{MAX_GRID, table_layout},
+    plan::MAX_GRID,
     problem::{Place, Sequences},
 };
 use crate::{
@@ -79,7 +79,7 @@ impl Place {
                 ));
             }
         }
-        let table = sequences.pages.map(|it| table_layout(&it, n));
+        let table = sequences.pages.map(|it| it.tensor(n));
         let wanted = table.map_or(Some(0), |it| it.span());
         if wanted.is_none_or(|wanted| data.table.len() < wanted) {
             return Err(Error::bad(
@@ -168,7 +168,7 @@ impl Sequences {
             places[begin + i] = Some(match &self.pages {
                 None => [sequence, row],
                 Some(table) => {
-                    let at = table_layout(table, self.batch).index([sequence, row / page, 0, 0]);
+                    let at = table.tensor(self.batch).index([sequence, row / page, 0, 0]);
                     let block = i64::from(data.table[at]);
                     if block < 0 || block >= blocks as i64 {
                         return wrong("block_table", format!("blocks below {blocks}"), block);

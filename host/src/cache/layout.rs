@@ -6,110 +6,10 @@ use crate::{
     serving::CacheLayout,
 };
 
-/// Elements of 16 bytes.
-const PIECE: usize = 8;
-
 /// Names of the dimensions, for messages.
 const DIMS: [&str; 5] = ["blocks", "rows", "heads", "pieces of a row", "elements"];
 
 impl CacheLayout {
-    /// Whether there are no elements at all.
-    pub fn is_empty(&self) -> bool {
-        self.shape.contains(&0)
-    }
-
-    /// Offset of an element relative to element [0, 0, 0, 0], in elements. Wraps if it overflows.
-    pub fn offset(&self, [block, row, head, dim]: [usize; 4]) -> i64 {
-        let steps = [block, row, head, dim / PIECE, dim % PIECE];
-        let strides = self.all_strides();
-        let terms = steps.iter().zip(strides);
-        terms.fold(0i64, |sum, (&n, stride)| {
-            sum.wrapping_add((n as i64).wrapping_mul(stride))
-        })
-    }
-
-    /// Offsets in elements of the lowest and the highest element, relative to element [0, 0, 0, 0]. (0, 0) if there are none; `None` on
-    /// overflow.
-    pub fn offsets(&self) -> Option<(i64, i64)> {
-        if self.is_empty() {
-            return Some((0, 0));
-        }
-        let [blocks, rows, heads, dim] = self.shape;
-        // Whole pieces and the last one, which may be shorter, are two boxes. The extremes of each are among its corners.
-        let whole = self.reach([blocks, rows, heads, dim / PIECE, PIECE.min(dim)]);
-        let (last, rest) = (dim / PIECE, dim % PIECE);
-        if rest == 0 {
-            return whole;
-        }
-        let begin = i64::try_from(last).ok()?.checked_mul(self.chunk_stride)?;
-        let (low, high) = self.reach([blocks, rows, heads, 1, rest])?;
-        let (low, high) = (low.checked_add(begin)?, high.checked_add(begin)?);
-        match last {
-            0 => Some((low, high)),
-            _ => {
-                let whole = whole?;
-                Some((low.min(whole.0), high.max(whole.1)))
-            }
-        }
-    }
-
-    /// Elements from the lowest to the highest, both included: the length of the smallest buffer that holds the cache. `None` on overflow.
-    pub fn span(&self) -> Option<usize> {
-        if self.is_empty() {
-            return Some(0);
-        }
-        let (low, high) = self.offsets()?;
-        usize::try_from(high.checked_sub(low)?.checked_add(1)?).ok()
-    }
-
-    /// Index of an element in the smallest buffer that holds the cache. Wraps if it overflows.
-    pub fn index(&self, at: [usize; 4]) -> usize {
-        let low = self.offsets().map_or(0, |(low, _)| low);
-        self.offset(at).wrapping_sub(low) as usize
-    }
-
-    fn all_strides(&self) -> [i64; 5] {
-        let [block, row, head] = self.strides;
-        [block, row, head, self.chunk_stride, self.element_stride]
-    }
-
-    /// Lowest and highest offset in a box of positive extents.
-    fn reach(&self, extents: [usize; 5]) -> Option<(i64, i64)> {
-        let (mut low, mut high) = (0i64, 0i64);
-        for (extent, stride) in extents.into_iter().zip(self.all_strides()) {
-            let reach = i64::try_from(extent.saturating_sub(1))
-                .ok()?
-                .checked_mul(stride)?;
-            if reach < 0 {
-                low = low.checked_add(reach)?;
-            } else {
-                high = high.checked_add(reach)?;
-            }
-        }
-        Some((low, high))
-    }
-
-    /// Refuses a cache whose addresses cannot be represented.
-    pub(crate) fn check(&self, argument: &'static str, element_bytes: u32) -> Result<()> {
-        let bytes = i64::from(element_bytes);
-        let fits = |elements: i64| elements.checked_mul(bytes);
-        let span = || {
-            let elements = TensorLayout::contiguous(self.shape).elements()?;
-            fits(i64::try_from(elements).ok()?)?;
-            for stride in self.all_strides() {
-                fits(stride)?;
-            }
-            fits(i64::try_from(self.span()?).ok()?)
-        };
-        span().map(drop).ok_or_else(|| {
-            Error::bad(
-                argument,
-                "a cache whose bytes can be counted in 63 bits",
-                format!("{self:?}"),
-            )
-        })
-    }
-
     /// Refuses a cache for which two indices might share an element. Dimensions must nest: in the order of their strides, each steps over
     /// all that the smaller ones reach.
     pub(crate) fn check_distinct(&self, argument: &'static str) -> Result<()> {
@@ -118,13 +18,13 @@ impl CacheLayout {
         }
         let [blocks, rows, heads, dim] = self.shape;
         // Elements at equal distances are one dimension, which need not end with a whole piece.
-        let even = self.chunk_stride == self.element_stride.saturating_mul(PIECE as i64);
-        let (pieces, elements) = match even || dim <= PIECE {
+        let (pieces, elements) = match self.is_even() {
             true => (1, dim),
-            false => (dim.div_ceil(PIECE), PIECE),
+            false => (dim.div_ceil(self.chunk), self.chunk),
         };
         let extents = [blocks, rows, heads, pieces, elements];
-        let strides = self.all_strides();
+        let [block, row, head] = self.strides;
+        let strides = [block, row, head, self.chunk_stride, self.element_stride];
         let mut dims: Vec<usize> = (0..5).filter(|&d| extents[d] > 1).collect();
         dims.sort_unstable_by_key(|&d| strides[d].unsigned_abs());
         let mut reach = 0u128;
@@ -169,6 +69,7 @@ impl CacheLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DType;
 
     fn all(layout: &CacheLayout) -> Vec<i64> {
         let [blocks, rows, heads, dim] = layout.shape;
@@ -190,7 +91,7 @@ mod tests {
             let mut layouts = vec![
                 CacheLayout::contiguous(shape),
                 CacheLayout::heads_first(shape),
-                CacheLayout::chunked_keys(shape),
+                CacheLayout::chunked_keys(DType::F16, shape),
                 CacheLayout::transposed(shape),
             ];
             let mut backwards = layouts[2];

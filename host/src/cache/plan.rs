@@ -15,7 +15,7 @@ use crate::{
     error::{Error, Result},
     layout::TensorLayout,
     plan::{check_pointer, view},
-    serving::{CacheLayout, PageTable},
+    serving::{CacheLayout, cache_view},
 };
 
 /// Longest grid in x, and more than any count that a kernel divides.
@@ -408,7 +408,7 @@ impl Moved<'_> {
         }
         let mut params = RowsParams {
             k: view(&self.k.tensor, element),
-            k_cache: cache_view(&self.k.cache, element),
+            k_cache: cache_view("k_cache", &self.k.cache, element)?,
             lengths: Lengths {
                 tokens: tokens as i32,
                 longest: tokens as i32,
@@ -434,7 +434,7 @@ impl Moved<'_> {
         };
         if let Some(v) = self.v {
             params.v = view(&v.tensor, element);
-            params.v_cache = cache_view(&v.cache, element);
+            params.v_cache = cache_view("v_cache", &v.cache, element)?;
         }
         if let Place::Sequences(sequences) = self.place {
             params.batch = sequences.batch as u32;
@@ -526,9 +526,7 @@ impl Moved<'_> {
         numbers("used", pointers.used, 4, has(|it| it.used), batch)?;
         numbers("first", pointers.first, 4, has(|it| it.first), batch)?;
         let table = sequences.and_then(|it| it.pages);
-        let layout = table
-            .as_ref()
-            .map(|table| table_layout(table, batch as usize));
+        let layout = table.as_ref().map(|table| table.tensor(batch as usize));
         let (low, high) = layout.and_then(|it| it.offsets()).unwrap_or_default();
         let empty = layout.is_none_or(|it| it.is_empty());
         address(
@@ -571,7 +569,7 @@ impl Sequences {
             ));
         }
         match &self.pages {
-            Some(table) => table_layout(table, self.batch).check("block_table", 4),
+            Some(table) => table.tensor(self.batch).check("block_table", 4),
             None if blocks == self.batch => Ok(()),
             None => Err(Error::bad(
                 "k_cache",
@@ -729,39 +727,6 @@ fn cache_in_pieces(view: &CacheView) -> bool {
 
 fn multiples_of_16(address: u64, strides: &[i64]) -> bool {
     address.is_multiple_of(16) && strides.iter().all(|stride| stride % 16 == 0)
-}
-
-/// Byte strides of a checked cache; for a dimension that never steps, what steps of contiguous rows would be.
-fn cache_view(cache: &CacheLayout, element_bytes: u32) -> CacheView {
-    let bytes = |stride: i64| stride.wrapping_mul(i64::from(element_bytes));
-    let stride = |dim: usize| match cache.shape[dim] {
-        0 | 1 => 0,
-        _ => bytes(cache.strides[dim]),
-    };
-    let dim = cache.shape[3];
-    CacheView {
-        ptr: 0,
-        block_stride: stride(0),
-        row_stride: stride(1),
-        head_stride: stride(2),
-        chunk_stride: match dim <= 8 {
-            true => 16,
-            false => bytes(cache.chunk_stride),
-        },
-        element_stride: match dim <= 1 {
-            true => bytes(1),
-            false => bytes(cache.element_stride),
-        },
-    }
-}
-
-/// A table of pages as a tensor.
-pub(super) fn table_layout(table: &PageTable, batch: usize) -> TensorLayout {
-    let [sequence, entry] = table.strides;
-    TensorLayout {
-        shape: [batch, table.entries, 1, 1],
-        strides: [sequence, entry, 0, 1],
-    }
 }
 
 /// A table of cosines or sines as a tensor.

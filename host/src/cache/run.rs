@@ -5,7 +5,7 @@ use flashtile_abi::cache::CachePair;
 use super::{
     check::{PlaceData, check_distinct, check_pairs},
     copy::CopyProblem,
-    plan::{RotaryPointers, RowsPointers, table_layout, table_of_angles},
+    plan::{RotaryPointers, RowsPointers, table_of_angles},
     problem::{AppendProblem, GatherProblem, IndexType, Place, Rows},
 };
 use crate::{
@@ -129,7 +129,7 @@ impl<'d> Uploads<'d> {
         };
         let table: Vec<u8> = data.table.iter().flat_map(|n| n.to_le_bytes()).collect();
         let layout = match &pages {
-            Some((table, batch)) => table_layout(table, *batch),
+            Some((table, batch)) => table.tensor(*batch),
             None => TensorLayout::contiguous([0; 4]),
         };
         let extent = Extent::tensor("block_table", &layout, 4)?;

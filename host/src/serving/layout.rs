@@ -191,7 +191,7 @@ impl CacheLayout {
     }
 
     /// Elements from element [0, 0, 0, 0] to another.
-    pub(super) fn offset(&self, at: [usize; 4]) -> i64 {
+    pub(crate) fn offset(&self, at: [usize; 4]) -> i64 {
         let [block, row, head, element] = at;
         let chunk = self.chunk.max(1);
         let steps = [
@@ -207,7 +207,7 @@ impl CacheLayout {
     }
 
     /// Refuses a layout whose bytes cannot be counted.
-    pub(super) fn check(&self, argument: &'static str, element_bytes: u32) -> Result<()> {
+    pub(crate) fn check(&self, argument: &'static str, element_bytes: u32) -> Result<()> {
         if self.chunk == 0 {
             return Err(Error::bad(argument, "pieces of at least one element", "0"));
         }
@@ -246,7 +246,7 @@ impl PageTable {
     }
 
     /// As a tensor of so many sequences.
-    pub(super) fn tensor(&self, batch: usize) -> TensorLayout {
+    pub(crate) fn tensor(&self, batch: usize) -> TensorLayout {
         TensorLayout {
             shape: [batch, self.entries, 1, 1],
             strides: [self.strides[0], self.strides[1], 0, 1],
@@ -372,9 +372,9 @@ mod tests {
                 let shape = [2, rows, 3, dim];
                 check_distinct(CacheLayout::contiguous(shape));
                 check_distinct(CacheLayout::heads_first(shape));
-                check_distinct(CacheLayout::chunked_keys(shape));
+                check_distinct(CacheLayout::chunked_keys(DType::F16, shape));
                 check_distinct(CacheLayout::transposed(shape));
-                let mut backwards = CacheLayout::chunked_keys(shape);
+                let mut backwards = CacheLayout::chunked_keys(DType::F16, shape);
                 backwards.chunk_stride = -backwards.chunk_stride;
                 backwards.strides[1] = -backwards.strides[1];
                 check_distinct(backwards);
@@ -387,7 +387,10 @@ mod tests {
         let shape = [5, 4, 3, 16];
         let at = [2, 3, 1, 13];
         let chunked = ((((2 * 3) + 1) * 2 + 1) * 4 + 3) * 8 + 5;
-        assert_eq!(CacheLayout::chunked_keys(shape).index(at), chunked);
+        assert_eq!(
+            CacheLayout::chunked_keys(DType::F16, shape).index(at),
+            chunked
+        );
         let transposed = (((2 * 3) + 1) * 16 + 13) * 4 + 3;
         assert_eq!(CacheLayout::transposed(shape).index(at), transposed);
     }
@@ -410,7 +413,11 @@ mod tests {
     fn overflow_is_an_error() {
         let huge = CacheLayout::contiguous([usize::MAX, usize::MAX, 2, usize::MAX]);
         assert!(huge.check("k", 2).is_err());
-        assert!(CacheLayout::chunked_keys(huge.shape).check("k", 2).is_err());
+        assert!(
+            CacheLayout::chunked_keys(DType::F16, huge.shape)
+                .check("k", 2)
+                .is_err()
+        );
         assert!(CacheLayout::transposed(huge.shape).check("k", 2).is_err());
     }
 }

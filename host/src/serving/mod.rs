@@ -24,6 +24,7 @@ pub use inputs::ServingInputs;
 pub use layout::{BiasType, CacheLayout, MaskType, PageTable, PairLayout};
 pub use merge::{MergeInputs, MergePlan, MergePointers, MergeProblem, merge};
 pub use oracle::{attention_f64, compare};
+pub(crate) use params::cache_view;
 pub use plan::ServingPlan;
 pub use pointers::ServingPointers;
 pub use problem::{CacheScales, SequenceLengths, ServingProblem, Splits};

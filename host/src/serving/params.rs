@@ -213,7 +213,11 @@ fn partial(problem: &ServingProblem, lse: LseView) -> PartialView {
 }
 
 /// Byte strides of a checked cache; 0 for a dimension that never steps.
-fn cache_view(argument: &'static str, layout: &CacheLayout, element: u32) -> Result<CacheView> {
+pub(crate) fn cache_view(
+    argument: &'static str,
+    layout: &CacheLayout,
+    element: u32,
+) -> Result<CacheView> {
     let bytes = i64::from(element);
     let [blocks, rows, heads, dim] = layout.shape;
     // Elements of the pieces that kernels know.

@@ -422,7 +422,7 @@ mod tests {
         assert_eq!(flags(plain, plain, 0x1008), 0);
         // vLLM's keys are made of whole pieces, its values of single elements.
         let (keys, values) = (
-            CacheLayout::chunked_keys(shape),
+            CacheLayout::chunked_keys(DType::F16, shape),
             CacheLayout::transposed(shape),
         );
         assert_eq!(flags(keys, values, 0x1000), K_ALIGNED);

@@ -245,7 +245,7 @@ impl CacheCase {
         match (self.layouts, is_key) {
             (Layouts::Contiguous, _) => CacheLayout::contiguous(shape),
             (Layouts::HeadsFirst, _) => CacheLayout::heads_first(shape),
-            (Layouts::Chunked, true) => CacheLayout::chunked_keys(shape),
+            (Layouts::Chunked, true) => CacheLayout::chunked_keys(DType::F16, shape),
             (Layouts::Chunked, false) => CacheLayout::transposed(shape),
             (Layouts::Gaps, _) => CacheLayout {
                 shape,
