@@ -14,7 +14,7 @@ use flashtile_tests::{
 use proptest::{strategy::Strategy, strategy::ValueTree, test_runner::TestRunner};
 
 /// Cases of each kind that a mutant must pass unnoticed to survive.
-const CASES: usize = 60;
+const CASES: usize = 400;
 
 /// Most instructions of a launch: many times what any case takes. A mutant may loop for ever.
 const PATIENCE: u64 = 1 << 20;
@@ -75,6 +75,45 @@ fn notices(variant: &'static CacheVariant, ptx: &str, problems: &[Problem]) -> O
     })
 }
 
+/// Why mutants survive that compute the same: what their places contain, digits left out. Each explains one mutant of a kernel.
+const EXPLAINED: [(&str, &str); 3] = [
+    (
+        "setp.lt.u %p, %rd, ; mov.b %r, ; [] mov.b {tmp, %r}, %rd; ",
+        "the search for a token's sequence begins although there is one sequence alone: it looks at where that starts, and stays with it",
+    ),
+    (
+        "setp.lt.u %p, %r, ; [] add.s %rd, %rd, ; ld.global.u %rs, [%rd]; ",
+        "of a unit with one pair, the element behind the first one's is read: it exists, being a second one, and is not used",
+    ),
+    (
+        "st.global.u [%rd], %rs; setp.gt.u %p, %r, ; add.s %rd, %rd, %rd; [] ",
+        "of a unit with one pair, the element behind the first one's is written: the same thread then writes it again, as a second one",
+    ),
+];
+
+/// The survivors that nothing explains.
+fn unexplained<'m>(survivors: &[&'m Mutation]) -> Vec<&'m Mutation> {
+    let mut left: Vec<_> = EXPLAINED.iter().map(|(place, _)| place).collect();
+    let unexplained = survivors.iter().filter(|mutation| {
+        let place: String = mutation
+            .place
+            .chars()
+            .filter(|c| !c.is_ascii_digit())
+            .collect();
+        match left
+            .iter()
+            .position(|explained| place.contains(**explained))
+        {
+            Some(at) => {
+                left.remove(at);
+                false
+            }
+            None => true,
+        }
+    });
+    unexplained.copied().collect()
+}
+
 fn campaign(work: CacheWork) {
     for variant in cache_variants().iter().filter(|it| it.work == work) {
         let text = flashtile::ptx(variant).unwrap();
@@ -101,7 +140,7 @@ fn campaign(work: CacheWork) {
             .collect();
         assert!(
             lines.is_empty(),
-            "{} of {} mutants of {} survive:\n{}",
+            "{} of {} mutants of {} survive without a reason:\n{}",
             lines.len(),
             all.len(),
             variant.name,

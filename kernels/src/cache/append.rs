@@ -54,11 +54,18 @@ pub fn run<E: Half>(params: &RowsParams) {
             } else {
                 (first, task.pairs + first, [count; 2])
             };
-            let units = [task.from.load(a, counts[0]), task.from.load(b, counts[1])];
+            // Up to four pairs that follow each other fit in the first unit.
+            let two = counts[1] != 0;
+            let mut units = [task.from.load(a, counts[0]), [0; 4]];
+            if two {
+                units[1] = task.from.load(b, counts[1]);
+            }
             // Both are read before either is written: they may be the same memory.
             let units = rotate::<E>(params, position, first, count, units);
             task.to.store(a, counts[0], units[0]);
-            task.to.store(b, counts[1], units[1]);
+            if two {
+                task.to.store(b, counts[1], units[1]);
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ pub struct Token {
     pub batch: u32,
     /// So.
     pub row: u32,
-    /// Its sequence, and its number there. Unknown where there are slots.
+    /// Its sequence, and its number there. Not where there are slots.
     sequence: u32,
     in_sequence: u32,
 }
@@ -31,21 +31,15 @@ impl Token {
             sequence: batch,
             in_sequence: row,
         };
-        if params.slots != 0 {
-            return Some(token);
-        }
+        // With slots there are neither starts nor used.
         let lengths = &params.lengths;
         if lengths.starts != 0 {
             token.sequence = sequence_of(params, index as i32);
-            let begin = start(params, token.sequence);
-            if (index as i32) < begin || index as i32 >= start(params, token.sequence + 1) {
+            if index as i32 >= start(params, token.sequence + 1) {
                 return None;
             }
-            // No overflow: one is at most the other, and that not negative. A begin below 0 is no sequence's.
-            if begin < 0 {
-                return None;
-            }
-            token.in_sequence = (index as i32 - begin) as u32;
+            // Below 0 only if starts are wrong. Whatever it is then, nothing is done with it that is not checked.
+            token.in_sequence = index.wrapping_sub(start(params, token.sequence) as u32);
         }
         if lengths.used != 0 {
             // SAFETY: the sequence is one of the batch.

@@ -44,7 +44,7 @@ impl Half for Bf16 {
 /// Cosines or sines of a unit.
 type Factors = [f32; UNIT as usize];
 
-/// Numbers `first..first + count` of a row of a table.
+/// Numbers `first..first + count` of a row of a table, one to eight.
 ///
 /// # Safety
 /// They exist; the launch's flags speak the truth.
@@ -67,7 +67,7 @@ unsafe fn factors<E: Half>(row: u64, first: u32, count: u32, with: u32) -> Facto
             }
         } else {
             for i in 0..UNIT {
-                if i < count {
+                if i == 0 || i < count {
                     // SAFETY: the caller's promise; numbers are aligned.
                     let bits = unsafe { copy::ld_global_u32(address + 4 * i as u64) };
                     factors[i as usize] = f32::from_bits(bits);
@@ -84,7 +84,7 @@ unsafe fn factors<E: Half>(row: u64, first: u32, count: u32, with: u32) -> Facto
             }
         } else {
             for i in 0..UNIT {
-                if i < count {
+                if i == 0 || i < count {
                     // SAFETY: the caller's promise; numbers are aligned.
                     let bits = unsafe { copy::ld_global_u16(address + 2 * i as u64) };
                     [factors[i as usize], _] = E::unpack(bits as u32);

@@ -55,7 +55,7 @@ impl Row {
         self.address.wrapping_add(offset as u64)
     }
 
-    /// Elements `first..first + count`, at most eight; zeros after them.
+    /// Elements `first..first + count`, one to eight; zeros after them.
     ///
     /// # Safety
     /// They exist and can be read; the launch's flags speak the truth.
@@ -67,7 +67,7 @@ impl Row {
         }
         let mut unit = [0; 4];
         for i in 0..UNIT {
-            if i < count {
+            if i == 0 || i < count {
                 // SAFETY: the caller's promise; elements are aligned.
                 let element = unsafe { copy::ld_global_written_u16(self.element(first + i)) };
                 unit[i as usize / 2] |= (element as u32) << (16 * (i % 2));
@@ -76,7 +76,7 @@ impl Row {
         unit
     }
 
-    /// Overwrites elements `first..first + count`, at most eight.
+    /// Overwrites elements `first..first + count`, one to eight.
     ///
     /// # Safety
     /// They exist and can be written; the launch's flags speak the truth.
@@ -87,7 +87,7 @@ impl Row {
             return unsafe { copy::st_global_v4(self.element(first), unit) };
         }
         for i in 0..UNIT {
-            if i < count {
+            if i == 0 || i < count {
                 let element = (unit[i as usize / 2] >> (16 * (i % 2))) as u16;
                 // SAFETY: the caller's promise; elements are aligned.
                 unsafe { copy::st_global_u16(self.element(first + i), element) };

@@ -81,6 +81,8 @@ pub struct CacheCase {
     pub gaps: [usize; 2],
     /// Tokens of each sequence.
     pub lengths: Vec<usize>,
+    /// Tokens behind the last sequence, where sequences follow each other.
+    pub tail: usize,
     /// Whether there are `used` and `first`.
     pub has: [bool; 2],
     /// Of appending.
@@ -156,12 +158,12 @@ pub fn case(hostile: bool, rotary: bool) -> impl Strategy<Value = CacheCase> {
     );
     let rest = (
         select(vec![[0, 0], [0, 8], [1, 0], [3, 5], [8, 0]]),
-        vec(0usize..7, 1..5),
+        (vec(0usize..7, 1..5), 0usize..3),
         any::<[bool; 2]>(),
         turned,
         any::<u64>(),
     );
-    (shape, rest).prop_map(move |(shape, (gaps, lengths, has, turned, seed))| {
+    (shape, rest).prop_map(move |(shape, (gaps, (lengths, tail), has, turned, seed))| {
         let rotary = rotary.then_some(turned);
         let (dtype, layouts, place, heads_first, page, spare, heads, dims) = shape;
         let dims = match &rotary {
@@ -180,6 +182,7 @@ pub fn case(hostile: bool, rotary: bool) -> impl Strategy<Value = CacheCase> {
             dims,
             gaps,
             lengths,
+            tail,
             has,
             rotary,
             hostile,
@@ -202,8 +205,9 @@ impl CacheCase {
     /// The first two dimensions of tensors.
     pub fn tokens(&self) -> [usize; 2] {
         match self.place {
-            PlaceKind::Slots | PlaceKind::Packed | PlaceKind::PackedDense => {
-                [1, self.lengths.iter().sum()]
+            PlaceKind::Slots => [1, self.lengths.iter().sum()],
+            PlaceKind::Packed | PlaceKind::PackedDense => {
+                [1, self.lengths.iter().sum::<usize>() + self.tail]
             }
             PlaceKind::Paged | PlaceKind::Dense => [self.batch(), self.longest()],
         }
@@ -408,7 +412,11 @@ impl CacheCase {
         }
         if let Some(index) = self.rotary().and_then(|rotary| rotary.positions) {
             for _ in 0..tokens {
-                let mut position = random.below(POSITIONS) as i64;
+                // The last one often: its row ends with the table.
+                let mut position = match random.below(3) {
+                    0 => POSITIONS - 1,
+                    _ => random.below(POSITIONS),
+                } as i64;
                 let end = POSITIONS as i64;
                 let wild = [-1, i64::from(i32::MIN), end, i64::from(i32::MAX)];
                 self.corrupt(&mut random, &mut position, &wild);

@@ -37,7 +37,9 @@ fn place_of(
                 let [begin, end] = [numbers.starts[*b], numbers.starts[b + 1]];
                 begin as usize <= token && token < end as usize
             };
-            let sequence = (0..sequences.batch).find(is_in).unwrap();
+            let Some(sequence) = (0..sequences.batch).find(is_in) else {
+                return Found::default();
+            };
             (sequence, token - numbers.starts[sequence] as usize)
         }
     };
