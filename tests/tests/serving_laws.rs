@@ -257,7 +257,8 @@ fn merged_halves_are_the_whole() {
                 built.problem.sink = false;
                 built.floats[1].clear();
                 for (layout, which) in [(built.problem.k, 1), (built.problem.v, 2)] {
-                    let begin = half.start * layout.strides[1] as usize * 2;
+                    let bytes = built.problem.kv_dtype.bytes() as usize;
+                    let begin = half.start * layout.strides[1] as usize * bytes;
                     built.tensors[which].drain(..begin.min(whole.tensors[which].len()));
                 }
                 built.problem.k.shape[1] -= half.start;
@@ -397,12 +398,14 @@ fn scores_past_the_range_of_f32() {
             ..case.clone()
         };
         let built = Built::of(case);
-        let dtype = built.problem.dtype;
-        let values = built.tensors[2].as_chunks::<2>().0.iter();
+        let dtype = built.problem.kv_dtype;
+        let values = built.tensors[2].chunks_exact(dtype.bytes() as usize);
         let largest = values
             .map(|bytes| element::read(dtype, bytes, 0).abs())
             .filter(|x| x.is_finite())
             .fold(0.0, f32::max);
+        let scales = built.floats[3].iter().copied().reduce(f32::max);
+        let largest = largest * scales.unwrap_or(1.0);
         for device in devices() {
             let found = run(device, case, &built)?;
             for b in 0..built.problem.batch {
