@@ -1,8 +1,9 @@
 //! What the host can check of the numbers on the device, if it has them.
 
 use super::{
+    address::table_layout,
     copy::CopyProblem,
-    plan::{MAX_GRID, table_layout},
+    plan::MAX_GRID,
     problem::{Place, Sequences},
 };
 use crate::{

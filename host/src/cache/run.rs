@@ -3,10 +3,12 @@
 use flashtile_abi::cache::CachePair;
 
 use super::{
+    address::table_layout,
     check::{PlaceData, check_distinct, check_pairs},
     copy::CopyProblem,
-    plan::{RotaryPointers, RowsPointers, table_layout, table_of_angles},
+    plan::{RotaryPointers, RowsPointers},
     problem::{AppendProblem, GatherProblem, IndexType, Place, Rows},
+    rotary::table_of_angles,
 };
 use crate::{
     device::{Device, DeviceBuffer, Stream},
