@@ -87,7 +87,7 @@ fn table(rows: &[(&Kernel, Option<&Facts>)]) -> String {
     let width = rows.iter().map(|(k, _)| k.entry.name.len()).max();
     let width = width.unwrap_or(0).max(4);
     let mut lines = vec![format!(
-        "{:width$} {:6} {:10} {:5} {:>8} {:>7} {:>9} {:>7} {:>6}",
+        "{:width$} {:6} {:11} {:5} {:>8} {:>7} {:>9} {:>7} {:>6}",
         "name",
         "arch",
         "algorithm",
@@ -107,7 +107,7 @@ fn table(rows: &[(&Kernel, Option<&Facts>)]) -> String {
             Some((qk, v)) => format!("{qk}/{v}"),
         };
         lines.push(format!(
-            "{:width$} {:6} {:10} {:5} {head_dim:>8} {:>7} {:>9} {:>7} {:>6}",
+            "{:width$} {:6} {:11} {:5} {head_dim:>8} {:>7} {:>9} {:>7} {:>6}",
             entry.name,
             entry.arch.as_str(),
             operation.as_str(),

@@ -95,11 +95,8 @@ const EXPLAINED: [(&str, &str); 3] = [
 fn unexplained<'m>(survivors: &[&'m Mutation]) -> Vec<&'m Mutation> {
     let mut left: Vec<_> = EXPLAINED.iter().map(|(place, _)| place).collect();
     let unexplained = survivors.iter().filter(|mutation| {
-        let place: String = mutation
-            .place
-            .chars()
-            .filter(|c| !c.is_ascii_digit())
-            .collect();
+        let words: Vec<_> = mutation.place.split_whitespace().collect();
+        let place = words.join(" ").replace(|c: char| c.is_ascii_digit(), "");
         match left
             .iter()
             .position(|explained| place.contains(**explained))
@@ -134,7 +131,7 @@ fn campaign(work: CacheWork) {
                 std::ops::ControlFlow::Continue(())
             },
         );
-        let lines: Vec<_> = survivors
+        let lines: Vec<_> = unexplained(&survivors)
             .iter()
             .map(|it| format!("{it}\n    {}", it.place))
             .collect();

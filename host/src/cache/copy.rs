@@ -6,7 +6,8 @@ use flashtile_abi::{
 };
 
 use super::{
-    plan::{MAX_GRID, config, numbers, variant},
+    address::numbers,
+    plan::{MAX_GRID, config, variant},
     problem::IndexType,
 };
 use crate::{

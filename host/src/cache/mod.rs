@@ -32,11 +32,14 @@
 //! # Ok::<(), flashtile::Error>(())
 //! ```
 
+mod address;
 mod check;
 mod copy;
 mod layout;
 mod plan;
 mod problem;
+mod rotary;
+mod rows;
 mod run;
 
 pub use check::{PlaceData, check_pairs, check_slots};

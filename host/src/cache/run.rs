@@ -5,8 +5,9 @@ use flashtile_abi::cache::CachePair;
 use super::{
     check::{PlaceData, check_distinct, check_pairs},
     copy::CopyProblem,
-    plan::{RotaryPointers, RowsPointers, table_of_angles},
+    plan::{RotaryPointers, RowsPointers},
     problem::{AppendProblem, GatherProblem, IndexType, Place, Rows},
+    rotary::table_of_angles,
 };
 use crate::{
     device::{Device, DeviceBuffer, Stream},

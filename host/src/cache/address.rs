@@ -1,0 +1,75 @@
+//! Addresses and strides as kernels take them.
+
+use flashtile_abi::{TensorView, serving::CacheView};
+
+use crate::{
+    error::{Error, Result},
+    plan::check_pointer,
+};
+
+/// Whether all units of a row are eight elements that begin at a multiple of eight.
+pub(super) fn whole_units(head_dim: u32, pairs: u32) -> bool {
+    head_dim.is_multiple_of(8) && pairs.is_multiple_of(8)
+}
+
+pub(super) fn in_pieces(view: &TensorView) -> bool {
+    let strides = [view.batch_stride, view.row_stride, view.head_stride];
+    multiples_of_16(view.ptr, &strides)
+}
+
+pub(super) fn cache_in_pieces(view: &CacheView) -> bool {
+    let strides = [
+        view.block_stride,
+        view.row_stride,
+        view.head_stride,
+        view.chunk_stride,
+    ];
+    view.element_stride == 2 && multiples_of_16(view.ptr, &strides)
+}
+
+pub(super) fn multiples_of_16(address: u64, strides: &[i64]) -> bool {
+    address.is_multiple_of(16) && strides.iter().all(|stride| stride % 16 == 0)
+}
+
+pub(super) fn expect(argument: &'static str, found: [usize; 4], wanted: [usize; 4]) -> Result<()> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(Error::bad(
+        argument,
+        format!("shape {wanted:?}"),
+        format!("shape {found:?}"),
+    ))
+}
+
+/// Refuses an address from which a tensor cannot start, and one of a tensor that there is not.
+pub(super) fn address(
+    argument: &'static str,
+    ptr: u64,
+    element_bytes: u32,
+    is_empty: bool,
+    exists: bool,
+    low: i64,
+    high: i64,
+) -> Result<()> {
+    if !exists && ptr != 0 {
+        return Err(Error::bad(
+            argument,
+            "no address, since the problem has no such tensor",
+            format!("{ptr:#x}"),
+        ));
+    }
+    check_pointer(argument, is_empty || !exists, ptr, element_bytes, low, high)
+}
+
+/// As [`address`], of so many contiguous numbers.
+pub(super) fn numbers(
+    argument: &'static str,
+    ptr: u64,
+    bytes: u32,
+    exists: bool,
+    count: i64,
+) -> Result<()> {
+    let last = (count - 1).max(0);
+    address(argument, ptr, bytes, count <= 0, exists, 0, last)
+}
