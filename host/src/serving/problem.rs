@@ -121,9 +121,9 @@ pub enum CacheScales {
     /// None: elements mean themselves.
     #[default]
     None,
-    /// A single one: [1]. (Each layer of a model is a problem of its own.)
+    /// A single one: `[1]`. (Each layer of a model is a problem of its own.)
     PerTensor,
-    /// One for each key/value head: [heads_kv].
+    /// One for each key/value head: `[heads_kv]`.
     PerHead,
     /// One for each head of each sequence: [batch, heads_kv].
     PerSequence,
