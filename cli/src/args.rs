@@ -34,6 +34,13 @@ pub enum Command {
     ///
     /// F8_E4M3 tensors may have scales in F32, q_scale, k_scale and v_scale: an element means itself times its scale. Each is
     /// one number for the tensor, [batch, heads] or [batch, heads, blocks], for each block of --scale-block rows.
+    ///
+    /// Optional tensors, alone or together, with F16 or BF16 (k and v may then be F8_E4M3, with k_scale and v_scale [1], [heads_kv] or
+    /// [batch, heads_kv]): cu_seqlens_q and cu_seqlens_k [batch + 1] (q, k, v and out are then [total, heads, head_dim], lse
+    /// [heads_q, total]); seqlens_k [batch]; block_table [batch, max_blocks] (k and v are then [blocks, page, heads_kv, head_dim]);
+    /// alibi [heads_q] or [batch, heads_q]; sink [heads_q]; bias (F32 or the dtype of q) and mask (BOOL, true = attend), which
+    /// broadcast to [batch, heads_q, seqlen_q, seqlen_k]; prefix_ranges [batch, ranges, 2], first and last position of each.
+    /// Lengths, tables and ranges are I32, alibi and sink F32.
     Attend(Box<AttendArgs>),
     /// Compare the kernels with the reference on this machine's device
     Verify(VerifyArgs),

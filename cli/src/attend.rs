@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use flashtile::{
-    Arch, ArchChoice, Inputs, OutDType, Outputs, Plan, Problem, Shape, Variant,
+    Arch, ArchChoice, DType, Entry, Inputs, OutDType, Outputs, Plan, Problem,
     reference::{Comparison, ErrorBound, compare},
 };
 use safetensors::{Dtype, tensor::TensorView};
@@ -16,7 +16,7 @@ use crate::{
     input::Source,
     memory,
     output::{Pending, print},
-    progress,
+    progress, serve,
     target::{Ptx, Target},
 };
 
@@ -33,6 +33,9 @@ pub fn run(args: &AttendArgs) -> Result<Outcome> {
         ));
     }
     let source = Source::open(&args.input)?;
+    if source.is_serving() {
+        return serve::run(args, source);
+    }
     let mut problem = problem(args, &source)?;
     let target = Target::open(args.device, args.sanitize)?;
     let mut plan = target.plan(&problem)?;
@@ -68,7 +71,8 @@ pub fn run(args: &AttendArgs) -> Result<Outcome> {
         Err(flashtile::Error::Findings { report, .. }) => {
             spinner.finish_and_clear();
             let seconds = start.elapsed().as_secs_f64();
-            return findings(args, &target, variant, seconds, &report);
+            let entry = variant.map(|variant| &variant.entry);
+            return findings(&target, entry, seconds, args.json, &report);
         }
         Err(error) => return Err(error.into()),
     };
@@ -81,14 +85,14 @@ pub fn run(args: &AttendArgs) -> Result<Outcome> {
     spinner.finish_and_clear();
 
     if let Some(pending) = pending {
-        pending.commit(&encode(&problem, &outputs)?)?;
+        let (out, lse) = (problem.out.shape, problem.lse_shape());
+        pending.commit(&encode(problem.out_element(), &out, &lse, &outputs)?)?;
     }
     let report = Report {
         target: &target,
-        variant,
+        entry: variant.map(|variant| &variant.entry),
         fallback,
-        shape: problem.shape(),
-        dtype: problem.dtype.as_str(),
+        shape: describe_shape(&problem),
         seconds,
         comparison,
         sanitized: args.sanitize,
@@ -104,18 +108,18 @@ pub fn run(args: &AttendArgs) -> Result<Outcome> {
 }
 
 /// Tells what the sanitizer found. There is no result: nothing is written.
-fn findings(
-    args: &AttendArgs,
+pub fn findings(
     target: &Target,
-    variant: Option<&'static Variant>,
+    entry: Option<&'static Entry>,
     seconds: f64,
+    as_json: bool,
     found: &flashtile::device::emulator::Report,
 ) -> Result<Outcome> {
-    print(&match args.json {
+    print(&match as_json {
         true => json!({
             "device": target.name(),
-            "arch": variant.map(|variant| variant.arch.as_str()),
-            "variant": variant.map(|variant| variant.name),
+            "arch": entry.map(|entry| entry.arch.as_str()),
+            "variant": entry.map(|entry| entry.name),
             "seconds": seconds,
             "ok": false,
             "findings": findings::json(found),
@@ -200,21 +204,26 @@ fn check(problem: &Problem, inputs: &Inputs<'_>, outputs: &Outputs) -> Result<Co
     Ok(compare(problem, inputs, outputs)?)
 }
 
-/// The output file's content.
-fn encode(problem: &Problem, outputs: &Outputs) -> Result<Vec<u8>> {
+/// The output file's content: out and lse of these shapes.
+pub fn encode(
+    dtype: DType,
+    out_shape: &[usize],
+    lse_shape: &[usize],
+    outputs: &Outputs,
+) -> Result<Vec<u8>> {
     let unencodable = |error: safetensors::SafeTensorError| {
         Failure::bad("out", "tensors that can be encoded", error)
     };
-    let dtype = match problem.out_element() {
-        flashtile::DType::F16 => Dtype::F16,
-        flashtile::DType::Bf16 => Dtype::BF16,
-        flashtile::DType::F32 => Dtype::F32,
-        flashtile::DType::E4m3 => Dtype::F8_E4M3,
+    let dtype = match dtype {
+        DType::F16 => Dtype::F16,
+        DType::Bf16 => Dtype::BF16,
+        DType::F32 => Dtype::F32,
+        DType::E4m3 => Dtype::F8_E4M3,
     };
     let lse = outputs.lse.as_deref().unwrap_or_default();
     let lse: Vec<u8> = lse.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let out = TensorView::new(dtype, problem.out.shape.to_vec(), &outputs.out);
-    let lse = TensorView::new(Dtype::F32, problem.lse_shape().to_vec(), &lse);
+    let out = TensorView::new(dtype, out_shape.to_vec(), &outputs.out);
+    let lse = TensorView::new(Dtype::F32, lse_shape.to_vec(), &lse);
     let tensors = [
         ("out", out.map_err(unencodable)?),
         ("lse", lse.map_err(unencodable)?),
@@ -223,27 +232,49 @@ fn encode(problem: &Problem, outputs: &Outputs) -> Result<Vec<u8>> {
 }
 
 /// What is told of a run.
-struct Report<'a> {
-    target: &'a Target,
-    variant: Option<&'static Variant>,
+pub struct Report<'a> {
+    /// Where it ran.
+    pub target: &'a Target,
+    /// The kernel; the reference has none.
+    pub entry: Option<&'static Entry>,
     /// Why the kernel is not of the tier that `auto` prefers.
-    fallback: Option<String>,
-    shape: Shape,
-    dtype: &'static str,
-    seconds: f64,
-    comparison: Option<Comparison>,
-    sanitized: bool,
+    pub fallback: Option<String>,
+    /// Dtype and sizes.
+    pub shape: String,
+    /// How long it took.
+    pub seconds: f64,
+    /// Against the reference, if that was asked for.
+    pub comparison: Option<Comparison>,
+    /// Whether the sanitizer looked, and found nothing.
+    pub sanitized: bool,
+}
+
+/// Dtype and sizes of a problem.
+fn describe_shape(problem: &Problem) -> String {
+    let s = problem.shape();
+    format!(
+        "{} batch {} queries {} keys {} heads {}/{} head_dim {}/{}",
+        problem.dtype.as_str(),
+        s.batch,
+        s.seqlen_q,
+        s.seqlen_k,
+        s.heads_q,
+        s.heads_kv,
+        s.head_dim_qk,
+        s.head_dim_v,
+    )
 }
 
 impl Report<'_> {
     fn variant(&self) -> &'static str {
-        self.variant.map_or(CPU_VARIANT, |variant| variant.name)
+        self.entry.map_or(CPU_VARIANT, |entry| entry.name)
     }
 
-    fn json(&self) -> Value {
+    /// As one JSON object.
+    pub fn json(&self) -> Value {
         let mut object = json!({
             "device": self.target.name(),
-            "arch": self.variant.map(|variant| variant.arch.as_str()),
+            "arch": self.entry.map(|entry| entry.arch.as_str()),
             "variant": self.variant(),
             "seconds": self.seconds,
         });
@@ -262,20 +293,13 @@ impl Report<'_> {
         object
     }
 
-    fn text(&self) -> String {
-        let s = &self.shape;
+    /// For people.
+    pub fn text(&self) -> String {
         let mut text = format!(
-            "{}: {}, {} batch {} queries {} keys {} heads {}/{} head_dim {}/{}, {:.6} s",
+            "{}: {}, {}, {:.6} s",
             self.target.title(),
             self.variant(),
-            self.dtype,
-            s.batch,
-            s.seqlen_q,
-            s.seqlen_k,
-            s.heads_q,
-            s.heads_kv,
-            s.head_dim_qk,
-            s.head_dim_v,
+            self.shape,
             self.seconds,
         );
         if let Some(reason) = &self.fallback {

@@ -1,5 +1,6 @@
 //! q, k and v from a safetensors file that may be anything, and their scales.
 
+mod extras;
 mod scales;
 
 use std::{
@@ -10,14 +11,18 @@ use std::{
     path::Path,
 };
 
+use extras::Extras;
 use flashtile::{DType, Inputs, Problem, Scales, TensorLayout};
 use safetensors::{
     Dtype,
     tensor::{Metadata, TensorInfo},
 };
 use scales::ScaleTensor;
+
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
+
+pub use extras::ServingContents;
 
 use crate::{
     failure::{Failure, Result},
@@ -27,35 +32,22 @@ use crate::{
 /// Most bytes of a header; the format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// Tensors that later features will read. To ignore them would give wrong results.
-const NOT_YET: [&str; 8] = [
-    "bias",
-    "mask",
-    "alibi",
-    "sink",
-    "seqlens_k",
-    "cu_seqlens_q",
-    "cu_seqlens_k",
-    "block_table",
-];
-
-/// The tensors, and the dimensions they must have.
-const TENSORS: [(&str, &str); 3] = [
-    ("q", "[batch, seqlen_q, heads_q, head_dim_qk]"),
-    ("k", "[batch, seqlen_k, heads_kv, head_dim_qk]"),
-    ("v", "[batch, seqlen_k, heads_kv, head_dim_v]"),
-];
+/// The tensors that every file has.
+const TENSORS: [&str; 3] = ["q", "k", "v"];
 
 /// A file, or anything else to read from, whose header is read and found good.
 #[derive(Debug)]
 pub struct Source<R = File> {
     file: R,
     dtype: DType,
+    /// Of k and v.
+    kv_dtype: DType,
     tensors: [Tensor; 3],
     scales: [Option<ScaleTensor>; 3],
+    extras: Extras,
 }
 
-/// A tensor of its file.
+/// A tensor of its file. Without a batch ([total, heads, head_dim]), a batch of one.
 #[derive(Clone, Copy, Debug)]
 struct Tensor {
     shape: [usize; 4],
@@ -185,13 +177,16 @@ impl<R: Read + Seek> Source<R> {
                 format!("{data}"),
             ));
         }
-        let (dtype, tensors) = tensors(&metadata, data_begin)?;
+        let extras = Extras::find(&metadata, data_begin)?;
+        let ([dtype, kv_dtype], tensors) = tensors(&metadata, data_begin, extras.dims())?;
         let scales = scales::find(&metadata, data_begin)?;
         Ok(Self {
             file,
             dtype,
+            kv_dtype,
             tensors,
             scales,
+            extras,
         })
     }
 
@@ -216,7 +211,7 @@ impl<R: Read + Seek> Source<R> {
     pub fn bytes(&self) -> u64 {
         let scales = self.scales.iter().flatten().map(|scales| scales.data);
         let all = self.tensors.iter().map(|t| t.data).chain(scales);
-        all.map(|data| data.bytes as u64).sum()
+        all.map(|data| data.bytes as u64).sum::<u64>() + self.extras.bytes()
     }
 
     /// Refuses scales whose shape is not that of the problem's.
@@ -250,16 +245,14 @@ impl<R: Read + Seek> Source<R> {
     }
 }
 
-fn tensors(metadata: &Metadata, data_begin: u64) -> Result<(DType, [Tensor; 3])> {
-    if let Some(name) = NOT_YET.iter().find(|name| metadata.info(name).is_some()) {
-        return Err(Failure::bad(
-            name,
-            "a file without this tensor",
-            "one, which this release does not support yet",
-        ));
-    }
+/// The dtype of q, that of k and v, and the tensors, which must have these dimensions.
+fn tensors(
+    metadata: &Metadata,
+    data_begin: u64,
+    dims: [&str; 3],
+) -> Result<([DType; 2], [Tensor; 3])> {
     let mut found: Vec<(Tensor, Dtype)> = Vec::new();
-    for (name, dims) in TENSORS {
+    for (name, dims) in TENSORS.into_iter().zip(dims) {
         let Some(info) = metadata.info(name) else {
             let mut names = metadata.offset_keys();
             names.truncate(8);
@@ -269,35 +262,45 @@ fn tensors(metadata: &Metadata, data_begin: u64) -> Result<(DType, [Tensor; 3])>
             };
             return Err(Failure::bad(name, format!("a tensor {dims}"), names));
         };
-        let shape: [usize; 4] = info.shape.as_slice().try_into().map_err(|_| {
-            Failure::bad(
-                name,
-                format!("4 dimensions {dims}"),
-                format!("shape {:?}", info.shape),
-            )
-        })?;
+        let rank = dims.split(',').count();
+        let shape = match (rank, info.shape.as_slice()) {
+            (4, &[a, b, c, d]) => [a, b, c, d],
+            (3, &[b, c, d]) => [1, b, c, d],
+            _ => {
+                return Err(Failure::bad(
+                    name,
+                    format!("{rank} dimensions {dims}"),
+                    format!("shape {:?}", info.shape),
+                ));
+            }
+        };
         let tensor = Tensor {
             shape,
             data: Span::new(name, info, data_begin),
         };
         found.push((tensor, info.dtype));
     }
-    let dtypes: Vec<_> = found.iter().map(|(_, dtype)| *dtype).collect();
-    let dtype = dtype("q", dtypes[0])?;
-    for (tensor, other) in &found[1..] {
-        if *other != dtypes[0] {
+    let &[(q, of_q), (k, of_k), (v, of_v)] = found.as_slice() else {
+        // Three names give three tensors.
+        return Err(Failure::bad("file", "q, k and v", "fewer"));
+    };
+    let short = matches!(of_q, Dtype::F16 | Dtype::BF16);
+    // 8-bit keys and values may meet 16-bit queries.
+    let (kv, whose) = match short && of_k == Dtype::F8_E4M3 {
+        true => (of_k, "k"),
+        false => (of_q, "q"),
+    };
+    let q_dtype = dtype("q", of_q)?;
+    for (tensor, other) in [(k, of_k), (v, of_v)] {
+        if other != kv {
             return Err(Failure::bad(
                 tensor.data.name,
-                format!("{:?}, the dtype of q", dtypes[0]),
+                format!("{kv:?}, the dtype of {whose}"),
                 format!("{other:?}"),
             ));
         }
     }
-    match found.as_slice() {
-        &[(q, _), (k, _), (v, _)] => Ok((dtype, [q, k, v])),
-        // Three names give three tensors.
-        _ => Err(Failure::bad("file", "q, k and v", "fewer")),
-    }
+    Ok(([q_dtype, dtype("k", kv)?], [q, k, v]))
 }
 
 fn dtype(name: &str, dtype: Dtype) -> Result<DType> {

@@ -12,6 +12,7 @@ mod interrupt;
 mod kernels;
 mod output;
 mod progress;
+mod serve;
 mod target;
 mod verify;
 

@@ -76,7 +76,7 @@ impl Target {
     }
 
     /// What runs kernels.
-    fn device(&self) -> Option<&dyn Device> {
+    pub fn device(&self) -> Option<&dyn Device> {
         match self {
             Self::Cpu => None,
             Self::Emulator(device) => Some(device.as_ref()),

@@ -142,24 +142,6 @@ fn missing_tensors() {
 }
 
 #[test]
-fn tensors_of_later_features() {
-    for name in [
-        "bias",
-        "mask",
-        "alibi",
-        "sink",
-        "seqlens_k",
-        "cu_seqlens_q",
-        "cu_seqlens_k",
-        "block_table",
-    ] {
-        let mut tensors = qkv(Dtype::F16, &Q, &K, &V);
-        tensors.push(tensor(name, Dtype::F32, &[2]));
-        Bench::new(&encode(&tensors)).refuses(&[], &[name, "not support yet"]);
-    }
-}
-
-#[test]
 fn numbers() {
     let bench = Bench::new(&small());
     for bad in ["nan", "inf", "-inf", "1e60"] {

@@ -19,7 +19,7 @@ const OPTION: &str = "--scale-block";
 #[derive(Clone, Debug)]
 pub(super) struct ScaleTensor {
     pub(super) data: Span,
-    shape: Vec<usize>,
+    pub(super) shape: Vec<usize>,
 }
 
 impl ScaleTensor {
