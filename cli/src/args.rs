@@ -24,6 +24,10 @@ struct Cli {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
+#[allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "shapes of one dimension; clap prints these texts as they are"
+)]
 pub enum Command {
     /// Run attention on tensors from a file
     ///
