@@ -298,7 +298,7 @@ impl<R: Read + Seek> Source<R> {
             None => q[0],
         };
         if let Some(numbers) = starts_of(Extra::CuSeqlensK) {
-            expect("cu_seqlens_k", &[batch + 1], &[numbers])?;
+            expect("cu_seqlens_k", &[batch.saturating_add(1)], &[numbers])?;
         }
         if let Some(found) = extras.get(Extra::SeqlensK) {
             expect("seqlens_k", &[batch], &found.shape)?;

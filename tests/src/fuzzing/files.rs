@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use flashtile::{DeviceInfo, ErrorClass, cpu};
+use flashtile::{DeviceInfo, ErrorClass, cpu, serving};
 use flashtile_cli::{failure::Result, input::Source};
 use safetensors::tensor::Metadata;
 
@@ -32,10 +32,41 @@ fn check(outcome: Result<()>) {
     }
 }
 
+/// As [`attend`], where the file has lengths, pages and the like.
+fn serve(source: Source<Cursor<&[u8]>>) -> Result<()> {
+    let contents = source.read_serving()?;
+    let (problem, inputs) = (contents.problem().lse(true), contents.inputs());
+    match problem.plan(&DeviceInfo::emulator()) {
+        Err(error) if error.class() == ErrorClass::BadInput => return Err(error.into()),
+        _ => {}
+    }
+    problem.check_metadata(&inputs)?;
+    let [_, _, heads, dim_qk] = problem.q.shape;
+    let sizes = [
+        problem.batch,
+        problem.q_lengths.longest.max(1),
+        problem.k_lengths.longest.max(1),
+        heads,
+        dim_qk.saturating_add(problem.v.shape[3]),
+    ];
+    let work = sizes
+        .iter()
+        .try_fold(1u128, |work, &n| work.checked_mul(n as u128));
+    if work.is_some_and(|work| work <= MOST_WORK) {
+        let outputs = serving::attention_cpu(&problem, &inputs)?;
+        let width = problem.out_element().bytes() as usize;
+        assert_eq!(Some(outputs.out.len() / width), problem.out.elements());
+    }
+    Ok(())
+}
+
 /// What the command does from the file to the result, on the CPU.
 fn attend(file: &[u8]) -> Result<()> {
     let source = Source::new(Cursor::new(file), file.len() as u64, "in.safetensors")?;
     assert!(source.bytes() <= file.len() as u64);
+    if source.is_serving() {
+        return serve(source);
+    }
     let problem = source.problem(None)?.lse(true);
     match problem.plan(&DeviceInfo::emulator()) {
         Err(error) if error.class() == ErrorClass::BadInput => return Err(error.into()),
