@@ -155,6 +155,7 @@ fn every_instruction_of_the_kernels_is_compared() {
         "ret",
         "or.pred",
         "and.pred",
+        "xor.pred",
         "not.pred",
         "mov.pred",
         "bar.warp.sync",
