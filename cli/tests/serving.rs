@@ -164,6 +164,28 @@ fn whole_lengths_are_as_none() {
     }
 }
 
+/// Any number of sequences without rows, with or without keys.
+#[test]
+fn nothing_to_compute() {
+    let many = i32::MAX as usize;
+    let shapes: [[[usize; 4]; 3]; 2] = [
+        [[many, 0, 2, 8], [many, 0, 1, 8], [many, 0, 1, 8]],
+        [[0, 3, 2, 8], [0, 5, 1, 8], [0, 5, 1, 8]],
+    ];
+    for [q, k, v] in shapes {
+        let mut tensors = qkv(Dtype::F16, &q, &k, &v);
+        tensors.push(f32_tensor("alibi", &[2], &[0.5, 0.25]));
+        let bench = Bench::new(&encode(&tensors));
+        for device in ["cpu", "emulator"] {
+            let found = json(&succeeds(
+                &bench.attend(&["--device", device, "--check", "--json"]),
+            ));
+            assert_eq!(found["ok"], true);
+            assert_eq!(bench.out("out").1, q);
+        }
+    }
+}
+
 #[test]
 fn bad_tensors() {
     let with = |extra: Tensor| {

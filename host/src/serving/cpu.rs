@@ -25,6 +25,13 @@ pub fn attention_cpu(problem: &ServingProblem, inputs: &ServingInputs<'_>) -> Re
         true => zeroed("lse", problem.lse_shape().iter().product())?,
         false => Vec::new(),
     };
+    // Without rows there may be any number of sequences.
+    if problem.out.is_empty() {
+        return Ok(Outputs {
+            out,
+            lse: problem.lse.then_some(lse),
+        });
+    }
     for sequence in sequences.iter() {
         let sequence = sequence?;
         let heads = &sequence.heads;
