@@ -97,14 +97,7 @@ pub fn run(args: &AttendArgs) -> Result<Outcome> {
         comparison,
         sanitized: args.sanitize,
     };
-    print(&match args.json {
-        true => report.json().to_string(),
-        false => report.text(),
-    })?;
-    match comparison {
-        Some(Comparison { ok: false, .. }) => Ok(Outcome::Wrong),
-        _ => Ok(Outcome::Right),
-    }
+    report.tell(args.json)
 }
 
 /// Tells what the sanitizer found. There is no result: nothing is written.
@@ -184,22 +177,23 @@ fn memory_needed(
     Some(sum)
 }
 
+/// Nothing can be wrong with nothing, and its other dimensions may be astronomical.
+pub const NOTHING: Comparison = Comparison {
+    max_abs_error: 0.0,
+    rms_error: 0.0,
+    lse_max_abs_error: Some(0.0),
+    bound: ErrorBound {
+        max_abs: 0.0,
+        rms: 0.0,
+        lse_max_abs: 0.0,
+    },
+    ok: true,
+};
+
 /// Compares with the reference.
 fn check(problem: &Problem, inputs: &Inputs<'_>, outputs: &Outputs) -> Result<Comparison> {
     if problem.out.is_empty() {
-        // Nothing can be wrong with nothing, and its other dimensions may be astronomical.
-        let nothing = ErrorBound {
-            max_abs: 0.0,
-            rms: 0.0,
-            lse_max_abs: 0.0,
-        };
-        return Ok(Comparison {
-            max_abs_error: 0.0,
-            rms_error: 0.0,
-            lse_max_abs_error: Some(0.0),
-            bound: nothing,
-            ok: true,
-        });
+        return Ok(NOTHING);
     }
     Ok(compare(problem, inputs, outputs)?)
 }
@@ -270,8 +264,20 @@ impl Report<'_> {
         self.entry.map_or(CPU_VARIANT, |entry| entry.name)
     }
 
+    /// Prints it, and says what came out.
+    pub fn tell(&self, as_json: bool) -> Result<Outcome> {
+        print(&match as_json {
+            true => self.json().to_string(),
+            false => self.text(),
+        })?;
+        match self.comparison {
+            Some(Comparison { ok: false, .. }) => Ok(Outcome::Wrong),
+            _ => Ok(Outcome::Right),
+        }
+    }
+
     /// As one JSON object.
-    pub fn json(&self) -> Value {
+    fn json(&self) -> Value {
         let mut object = json!({
             "device": self.target.name(),
             "arch": self.entry.map(|entry| entry.arch.as_str()),
@@ -294,7 +300,7 @@ impl Report<'_> {
     }
 
     /// For people.
-    pub fn text(&self) -> String {
+    fn text(&self) -> String {
         let mut text = format!(
             "{}: {}, {}, {:.6} s",
             self.target.title(),

@@ -207,6 +207,17 @@ impl<R: Read + Seek> Source<R> {
         }))
     }
 
+    /// Elements of the output. `None` on overflow.
+    pub fn outputs(&self) -> Option<u64> {
+        let [q, _, v] = self.tensors.map(|tensor| tensor.shape);
+        let shape = [q[0], q[1], q[2], v[3]].map(|n| n as u64);
+        // Whatever the others are, there is nothing if one is 0.
+        match shape.contains(&0) {
+            true => Some(0),
+            false => shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d)),
+        }
+    }
+
     /// Bytes of all tensors.
     pub fn bytes(&self) -> u64 {
         let scales = self.scales.iter().flatten().map(|scales| scales.data);

@@ -4,17 +4,16 @@ use std::time::Instant;
 
 use flashtile::{
     Algorithm, Arch, DType, DeviceInfo, Entry, Error, ErrorClass, OutDType, Outputs,
-    reference::{Comparison, ErrorBound},
     serving::{self, ServingProblem},
 };
 
 use crate::{
     args::{ArchArg, AttendArgs},
-    attend::{Report, encode, findings},
+    attend::{NOTHING, Report, encode, findings},
     failure::{Failure, Outcome, Result},
     input::Source,
     memory,
-    output::{Pending, print},
+    output::Pending,
     progress,
     target::Target,
 };
@@ -22,8 +21,7 @@ use crate::{
 /// Runs the command.
 pub fn run(args: &AttendArgs, source: Source) -> Result<Outcome> {
     check_options(args)?;
-    // Inputs, their copies on the device, gathered as f32, and outputs, which are no longer than the inputs.
-    memory::require("q, k, v", source.bytes().checked_mul(6))?;
+    memory::require("q, k, v", memory_needed(&source))?;
     let contents = source.read_serving()?;
     let problem = with_options(args, contents.problem());
     let inputs = contents.inputs();
@@ -67,14 +65,14 @@ pub fn run(args: &AttendArgs, source: Source) -> Result<Outcome> {
         comparison,
         sanitized: args.sanitize,
     };
-    print(&match args.json {
-        true => report.json().to_string(),
-        false => report.text(),
-    })?;
-    match comparison {
-        Some(Comparison { ok: false, .. }) => Ok(Outcome::Wrong),
-        _ => Ok(Outcome::Right),
-    }
+    report.tell(args.json)
+}
+
+/// Bytes of the host's memory that the whole command takes, roughly and at most. `None` on overflow.
+fn memory_needed(source: &Source) -> Option<u64> {
+    // Inputs, their copies on the device, and gathered as f32; outputs in f32 on the device, here and in the file, and in f64 twice.
+    let inputs = source.bytes().checked_mul(6)?;
+    inputs.checked_add(source.outputs()?.checked_mul(3 * 4 + 2 * 8)?)
 }
 
 /// The library's names of arguments, and the file's.
@@ -104,19 +102,6 @@ fn as_in_the_file(error: Error) -> Error {
         other => other,
     }
 }
-
-/// Nothing can be wrong with nothing.
-const NOTHING: Comparison = Comparison {
-    max_abs_error: 0.0,
-    rms_error: 0.0,
-    lse_max_abs_error: Some(0.0),
-    bound: ErrorBound {
-        max_abs: 0.0,
-        rms: 0.0,
-        lse_max_abs: 0.0,
-    },
-    ok: true,
-};
 
 /// Refuses options that only dense problems have.
 fn check_options(args: &AttendArgs) -> Result<()> {

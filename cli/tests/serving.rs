@@ -186,6 +186,20 @@ fn nothing_to_compute() {
     }
 }
 
+/// A small file may ask for a large output.
+#[test]
+fn outputs_larger_than_memory() {
+    let mut tensors = qkv(
+        Dtype::F16,
+        &[1, 1 << 14, 64, 1],
+        &[1, 1, 1, 1],
+        &[1, 1, 1, 1 << 18],
+    );
+    tensors.push(ints("seqlens_k", &[1], &[1]));
+    let bench = Bench::new(&encode(&tensors));
+    bench.refuses(&[], &["q, k, v: expected sizes that fit in the"]);
+}
+
 #[test]
 fn bad_tensors() {
     let with = |extra: Tensor| {
