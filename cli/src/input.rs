@@ -207,6 +207,11 @@ impl<R: Read + Seek> Source<R> {
         }))
     }
 
+    /// Dtype of q.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// Elements of the output. `None` on overflow.
     pub fn outputs(&self) -> Option<u64> {
         let [q, _, v] = self.tensors.map(|tensor| tensor.shape);

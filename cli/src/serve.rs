@@ -20,7 +20,7 @@ use crate::{
 
 /// Runs the command.
 pub fn run(args: &AttendArgs, source: Source) -> Result<Outcome> {
-    check_options(args)?;
+    check_options(args, source.dtype())?;
     memory::require("q, k, v", memory_needed(&source))?;
     let contents = source.read_serving()?;
     let problem = with_options(args, contents.problem());
@@ -104,7 +104,7 @@ fn as_in_the_file(error: Error) -> Error {
 }
 
 /// Refuses options that only dense problems have.
-fn check_options(args: &AttendArgs) -> Result<()> {
+fn check_options(args: &AttendArgs, dtype: DType) -> Result<()> {
     let dense = "a file without optional tensors (dense attention)";
     let refuse = |option: &str| Err(Failure::bad(option, dense, "a file with some"));
     if args.ptx.is_some() {
@@ -117,7 +117,7 @@ fn check_options(args: &AttendArgs) -> Result<()> {
         Err(Error::NoVariant {
             algorithm,
             arch,
-            dtype: DType::F16,
+            dtype,
             missing: missing.into(),
         }
         .into())

@@ -294,6 +294,8 @@ fn options_of_dense_problems() {
     );
     for options in [["--algorithm", "three-pass"], ["--arch", "sm_90a"]] {
         let output = bench.attend(&options);
-        fails(&output, 3, &["no kernel for"]);
+        fails(&output, 3, &["no kernel for", "with f16 elements"]);
+        let bfloats = Bench::new(&encode(&varlen(Dtype::BF16)));
+        fails(&bfloats.attend(&options), 3, &["with bf16 elements"]);
     }
 }
