@@ -38,6 +38,9 @@ enum Command {
     Pack {
         /// The folder; it must not exist, or be one that this command made
         dir: PathBuf,
+        /// The second folder: programs of the suite that have no room in the first (errors, caches, inference engines)
+        #[arg(long)]
+        second: bool,
     },
     /// Run everything, from a packed folder
     Run(run::Options),
@@ -200,7 +203,7 @@ fn written(path: &Path, result: io::Result<()>) -> Result<(), Failure> {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Pack { dir } => pack::pack(&dir)
+        Command::Pack { dir, second } => pack::pack(&dir, second)
             .map(|()| true)
             .map_err(|error| Failure(2, error)),
         Command::Run(options) => return ExitCode::from(run::run(&options)),

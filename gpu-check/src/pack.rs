@@ -18,10 +18,12 @@ const MOST_BYTES: u64 = 60 << 20;
 /// Newest glibc that the target must have: that of Debian 12.
 const NEWEST_GLIBC: (u32, u32) = (2, 36);
 
-/// Programs of the suite that know the emulator alone, or need the checkout.
-const EMULATOR_ONLY: [&str; 10] = [
+/// Programs of the suite that know the emulator alone or no device, or need the checkout.
+const EMULATOR_ONLY: [&str; 13] = [
     "accumulator",
     "banks",
+    "cache_errors",
+    "cache_mutations",
     "corpus",
     "findings",
     "mutate",
@@ -30,6 +32,16 @@ const EMULATOR_ONLY: [&str; 10] = [
     "replay",
     "schedules",
     "second_attempt",
+    "serving_errors",
+];
+
+/// Programs of the suite that have no room in the first folder: each carries all kernels.
+const SECOND: [&str; 5] = [
+    "cache_blocks",
+    "cache_rows",
+    "errors",
+    "serving_laws",
+    "serving_properties",
 ];
 
 /// What marks a folder as ours.
@@ -53,13 +65,13 @@ fn failed(what: &Path) -> impl Fn(std::io::Error) -> String {
     move |error| format!("{}: {error}", what.display())
 }
 
-/// Builds and copies everything.
+/// Builds and copies everything but the programs of the other folder: the first, or the second.
 ///
 /// # Errors
 /// A build that fails, a folder that is not ours, a program too new or a folder too large for its purpose.
-pub fn pack(folder: &Path) -> Outcome<()> {
+pub fn pack(folder: &Path, second: bool) -> Outcome<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let programs = build(&root)?;
+    let programs = build(&root, second)?;
     clear(folder)?;
     fs::create_dir_all(folder.join("suite")).map_err(failed(folder))?;
     fs::create_dir_all(folder.join("data")).map_err(failed(folder))?;
@@ -134,7 +146,7 @@ fn clear(folder: &Path) -> Outcome<()> {
 }
 
 /// Builds; names in the folder, and where the programs are now.
-fn build(root: &Path) -> Outcome<Vec<(String, PathBuf)>> {
+fn build(root: &Path, second: bool) -> Outcome<Vec<(String, PathBuf)>> {
     let mut programs = Vec::new();
     let packages = ["-p", "flashtile-cli", "-p", "flashtile-gpu-check"];
     for (name, path) in cargo(
@@ -164,7 +176,8 @@ fn build(root: &Path) -> Outcome<Vec<(String, PathBuf)>> {
     )?;
     let suite = suite
         .into_iter()
-        .filter(|(name, _)| !EMULATOR_ONLY.contains(&name.as_str()));
+        .filter(|(name, _)| !EMULATOR_ONLY.contains(&name.as_str()))
+        .filter(|(name, _)| SECOND.contains(&name.as_str()) == second);
     programs.extend(suite.map(|(name, path)| (format!("suite/{name}"), path)));
     if programs.len() == 2 {
         return Err("cargo built no program of the suite".into());
