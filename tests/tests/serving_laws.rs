@@ -10,6 +10,7 @@ use flashtile::{
 };
 use flashtile_tests::{
     assert_near, assert_same_bits,
+    generate::factor,
     serving::{
         Axes, Built, Cache, CacheOrder, Queries, ServingCase, bound, case, devices, for_all, judge,
         run, try_launch,
@@ -145,8 +146,9 @@ fn the_batch_does_not_matter() {
             Ok(())
         });
     }
+    // Of all cases; where the environment asks for fewer, as many fewer.
     assert!(
-        compared.get() > 100,
+        f64::from(compared.get()) > 100.0 * factor().min(1.0),
         "only {} were compared",
         compared.get()
     );
