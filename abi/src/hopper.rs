@@ -90,6 +90,7 @@ impl TileShape {
             min_blocks: 1,
             v_splits,
             key_splits: 1,
+            latent: false,
         };
         assert!(tile.hopper_plan().bytes <= SM90_SHARED_CAPACITY);
         assert!(dtype.bytes() != 1 || SCALE_ROWS.is_multiple_of(block_n));

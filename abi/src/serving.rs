@@ -259,17 +259,20 @@ pub enum Sharing {
     Rows,
     /// Each warp has its keys, all have the same 16 rows: for few queries (decode), where memory is the limit.
     Keys,
+    /// Warps share rows and keys of a latent cache, and divide the output's columns ([`TileShape::latent`]).
+    Columns,
 }
 
 impl Sharing {
     /// Every way.
-    pub const ALL: [Self; 2] = [Self::Rows, Self::Keys];
+    pub const ALL: [Self; 3] = [Self::Rows, Self::Keys, Self::Columns];
 
     /// Name as in a variant's name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Rows => "serving",
             Self::Keys => "decode",
+            Self::Columns => "mla",
         }
     }
 }
@@ -347,6 +350,19 @@ macro_rules! for_each_serving_variant {
     };
 }
 
+/// Calls `$callback! { (name DType rows of a tile) ... }`: the kernels for latent caches (MLA).
+#[macro_export]
+macro_rules! for_each_latent_variant {
+    ($callback:ident) => {
+        $callback! {
+            (mla_f16_m16_sm80 F16 16)
+            (mla_f16_m64_sm80 F16 64)
+            (mla_bf16_m16_sm80 Bf16 16)
+            (mla_bf16_m64_sm80 Bf16 64)
+        }
+    };
+}
+
 /// Calls `$callback! { (name DType) ... }`: the merging kernels.
 #[macro_export]
 macro_rules! for_each_merge_variant {
@@ -359,25 +375,55 @@ macro_rules! for_each_merge_variant {
     };
 }
 
+const fn serving_variant(name: &'static str, sharing: Sharing, tile: TileShape) -> ServingVariant {
+    ServingVariant {
+        entry: Entry {
+            name,
+            arch: Arch::Sm80,
+            threads: tile.threads(),
+            min_blocks: tile.min_blocks,
+            shared_bytes: tile.shared().bytes,
+        },
+        sharing,
+        tile,
+    }
+}
+
 macro_rules! serving_table {
     ($(($name:ident $sharing:ident $dtype:ident $kv:ident $dqk:literal $dv:literal))*) => {
-        const SERVING: &[ServingVariant] = &[$({
-            let tile = TileShape::serving(Sharing::$sharing, DType::$dtype, DType::$kv, $dqk, $dv);
-            ServingVariant {
-                entry: Entry {
-                    name: stringify!($name),
-                    arch: Arch::Sm80,
-                    threads: tile.threads(),
-                    min_blocks: tile.min_blocks,
-                    shared_bytes: tile.shared().bytes,
-                },
-                sharing: Sharing::$sharing,
-                tile,
-            }
-        }),*];
+        const SEPARATE: &[ServingVariant] = &[$(serving_variant(
+            stringify!($name),
+            Sharing::$sharing,
+            TileShape::serving(Sharing::$sharing, DType::$dtype, DType::$kv, $dqk, $dv),
+        )),*];
     };
 }
 for_each_serving_variant!(serving_table);
+
+macro_rules! latent_table {
+    ($(($name:ident $dtype:ident $rows:literal))*) => {
+        const LATENT: &[ServingVariant] = &[$(serving_variant(
+            stringify!($name),
+            Sharing::Columns,
+            TileShape::latent(DType::$dtype, $rows),
+        )),*];
+    };
+}
+for_each_latent_variant!(latent_table);
+
+const SERVING: [ServingVariant; SEPARATE.len() + LATENT.len()] = {
+    let mut all = [LATENT[0]; SEPARATE.len() + LATENT.len()];
+    let mut i = 0;
+    while i < all.len() {
+        all[i] = if i < SEPARATE.len() {
+            SEPARATE[i]
+        } else {
+            LATENT[i - SEPARATE.len()]
+        };
+        i += 1;
+    }
+    all
+};
 
 macro_rules! merge_table {
     ($(($name:ident $dtype:ident))*) => {
@@ -397,7 +443,7 @@ for_each_merge_variant!(merge_table);
 
 /// Every serving kernel.
 pub const fn serving_variants() -> &'static [ServingVariant] {
-    SERVING
+    &SERVING
 }
 
 /// Every merging kernel.
@@ -451,9 +497,10 @@ mod tests {
         for variant in serving_variants() {
             let tile = &variant.tile;
             let (qk, v) = (tile.head_dim_qk, tile.head_dim_v);
-            let dim = match qk == v {
-                true => format!("d{qk}"),
-                false => format!("d{qk}x{v}"),
+            let dim = match (variant.sharing, qk == v) {
+                (Sharing::Columns, _) => format!("m{}", tile.block_m),
+                (_, true) => format!("d{qk}"),
+                (_, false) => format!("d{qk}x{v}"),
             };
             let (sharing, dtype) = (variant.sharing.as_str(), tile.dtype.as_str());
             let kv = match tile.kv_dtype == tile.dtype {

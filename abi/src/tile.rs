@@ -65,8 +65,12 @@ pub struct TileShape {
     pub min_blocks: u32,
     /// Warpgroups that share query rows, each with its part of v's columns (sm_90a tier; else 1).
     pub v_splits: u32,
-    /// Warps that share query rows, each with its part of a tile's keys (decode; else 1).
+    /// Warps that share query rows, each with its part of a tile's keys (decode and latent; else 1).
     pub key_splits: u32,
+    /// Values are the first head_dim_v columns of keys (MLA's latent cache), and lie in shared memory once. Warps that share query rows
+    /// have each its part of the keys for the scores, and its part of the columns, over all keys of the tile, for the output:
+    /// probabilities pass through shared memory.
+    pub latent: bool,
 }
 
 /// Byte offsets into a block's shared memory.
@@ -78,10 +82,14 @@ pub struct SharedPlan {
     pub k: u32,
     /// Bytes of one K tile.
     pub k_stage: u32,
-    /// V tiles [stages][block_n, head_dim_v].
+    /// V tiles [stages][block_n, head_dim_v]; of a latent tile, the K tiles.
     pub v: u32,
     /// Bytes of one V tile.
     pub v_stage: u32,
+    /// Of a latent tile: probabilities [block_m, block_n].
+    pub p: u32,
+    /// Of a latent tile: a number for each row and part of the keys, f32 [key_splits, block_m].
+    pub rows: u32,
     /// Bytes altogether.
     pub bytes: u32,
 }
@@ -125,6 +133,7 @@ impl TileShape {
             min_blocks,
             v_splits: 1,
             key_splits: 1,
+            latent: false,
         };
         assert!(tile.shared().bytes <= SM80_SHARED_CAPACITY);
         assert!(tile.block_m.is_multiple_of(16 * tile.warps));
@@ -137,7 +146,8 @@ impl TileShape {
     /// The tile of a serving kernel.
     ///
     /// Where warps share the rows, they are the dense kernels' tiles that leave registers for capping. Where they share the keys,
-    /// each has 16 of a tile: fewer would not fill the tensor core's step, and more only lengthen the rest at the end.
+    /// each has 16 of a tile: fewer would not fill the tensor core's step, and more only lengthen the rest at the end. Those of
+    /// [`Sharing::Columns`] are [`latent`](Self::latent), here of 16 rows.
     pub const fn serving(
         sharing: Sharing,
         dtype: DType,
@@ -169,6 +179,7 @@ impl TileShape {
                 ..rows
             },
             Sharing::Rows => rows,
+            Sharing::Columns => return Self::latent(dtype, 16),
             Sharing::Keys => Self {
                 block_m: 16,
                 block_n: 16 * warps,
@@ -184,9 +195,57 @@ impl TileShape {
         tile
     }
 
-    /// Keys of a tile that one warp takes in.
+    /// The tile of a serving kernel for a latent cache: head dimensions 576 and 512 (DeepSeek-V2, arXiv:2405.04434, section 2.1), and so many
+    /// rows.
+    ///
+    /// 16 rows fit in the shared memory of every GPU. 64 take Hopper's, and each key that is read feeds four times as many products:
+    /// with 64 heads or more the tensor cores are the limit, not memory. The output of 32 rows is spread over four warps: 128 registers.
+    pub const fn latent(dtype: DType, block_m: u32) -> Self {
+        let (block_n, row_groups) = match block_m {
+            16 => (32, 1),
+            _ => (64, 2),
+        };
+        let tile = Self {
+            dtype,
+            kv_dtype: dtype,
+            block_m,
+            block_n,
+            head_dim_qk: 576,
+            head_dim_v: 512,
+            warps: 4 * row_groups,
+            stages: 2,
+            min_blocks: if block_m == 16 { 2 } else { 1 },
+            v_splits: 1,
+            key_splits: 4,
+            latent: true,
+        };
+        assert!(block_m != 16 || tile.shared().bytes <= SM80_SHARED_CAPACITY);
+        assert!(tile.shared().bytes <= crate::hopper::SM90_SHARED_CAPACITY);
+        assert!(tile.m_frags() * 16 * tile.warps == tile.block_m * tile.key_splits);
+        tile
+    }
+
+    /// Keys of a tile whose scores one warp computes.
     pub const fn warp_keys(&self) -> u32 {
         self.block_n / self.key_splits
+    }
+
+    /// Keys of a tile whose values one warp weighs.
+    pub const fn weighed_keys(&self) -> u32 {
+        if self.latent {
+            self.block_n
+        } else {
+            self.warp_keys()
+        }
+    }
+
+    /// Columns of the output, padded, that one warp has.
+    pub const fn warp_columns(&self) -> u32 {
+        if self.latent {
+            self.head_dim_v / self.key_splits
+        } else {
+            self.head_dim_v / self.v_splits
+        }
     }
 
     /// Threads of a block.
@@ -206,16 +265,32 @@ impl TileShape {
         let k_stage = self.block_n * self.head_dim_qk * kv_bytes;
         let v_stage = self.block_n * self.head_dim_v * kv_bytes;
         let k = q_bytes;
-        let v = k + self.stages * k_stage;
-        let bytes = v + self.stages * v_stage;
+        let after_k = k + self.stages * k_stage;
+        if self.latent {
+            let p_bytes = self.block_m * self.block_n * self.dtype.bytes();
+            return SharedPlan {
+                q: 0,
+                k,
+                k_stage,
+                v: k,
+                v_stage: k_stage,
+                p: after_k,
+                rows: after_k + p_bytes,
+                bytes: after_k + p_bytes + self.key_splits * self.block_m * 4,
+            };
+        }
+        let bytes = after_k + self.stages * v_stage;
         let joined = k + self.join_bytes();
+        let bytes = if joined > bytes { joined } else { bytes };
         SharedPlan {
             q: 0,
             k,
             k_stage,
-            v,
+            v: after_k,
             v_stage,
-            bytes: if joined > bytes { joined } else { bytes },
+            p: bytes,
+            rows: bytes,
+            bytes,
         }
     }
 

@@ -19,7 +19,7 @@ pub struct ServingInputs<'a> {
     pub q: &'a [u8],
     /// Keys.
     pub k: &'a [u8],
-    /// Values.
+    /// Values. Empty where they are elements of keys.
     pub v: &'a [u8],
     /// Where sequences of queries start, `[batch + 1]`.
     pub q_starts: &'a [i32],
@@ -33,7 +33,7 @@ pub struct ServingInputs<'a> {
     pub table: &'a [i32],
     /// Scales of k, as many as [`CacheScales`](super::CacheScales) says; positive and finite.
     pub k_scale: &'a [f32],
-    /// Scales of v, as those of k.
+    /// Scales of v, as those of k. None where values are elements of keys.
     pub v_scale: &'a [f32],
     /// Slopes of ALiBi, `[heads_q]` or [batch, heads_q]; finite.
     pub alibi: &'a [f32],
@@ -57,6 +57,17 @@ impl ServingInputs<'_> {
                 .and_then(|n| n.checked_mul(problem.kv_dtype.bytes() as usize))
                 .ok_or_else(|| Error::bad(argument, "a tensor that fits in memory", "a larger one"))
         };
+        let values = match problem.latent {
+            true if !self.v.is_empty() => {
+                return Err(Error::bad(
+                    "v",
+                    "no bytes, since values are elements of keys",
+                    format!("{} bytes", self.v.len()),
+                ));
+            }
+            true => 0,
+            false => cache("v", &problem.v)?,
+        };
         let bias = match &problem.bias {
             Some(bias) => {
                 let bytes = problem.bias_element(bias.element).bytes();
@@ -71,7 +82,7 @@ impl ServingInputs<'_> {
         for (argument, wanted, found) in [
             ("q", bytes_of("q", &problem.q, element)?, self.q.len()),
             ("k", cache("k", &problem.k)?, self.k.len()),
-            ("v", cache("v", &problem.v)?, self.v.len()),
+            ("v", values, self.v.len()),
             ("bias", bias, self.bias.len()),
             ("mask", mask, self.mask.len()),
         ] {
@@ -91,8 +102,12 @@ impl ServingInputs<'_> {
             Some(true) => problem.batch.saturating_mul(heads_q),
         };
         let scales = problem.kv_scales.count(problem.batch, problem.k.shape[2]);
-        for (argument, numbers) in [("k_scale", self.k_scale), ("v_scale", self.v_scale)] {
-            count(argument, scales, numbers.len())?;
+        let of_values = if problem.latent { 0 } else { scales };
+        for (argument, wanted, numbers) in [
+            ("k_scale", scales, self.k_scale),
+            ("v_scale", of_values, self.v_scale),
+        ] {
+            count(argument, wanted, numbers.len())?;
             if let Some(scale) = numbers.iter().find(|x| !(x.is_finite() && **x > 0.0)) {
                 return Err(Error::bad(
                     argument,

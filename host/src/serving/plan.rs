@@ -185,7 +185,10 @@ impl ServingPlan {
         let mut params = self.params;
         params.q.ptr = pointers.q;
         params.k.ptr = pointers.k;
-        params.v.ptr = pointers.v;
+        params.v.ptr = match problem.latent {
+            true => pointers.k,
+            false => pointers.v,
+        };
         params.out.ptr = pointers.out;
         params.lse.ptr = pointers.lse.unwrap_or(0);
         params.q_lengths.starts = pointers.q_starts;
@@ -194,7 +197,10 @@ impl ServingPlan {
         params.k_lengths.used = pointers.k_used;
         params.pages.table = pointers.table;
         params.k_scale.ptr = pointers.k_scale;
-        params.v_scale.ptr = pointers.v_scale;
+        params.v_scale.ptr = match problem.latent {
+            true => pointers.k_scale,
+            false => pointers.v_scale,
+        };
         params.alibi.ptr = pointers.alibi;
         params.bias.ptr = pointers.bias;
         params.mask.ptr = pointers.mask;

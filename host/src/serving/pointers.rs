@@ -11,7 +11,7 @@ pub struct ServingPointers {
     pub q: u64,
     /// Keys.
     pub k: u64,
-    /// Values.
+    /// Values; 0 where they are elements of keys.
     pub v: u64,
     /// Output.
     pub out: u64,
@@ -30,7 +30,7 @@ pub struct ServingPointers {
     pub table: u64,
     /// Scales of k, contiguous f32.
     pub k_scale: u64,
-    /// Scales of v, as those of k.
+    /// Scales of v, as those of k; 0 where values are elements of keys.
     pub v_scale: u64,
     /// Slopes of ALiBi, f32 `[heads_q]` or [batch, heads_q].
     pub alibi: u64,
@@ -57,7 +57,11 @@ impl ServingPointers {
         };
         tensor("q", &problem.q, self.q, element)?;
         tensor("out", &problem.out, self.out, out)?;
-        for (argument, layout, ptr) in [("k", &problem.k, self.k), ("v", &problem.v, self.v)] {
+        if problem.latent {
+            check_wanted("v", false, self.v != 0)?;
+        }
+        let v = if problem.latent { self.k } else { self.v };
+        for (argument, layout, ptr) in [("k", &problem.k, self.k), ("v", &problem.v, v)] {
             let (low, high) = layout.offsets().unwrap_or_default();
             let bytes = problem.kv_dtype.bytes();
             check_pointer(argument, layout.is_empty(), ptr, bytes, low, high)?;
@@ -81,7 +85,12 @@ impl ServingPointers {
             ("k_starts", k.starts, self.k_starts, sequences + 1),
             ("k_used", k.used, self.k_used, sequences),
             ("k_scale", scales > 0, self.k_scale, scales),
-            ("v_scale", scales > 0, self.v_scale, scales),
+            (
+                "v_scale",
+                scales > 0 && !problem.latent,
+                self.v_scale,
+                scales,
+            ),
             ("alibi", problem.alibi.is_some(), self.alibi, slopes),
             ("sink", problem.sink, self.sink, heads),
             ("ranges", ranges > 0, self.ranges, ranges),

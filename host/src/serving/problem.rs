@@ -78,6 +78,10 @@ pub struct ServingProblem {
     pub k: CacheLayout,
     /// Values [blocks, rows, heads_kv, head_dim_v].
     pub v: CacheLayout,
+    /// Values are the first head_dim_v elements of keys: there is no tensor of values, no address and no scales of theirs. `v` is the
+    /// layout of that part of `k`. (MLA with the up-projections absorbed, DeepSeek-V2, arXiv:2405.04434, section 2.1: 512 elements of latent, and
+    /// 64 of rotary position.)
+    pub latent: bool,
     /// Output, as the queries, of head_dim_v. Its elements must not overlap.
     pub out: TensorLayout,
     /// Of the queries.
@@ -180,6 +184,7 @@ impl ServingProblem {
             q,
             k,
             v,
+            latent: false,
             out: TensorLayout::contiguous([blocks, rows, heads, v.shape[3]]),
             q_lengths: SequenceLengths::uniform(rows),
             k_lengths: SequenceLengths::uniform(k.shape[1]),
@@ -220,6 +225,39 @@ impl ServingProblem {
             .k_starts(longest_k);
         problem.batch = shape.batch;
         problem
+    }
+
+    /// Attention over a latent cache: values are the first `head_dim_v` elements of keys. Otherwise as [`new`](Self::new).
+    ///
+    /// ```
+    /// use flashtile::{DType, TensorLayout};
+    /// use flashtile::serving::{CacheLayout, PageTable, ServingProblem};
+    ///
+    /// // DeepSeek-V3's decode: 128 heads of queries, one of keys; 512 pages of 64 tokens.
+    /// let q = TensorLayout::contiguous([8, 1, 128, 576]);
+    /// let cache = CacheLayout::contiguous([512, 64, 1, 576]);
+    /// let problem = ServingProblem::latent(DType::Bf16, 8, q, cache, 512)
+    ///     .pages(PageTable::contiguous(100))
+    ///     .k_used(6400)
+    ///     .scale(1.0 / (192.0f32).sqrt());
+    /// assert_eq!(problem.out.shape, [8, 1, 128, 512]);
+    /// ```
+    pub fn latent(
+        dtype: DType,
+        batch: usize,
+        q: TensorLayout,
+        k: CacheLayout,
+        head_dim_v: usize,
+    ) -> Self {
+        let [blocks, rows, heads, _] = k.shape;
+        let v = CacheLayout {
+            shape: [blocks, rows, heads, head_dim_v],
+            ..k
+        };
+        Self {
+            latent: true,
+            ..Self::new(dtype, batch, q, k, v)
+        }
     }
 
     /// Sets the output's layout.

@@ -111,7 +111,10 @@ impl<'d> Uploaded<'d> {
         Ok(Self {
             q: tensor("q", &problem.q, inputs.q, element)?,
             k: cache(&problem.k, inputs.k)?,
-            v: cache(&problem.v, inputs.v)?,
+            v: match problem.latent {
+                true => empty()?,
+                false => cache(&problem.v, inputs.v)?,
+            },
             q_starts: upload(device, inputs.q_starts)?,
             q_used: upload(device, inputs.q_used)?,
             k_starts: upload(device, inputs.k_starts)?,
@@ -161,7 +164,10 @@ impl<'d> Uploaded<'d> {
         ServingPointers {
             q: origin(&self.q, &problem.q, element),
             k: cache(&self.k, &problem.k),
-            v: cache(&self.v, &problem.v),
+            v: match problem.latent {
+                true => 0,
+                false => cache(&self.v, &problem.v),
+            },
             q_starts: self.q_starts.address(),
             q_used: self.q_used.address(),
             k_starts: self.k_starts.address(),

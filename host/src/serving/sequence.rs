@@ -73,7 +73,16 @@ impl<'a> Sequences<'a> {
             }
         }
         let k = self.gather_cache(index, seqlen_k, &problem.k, inputs.k, inputs.k_scale)?;
-        let v = self.gather_cache(index, seqlen_k, &problem.v, inputs.v, inputs.v_scale)?;
+        let v = match problem.latent {
+            true => {
+                let mut v = reserved(&[heads_kv, seqlen_k, head_dim_v])?;
+                for row in k.chunks(head_dim_qk) {
+                    v.extend_from_slice(&row[..head_dim_v]);
+                }
+                v
+            }
+            false => self.gather_cache(index, seqlen_k, &problem.v, inputs.v, inputs.v_scale)?,
+        };
         let shape = Shape {
             batch: 1,
             seqlen_q,

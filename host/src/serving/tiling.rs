@@ -43,10 +43,6 @@ pub(super) fn choose(
 ) -> Result<&'static ServingVariant> {
     device.supports(Arch::Sm80)?;
     let rows = packed_rows(problem, sizes)?;
-    let sharing = match rows <= FEW_ROWS {
-        true => Sharing::Keys,
-        false => Sharing::Rows,
-    };
     let missing = |missing: String| Error::NoVariant {
         algorithm: Algorithm::Fused,
         arch: Arch::Sm80,
@@ -54,30 +50,45 @@ pub(super) fn choose(
         missing,
     };
     let all = serving::serving_variants().iter();
-    let of_kind: Vec<_> = all
-        .filter(|it| {
-            (it.sharing, it.tile.dtype, it.tile.kv_dtype)
-                == (sharing, problem.dtype, problem.kv_dtype)
-        })
+    let of_type: Vec<_> = all
+        .filter(|it| (it.tile.dtype, it.tile.kv_dtype) == (problem.dtype, problem.kv_dtype))
+        // Kernels of latent caches read no values.
+        .filter(|it| problem.latent || !it.tile.latent)
         .collect();
     let (qk, v) = (sizes.head_dim_qk, sizes.head_dim_v);
     let dims = |it: &ServingVariant| (it.tile.head_dim_qk, it.tile.head_dim_v);
-    let Some((widest_qk, widest_v)) = of_kind.iter().map(|it| dims(it)).max() else {
+    let Some((widest_qk, widest_v)) = of_type.iter().map(|it| dims(it)).max() else {
         return Err(missing("serving has no kernel of this element type".into()));
     };
-    let fits = |it: &&&ServingVariant| {
-        let (wide_qk, wide_v) = dims(it);
-        wide_qk as usize >= qk && wide_v as usize >= v
-    };
-    let mut wide = of_kind.iter().filter(fits).peekable();
+    let of_kind = of_type.into_iter().filter(|it| match it.sharing {
+        Sharing::Keys => rows <= FEW_ROWS,
+        Sharing::Rows => rows > FEW_ROWS,
+        Sharing::Columns => true,
+    });
+    let mut wide = of_kind
+        .filter(|it| {
+            let (wide_qk, wide_v) = dims(it);
+            wide_qk as usize >= qk && wide_v as usize >= v
+        })
+        .peekable();
     if wide.peek().is_none() {
-        return Err(missing(format!(
+        let mut message = format!(
             "head_dim_qk {qk} with head_dim_v {v} is beyond the widest, {widest_qk} with {widest_v}"
-        )));
+        );
+        if !problem.latent {
+            message.push_str(" (wider ones are for values that are elements of keys)");
+        }
+        return Err(missing(message));
     }
     wide.filter(|it| it.shared_bytes <= device.shared_bytes_per_block)
-        .min_by_key(|it| it.tile.head_dim_qk + it.tile.head_dim_v)
-        .copied()
+        .min_by_key(|it| {
+            // Of tiles as wide, the smallest that takes all rows of a sequence, or the tallest.
+            let idle = match rows <= it.tile.block_m as usize {
+                true => it.tile.block_m,
+                false => u32::MAX - it.tile.block_m,
+            };
+            (it.tile.head_dim_qk + it.tile.head_dim_v, idle)
+        })
         .ok_or_else(|| {
             missing(format!(
                 "each needs more shared memory than the {} bytes a block has on {}",

@@ -132,6 +132,9 @@ fn shapes(problem: &ServingProblem) -> Result<Sizes> {
         [k_blocks, rows, heads_kv, head_dim_qk],
     )?;
     expect("v", problem.v.shape, [blocks, rows, heads_kv, head_dim_v])?;
+    if problem.latent {
+        latent(problem)?;
+    }
     expect(
         "out",
         problem.out.shape,
@@ -143,6 +146,41 @@ fn shapes(problem: &ServingProblem) -> Result<Sizes> {
         head_dim_qk,
         head_dim_v,
     })
+}
+
+/// Checks that values can be the first elements of keys.
+fn latent(problem: &ServingProblem) -> Result<()> {
+    let (k, v) = (problem.k, problem.v);
+    if v.shape[3] > k.shape[3] {
+        return Err(Error::bad(
+            "v",
+            format!(
+                "a head_dim of at most {}, since values are elements of keys",
+                k.shape[3]
+            ),
+            format!("head_dim {}", v.shape[3]),
+        ));
+    }
+    let whole = CacheLayout {
+        shape: k.shape,
+        ..v
+    };
+    if whole != k {
+        return Err(Error::bad(
+            "v",
+            format!("k's layout, since values are elements of keys: {k:?}"),
+            format!("{v:?}"),
+        ));
+    }
+    // Elements of keys start at their lowest one, and so must values.
+    if k.chunk_stride < 0 || k.element_stride < 0 {
+        return Err(Error::bad(
+            "k",
+            "a row whose elements have strides that are not negative, since values are elements of keys",
+            format!("strides {} and {}", k.chunk_stride, k.element_stride),
+        ));
+    }
+    Ok(())
 }
 
 fn layouts(problem: &ServingProblem) -> Result<()> {

@@ -217,21 +217,37 @@ pub fn add_sum<S: AccumTile>(row_sum: &mut RowVec, probabilities: &S) {
     }
 }
 
-/// The factors that normalise each row: 1 / sum, and 0 for a row that saw no key. Brings the quad's four
-/// partial sums together in every lane of it.
+/// Brings the quad's four partial sums of each row together, in every lane of it.
 #[inline(always)]
-pub fn normalise<S: AccumTile>(row_sum: &mut RowVec) -> RowVec {
-    let mut inverse = [[0.0; 2]; MAX_M_FRAGS];
+pub fn reduce_sums<S: AccumTile>(row_sum: &mut RowVec) {
     for m in 0..S::M_FRAGS {
         for half in 0..2 {
             let mut sum = row_sum[m][half];
             sum += sync::shuffle_xor::<1>(sum);
             sum += sync::shuffle_xor::<2>(sum);
             row_sum[m][half] = sum;
+        }
+    }
+}
+
+/// The factors that normalise each row: 1 / sum, and 0 for a row that saw no key.
+#[inline(always)]
+pub fn inverse_sums<S: AccumTile>(row_sum: &RowVec) -> RowVec {
+    let mut inverse = [[0.0; 2]; MAX_M_FRAGS];
+    for m in 0..S::M_FRAGS {
+        for half in 0..2 {
+            let sum = row_sum[m][half];
             inverse[m][half] = if sum == 0.0 { 0.0 } else { math::rcp(sum) };
         }
     }
     inverse
+}
+
+/// [`reduce_sums`], and the [`inverse_sums`] of them.
+#[inline(always)]
+pub fn normalise<S: AccumTile>(row_sum: &mut RowVec) -> RowVec {
+    reduce_sums::<S>(row_sum);
+    inverse_sums::<S>(row_sum)
 }
 
 /// Flips the sign of every score.
@@ -308,6 +324,18 @@ impl RowStats {
     ) -> RowVec {
         let old = self.max;
         update_max(&mut self.max, scores);
+        self.follow(old, scores, exponent_scale, exponents)
+    }
+
+    /// The rest of [`absorb`](Self::absorb), once the maxima are new ones; they were `old`.
+    #[inline(always)]
+    pub fn follow<S: AccumTile, E: Exponents>(
+        &mut self,
+        old: RowVec,
+        scores: &mut S,
+        exponent_scale: f32,
+        exponents: E,
+    ) -> RowVec {
         let mut correction = NOTHING;
         for m in 0..S::M_FRAGS {
             for half in 0..2 {

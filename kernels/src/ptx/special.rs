@@ -45,3 +45,14 @@ pub fn opaque(value: u32) -> u32 {
     }
     out
 }
+
+/// As [`opaque`]: keeps the compiler from deriving the value in another way.
+#[inline(always)]
+pub fn opaque_u64(value: u64) -> u64 {
+    let out: u64;
+    // SAFETY: a register move.
+    unsafe {
+        asm!("mov.u64 {}, {};", out(reg64) out, in(reg64) value, options(nomem, nostack, preserves_flags));
+    }
+    out
+}

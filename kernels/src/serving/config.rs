@@ -19,7 +19,7 @@ pub trait Crew {
     fn sync();
     /// Thread of the crew.
     fn thread(place: &Place<'_>) -> u32;
-    /// The crew's part of a tile of keys.
+    /// The part of a tile of keys that the crew copies.
     fn part(place: &Place<'_>) -> u32;
 }
 
@@ -29,25 +29,34 @@ pub struct Rows;
 /// Each warp has its keys, and copies them itself: warps don't wait for each other.
 pub struct Keys;
 
-impl Crew for Rows {
-    const SHARING: Sharing = Sharing::Rows;
-    const BARRIERS: u32 = 1;
+/// Each warp has its columns of the output, and its keys for the scores; all threads copy.
+pub struct Columns;
 
-    #[inline(always)]
-    fn sync() {
-        sync::cta_sync();
-    }
+macro_rules! whole_block {
+    ($crew:ident) => {
+        impl Crew for $crew {
+            const SHARING: Sharing = Sharing::$crew;
+            const BARRIERS: u32 = 1;
 
-    #[inline(always)]
-    fn thread(place: &Place<'_>) -> u32 {
-        place.thread
-    }
+            #[inline(always)]
+            fn sync() {
+                sync::cta_sync();
+            }
 
-    #[inline(always)]
-    fn part(_: &Place<'_>) -> u32 {
-        0
-    }
+            #[inline(always)]
+            fn thread(place: &Place<'_>) -> u32 {
+                place.thread
+            }
+
+            #[inline(always)]
+            fn part(_: &Place<'_>) -> u32 {
+                0
+            }
+        }
+    };
 }
+whole_block!(Rows);
+whole_block!(Columns);
 
 impl Crew for Keys {
     const SHARING: Sharing = Sharing::Keys;
@@ -79,8 +88,8 @@ pub trait ServingConfig: Config<Element: Scalar> + Sized {
 
 /// Compile-time facts that follow from a [`ServingConfig`].
 pub trait ServingExt: ServingConfig + ConfigExt {
-    /// Keys of a crew's part of a tile.
-    const PART_KEYS: u32 = Self::TILE.warp_keys();
+    /// Keys of a tile that a crew copies.
+    const PART_KEYS: u32 = part_keys::<Self>();
     /// Bytes of a row of K in shared memory.
     const K_ROW_BYTES: u32 = Self::TILE.head_dim_qk * Self::TILE.kv_dtype.bytes();
     /// Bytes of a row of V in shared memory.
@@ -89,8 +98,10 @@ pub trait ServingExt: ServingConfig + ConfigExt {
     const K_PART: LoadShape = part_shape::<Self>(Self::K_ROW_BYTES);
     /// Copy of a crew's part of a V tile.
     const V_PART: LoadShape = part_shape::<Self>(Self::CACHED_V_ROW_BYTES);
-    /// Rows that a warp owns are the block's alone, or those of all its warps.
-    const WARPS_SHARE_ROWS: bool = matches!(<Self::Crew as Crew>::SHARING, Sharing::Keys);
+    /// Warps that share rows have a part of the keys each, and of all columns their part's sums.
+    const JOINS: bool = matches!(<Self::Crew as Crew>::SHARING, Sharing::Keys);
+    /// Values are columns of keys.
+    const LATENT: bool = matches!(<Self::Crew as Crew>::SHARING, Sharing::Columns);
     /// The types agree with the tile shape; forced by every instance.
     const FITS: () = {
         let () = Self::CONSISTENT;
@@ -98,26 +109,31 @@ pub trait ServingExt: ServingConfig + ConfigExt {
         assert!(Self::K_PART.is_whole() && Self::V_PART.is_whole());
         // One thread has the same rows of both.
         assert!(Self::K_PART.row_steps() == Self::V_PART.row_steps());
-        assert!(
-            Self::TILE.key_splits
-                == if Self::WARPS_SHARE_ROWS {
-                    Self::TILE.warps
-                } else {
-                    1
-                }
-        );
+        assert!(Self::TILE.latent == Self::LATENT);
+        assert!(match <Self::Crew as Crew>::SHARING {
+            Sharing::Rows => Self::TILE.key_splits == 1,
+            Sharing::Keys => Self::TILE.key_splits == Self::TILE.warps,
+            Sharing::Columns => Self::TILE.warps.is_multiple_of(Self::TILE.key_splits),
+        });
     };
 }
 
 impl<C: ServingConfig> ServingExt for C {}
 
+const fn part_keys<C: ServingConfig>() -> u32 {
+    match <C::Crew as Crew>::SHARING {
+        Sharing::Rows | Sharing::Columns => C::TILE.block_n,
+        Sharing::Keys => C::TILE.warp_keys(),
+    }
+}
+
 const fn part_shape<C: ServingConfig>(row_bytes: u32) -> LoadShape {
     LoadShape {
-        rows: C::TILE.warp_keys(),
+        rows: part_keys::<C>(),
         row_bytes,
         element: C::TILE.kv_dtype.bytes(),
         threads: match <C::Crew as Crew>::SHARING {
-            Sharing::Rows => C::TILE.threads(),
+            Sharing::Rows | Sharing::Columns => C::TILE.threads(),
             Sharing::Keys => 32,
         },
     }

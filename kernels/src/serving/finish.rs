@@ -2,6 +2,7 @@
 
 use super::config::{ServingConfig, ServingExt};
 use super::kernel::State;
+use super::latent;
 use super::operands::Cached;
 use super::place::Place;
 use crate::attention::sm80::config::ConfigExt;
@@ -16,13 +17,17 @@ use flashtile_abi::{DType, LseView, TensorView};
 
 /// CTA barriers of [`finish`].
 pub const fn barriers<C: ServingConfig>() -> u32 {
-    if C::WARPS_SHARE_ROWS { 2 } else { 0 }
+    if C::JOINS { 2 } else { C::LATENT as u32 }
 }
 
 /// Writes the block's results.
 #[inline(always)]
 pub fn finish<C: ServingConfig>(place: &Place<'_>, mut state: State<C>) {
-    let inverse_sum = softmax::normalise::<C::Output>(&mut state.stats.sum);
+    softmax::reduce_sums::<C::Output>(&mut state.stats.sum);
+    if C::LATENT {
+        latent::add_parts::<C>(place, &mut state.stats.sum);
+    }
+    let inverse_sum = softmax::inverse_sums::<C::Output>(&state.stats.sum);
     softmax::scale_rows(&mut state.out, &inverse_sum);
     if !matches!(C::Cached::DTYPE, DType::F16 | DType::Bf16) {
         C::Cached::pair_up(&mut state.out);
@@ -35,7 +40,7 @@ pub fn finish<C: ServingConfig>(place: &Place<'_>, mut state: State<C>) {
         1.0
     };
     let results = Results::new(place);
-    if C::WARPS_SHARE_ROWS {
+    if C::JOINS {
         let log2 = log2_sums(&state.stats, place.exponent_scale(), factor, 1);
         join::<C>(place, &results, &state.out, &log2);
     } else {
@@ -193,7 +198,7 @@ impl Sum {
     }
 }
 
-/// Each warp's rows by themselves.
+/// Each warp's rows by themselves, or its columns of them.
 #[inline(always)]
 fn store_rows<C: ServingConfig>(
     place: &Place<'_>,
@@ -214,8 +219,8 @@ fn store_rows<C: ServingConfig>(
             let mut sum = Sum::with_sink(log2, sinks, place.query_of(row).1);
             sum.add(log2);
             share[m][half] = sum.share(log2);
-            // One lane of the quad writes.
-            if place.lane.is_multiple_of(4) {
+            // One lane of the quad writes, of one of the warps that share the row.
+            if place.lane.is_multiple_of(4) && place.part() == 0 {
                 results.store_lse(place, row, sum.ln());
             }
         }
@@ -223,7 +228,14 @@ fn store_rows<C: ServingConfig>(
     if params.sink.ptr != 0 {
         softmax::scale_rows(out, &share);
     }
-    let begin = place.row_begin + (place.warp * C::WARP_ROWS) as i32;
+    let begin = place.warp_row_begin();
+    let (first_column, columns) = if C::LATENT {
+        let width = C::TILE.warp_columns();
+        let first = place.part() * width;
+        (first, params.head_dim_v.saturating_sub(first).min(width))
+    } else {
+        (0, params.head_dim_v)
+    };
     if results.wide {
         for m in 0..C::Output::M_FRAGS {
             for half in 0..2 {
@@ -231,11 +243,11 @@ fn store_rows<C: ServingConfig>(
                 if row >= place.rows() {
                     continue;
                 }
-                let base = results.row(place, row);
+                let base = results.row(place, row) + first_column as u64 * 4;
                 for n in 0..C::Output::N_FRAGS {
                     for i in 0..2 {
                         let column = C::Cached::pair_column(n, place.lane) + i as u32;
-                        if column < params.head_dim_v {
+                        if column < columns {
                             let dst = base.wrapping_add(column as u64 * 4);
                             // SAFETY: the element exists, 4-byte aligned.
                             unsafe { F32::store(dst, out.frag(m, n)[2 * half + i]) };
@@ -253,10 +265,13 @@ fn store_rows<C: ServingConfig>(
         place.lane,
         out,
         (place.rows() - begin).min(C::WARP_ROWS as i32),
-        params.head_dim_v,
+        columns,
         place.has(flags::OUT_ALIGNED),
         |n| C::Cached::pair_column(n, place.lane),
-        |row| results.row(place, begin + row as i32),
+        |row| {
+            let first = first_column * C::TILE.dtype.bytes();
+            results.row(place, begin + row as i32) + first as u64
+        },
     );
 }
 
@@ -278,7 +293,7 @@ impl Parts {
         const {
             let fits = C::TILE.block_m == ROWS && C::TILE.warps * ROWS * 4 <= C::TILE.shared().k;
             // (Compiled for the others too, and never run.)
-            assert!(fits || !C::WARPS_SHARE_ROWS);
+            assert!(fits || !C::JOINS);
         }
         Self {
             outputs: place.smem + plan.k,

@@ -2,6 +2,7 @@
 
 use super::config::{ServingConfig, ServingExt};
 use super::finish;
+use super::latent;
 use super::operands::Cached;
 use super::place::Place;
 use super::scores::modify;
@@ -33,21 +34,29 @@ impl<C: ServingConfig> State<C> {
 impl<C: ServingConfig> Consumer<C> for State<C> {
     #[inline(always)]
     fn tile<M: Masking>(&mut self, place: &Place<'_>, q: &C::Query, n_begin: i32, tiles: &Tiles) {
-        let mut scores = C::Cached::scores(place.query_view::<C>(), place.lane, q, tiles.k);
+        let (keys, n_begin) = if C::LATENT {
+            latent::own_keys::<C>(place, tiles.k, n_begin)
+        } else {
+            (tiles.k, n_begin)
+        };
+        let mut scores = C::Cached::scores(place.query_view::<C>(), place.lane, q, keys);
         if M::MASKS && place.has(flags::MODIFIED) {
             modify::<C>(&mut scores, place, n_begin);
         }
         M::apply(&mut scores, place, n_begin);
-        let care = Care {
+        let exponents = M::exponents(Care {
             careful: place.is_careful(),
             factor: C::Element::CAREFUL_FACTOR,
             slack: 0.0,
             polynomials: 0,
             apart: false,
+        });
+        let scale = place.exponent_scale();
+        let correction = if C::LATENT {
+            latent::absorb::<C, _>(&mut self.stats, &mut scores, place, exponents)
+        } else {
+            self.stats.absorb(&mut scores, scale, exponents)
         };
-        let correction = self
-            .stats
-            .absorb(&mut scores, place.exponent_scale(), M::exponents(care));
         // After the first tiles most maxima stay: no row of the warp needs the multiplication by 1.
         let mut grew = false;
         for m in 0..C::Output::M_FRAGS {
@@ -56,13 +65,23 @@ impl<C: ServingConfig> Consumer<C> for State<C> {
         if sync::warp_any(grew) {
             softmax::scale_rows(&mut self.out, &correction);
         }
-        C::Cached::weigh(&mut self.out, &scores, tiles.v, place.lane);
+        if C::LATENT {
+            latent::weigh::<C>(&mut self.out, place, tiles.v);
+        } else {
+            C::Cached::weigh(&mut self.out, &scores, tiles.v, place.lane);
+        }
     }
 }
 
 /// CTA barriers in the kernel's code. The last is the vote.
 pub const fn barriers<C: ServingConfig>() -> u32 {
-    QUERY_BARRIERS + Stream::barriers::<C>() + finish::barriers::<C>() + 1
+    // The loop over tiles has two bodies.
+    let in_tiles = if C::LATENT {
+        2 * latent::TILE_BARRIERS
+    } else {
+        0
+    };
+    QUERY_BARRIERS + Stream::barriers::<C>() + in_tiles + finish::barriers::<C>() + 1
 }
 
 /// Runs the block.

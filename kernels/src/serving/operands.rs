@@ -3,7 +3,7 @@
 use crate::attention::sm80::config::{Config, ConfigExt};
 use crate::attention::sm80::epilogue::pair_column;
 use crate::attention::sm80::pass::{mma_pv, mma_qk};
-use crate::attention::sm80::query::QueryFrags;
+use crate::attention::sm80::query::{QueryFrags, Reading};
 use crate::element::{Bf16, Element, F16};
 use crate::ptx::{copy, math, mma};
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS};
@@ -63,7 +63,7 @@ impl<C: Config> Cached<C> for Same {
 ///
 /// `ldmatrix` moves pairs of bytes as if they were elements, so a lane gets four neighbouring elements of a key where products want two
 /// and two, and for values two neighbouring columns of two keys. The order of a sum does not matter, so queries follow the keys
-/// ([`FoursInRegisters`]); the columns of the output come out permuted, and are named accordingly at the end.
+/// ([`Fours`]); the columns of the output come out permuted, and are named accordingly at the end.
 pub struct E4m3;
 
 /// How four e4m3 elements become 16-bit ones.
@@ -198,77 +198,21 @@ impl<C: Config<Element: Widen>> Cached<C> for E4m3 {
     }
 }
 
-/// The operand of a step, from the lane's view of its 8 bytes of 32: the first two elements stand where products want columns `2t` and
+/// How queries are read for products with e4m3 keys: of a step's 16 elements a lane's first two stand where products want columns `2t` and
 /// `2t + 1`, the other two where they want `2t + 8` and `2t + 9`.
-#[inline(always)]
-fn fours(view: &FragmentView, m: usize, step: usize) -> [u32; 4] {
-    let row = |row: usize| {
-        let address = view.address((16 * m + row) as u32, 2 * step as u32);
-        // SAFETY: inside the Q tile, 8-byte aligned.
-        unsafe { copy::ld_shared_v2(address) }
-    };
-    let (g, h) = (row(0), row(8));
-    [g[0], h[0], g[1], h[1]]
-}
-
-/// Queries for products with e4m3 keys, in registers.
 #[derive(Clone, Copy)]
-pub struct FoursInRegisters<const M: usize, const STEPS: usize>([[[u32; 4]; STEPS]; M]);
+pub struct Fours;
 
-impl<E: Widen, const M: usize, const STEPS: usize> QueryFrags<E> for FoursInRegisters<M, STEPS> {
-    const IN_REGISTERS: bool = true;
-
+impl<E: Widen> Reading<E> for Fours {
+    /// From the lane's view of its 8 bytes of 32.
     #[inline(always)]
-    fn load(view: FragmentView) -> Self {
-        let mut frags = [[[0; 4]; STEPS]; M];
-        for m in 0..M {
-            for step in 0..STEPS {
-                frags[m][step] = fours(&view, m, step);
-            }
-        }
-        Self(frags)
-    }
-
-    #[inline(always)]
-    fn in_tile(&self, _: FragmentView) -> Self {
-        *self
-    }
-
-    #[inline(always)]
-    fn skip(&self, _: u32) -> Self {
-        *self
-    }
-
-    #[inline(always)]
-    fn frag(&self, m: usize, step: usize) -> [u32; 4] {
-        self.0[m][step]
-    }
-}
-
-/// Queries for products with e4m3 keys, in shared memory.
-#[derive(Clone, Copy)]
-pub struct FoursInSharedMemory(FragmentView);
-
-impl<E: Widen> QueryFrags<E> for FoursInSharedMemory {
-    const IN_REGISTERS: bool = false;
-
-    #[inline(always)]
-    fn load(view: FragmentView) -> Self {
-        Self(view)
-    }
-
-    #[inline(always)]
-    fn in_tile(&self, view: FragmentView) -> Self {
-        Self(view)
-    }
-
-    #[inline(always)]
-    fn skip(&self, bytes: u32) -> Self {
-        Self(self.0.skip(bytes))
-    }
-
-    #[inline(always)]
-    fn frag(&self, m: usize, step: usize) -> [u32; 4] {
-        fours(&self.0, m, step)
+    fn frag(view: &FragmentView, m: usize, step: usize) -> [u32; 4] {
+        let row = |row: usize| {
+            let address = view.address((16 * m + row) as u32, 2 * step as u32);
+            // SAFETY: inside the Q tile, 8-byte aligned.
+            unsafe { copy::ld_shared_v2(address) }
+        };
+        let (g, h) = (row(0), row(8));
+        [g[0], h[0], g[1], h[1]]
     }
 }

@@ -90,10 +90,10 @@ pub struct Place<'a> {
     pub range: BlockRange,
     /// What products of operands must be multiplied by to be those of queries and keys.
     pub key_scale: f32,
-    /// Rows of a warp: the block's, where its warps share them.
+    /// Rows of a warp; a constant.
     warp_rows: u32,
-    /// Whether they do; a constant.
-    shares_rows: bool,
+    /// Warps that share rows; a constant.
+    key_splits: u32,
 }
 
 impl<'a> Place<'a> {
@@ -150,7 +150,7 @@ impl<'a> Place<'a> {
             },
             key_scale: 1.0,
             warp_rows: C::WARP_ROWS,
-            shares_rows: C::WARPS_SHARE_ROWS,
+            key_splits: C::TILE.key_splits,
         };
         it.key_scale = it.cached_scale::<C>(&params.k_scale);
         if it.has_rows() {
@@ -207,11 +207,25 @@ impl<'a> Place<'a> {
     /// Packed row of accumulator fragment `m`, rows g (`half` 0) or g + 8 (`half` 1).
     #[inline(always)]
     pub fn lane_row(&self, m: usize, half: usize) -> i32 {
-        let warp = if self.shares_rows { 0 } else { self.warp };
-        self.row_begin
-            + (warp * self.warp_rows) as i32
-            + (16 * m + 8 * half) as i32
-            + (self.lane / 4) as i32
+        self.warp_row_begin() + (16 * m + 8 * half) as i32 + (self.lane / 4) as i32
+    }
+
+    /// First packed row of the warp.
+    #[inline(always)]
+    pub fn warp_row_begin(&self) -> i32 {
+        self.row_begin + (self.row_group() * self.warp_rows) as i32
+    }
+
+    /// Which of the block's groups of rows the warp has: warps that share rows follow each other.
+    #[inline(always)]
+    pub fn row_group(&self) -> u32 {
+        self.warp / self.key_splits
+    }
+
+    /// Which of the warps that share its rows the warp is.
+    #[inline(always)]
+    pub fn part(&self) -> u32 {
+        self.warp % self.key_splits
     }
 
     /// The keys that a packed row sees; none if there is no such row.
@@ -320,9 +334,9 @@ impl<'a> Place<'a> {
     /// The lane's view of its warp's rows of the Q tile.
     #[inline(always)]
     pub fn query_view<C: ServingConfig>(&self) -> FragmentView {
-        let warp = if C::WARPS_SHARE_ROWS { 0 } else { self.warp };
+        let skipped = self.row_group() * C::WARP_ROWS * C::QK_ROW_BYTES;
         let tile = SmemTile {
-            base: self.smem + C::TILE.shared().q + warp * C::WARP_ROWS * C::QK_ROW_BYTES,
+            base: self.smem + C::TILE.shared().q + skipped,
             row_bytes: C::QK_ROW_BYTES,
         };
         C::Cached::query_view(tile, self.lane)

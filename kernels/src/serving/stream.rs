@@ -6,14 +6,14 @@ use crate::attention::mask::{Masked, Masking, Unmasked};
 use crate::attention::sm80::config::ConfigExt;
 use crate::attention::sm80::query::QueryFrags;
 use crate::ptx::{copy, special, sync};
-use crate::tile::gather::{Entries, Gather};
+use crate::tile::gather::{Entries, Gather, Piece, copy_elements};
 use crate::tile::smem::{CHUNK, SmemTile};
 use flashtile_abi::BlockRange;
 use flashtile_abi::serving::flags;
 
 /// What takes in the tiles.
 pub trait Consumer<C: ServingConfig> {
-    /// Takes in the warp's part of the tile whose first key (of that part) is `n_begin`.
+    /// Takes in a tile, or the crew's part of it, whose first key is `n_begin`.
     fn tile<M: Masking>(&mut self, place: &Place<'_>, q: &C::Query, n_begin: i32, tiles: &Tiles);
 }
 
@@ -53,19 +53,8 @@ pub fn load_query<C: ServingConfig>(place: &Place<'_>) {
             // SAFETY: dst is inside the tile; `bytes` bytes exist at src, which is 16-byte aligned.
             unsafe { copy::cp_async_16(dst, src, bytes) };
         } else {
-            for word in 0..special::opaque(4) {
-                let element = |at: u32| {
-                    if 2 * at < bytes {
-                        // SAFETY: the element exists, and elements are aligned to their size.
-                        unsafe { copy::ld_global_u16(src.wrapping_add(2 * at as u64)) as u32 }
-                    } else {
-                        0
-                    }
-                };
-                let value = element(2 * word) | element(2 * word + 1) << 16;
-                // SAFETY: inside the tile, 4-byte aligned.
-                unsafe { copy::st_shared_u32(dst + 4 * word, value) };
-            }
+            let element = C::TILE.dtype.bytes();
+            copy_elements(dst, Piece { src, bytes }, element, element as i64);
         }
         index += C::TILE.threads();
     }
@@ -96,14 +85,19 @@ impl Tiles {
     fn at<C: ServingConfig>(place: &Place<'_>, stage: u32) -> Self {
         let plan = C::TILE.shared();
         let skipped = C::Crew::part(place) * C::PART_KEYS;
+        let v_row_bytes = if C::LATENT {
+            C::K_ROW_BYTES
+        } else {
+            C::CACHED_V_ROW_BYTES
+        };
         Self {
             k: SmemTile {
                 base: place.smem + plan.k + stage * plan.k_stage + skipped * C::K_ROW_BYTES,
                 row_bytes: C::K_ROW_BYTES,
             },
             v: SmemTile {
-                base: place.smem + plan.v + stage * plan.v_stage + skipped * C::CACHED_V_ROW_BYTES,
-                row_bytes: C::CACHED_V_ROW_BYTES,
+                base: place.smem + plan.v + stage * plan.v_stage + skipped * v_row_bytes,
+                row_bytes: v_row_bytes,
             },
         }
     }
@@ -170,7 +164,9 @@ impl<'a> Stream<'a> {
         let first = Self::first_key::<C>(place, n_block);
         let thread = C::Crew::thread(place);
         self.k.load(&place.keys, entries, tiles.k, thread, first);
-        self.v.load(&place.keys, entries, tiles.v, thread, first);
+        if !C::LATENT {
+            self.v.load(&place.keys, entries, tiles.v, thread, first);
+        }
     }
 
     /// Starts the copy of the first tile, if there is any, as a group: always one. Returns the entries of the tile after it.

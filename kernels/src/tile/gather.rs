@@ -86,6 +86,8 @@ pub struct Gather<'a> {
     view: &'a CacheView,
     /// Global address of row 0 of block 0, or without pages of the sequence's block.
     base: u64,
+    /// Bytes from a thread's piece of a row to its next one.
+    stride: u64,
     /// Bytes of a row that exist.
     columns: u32,
     aligned: bool,
@@ -102,12 +104,12 @@ impl<'a> Gather<'a> {
         head_dim: u32,
         aligned: bool,
     ) -> Self {
-        const { assert!(MAX_ROW_STEPS == 4) };
         let offset = block as i64 * view.block_stride + head as i64 * view.head_stride;
         Self {
             shape,
             view,
             base: view.ptr.wrapping_add(offset as u64),
+            stride: view.chunk_stride as u64 * shape.lanes_per_row() as u64,
             columns: head_dim * shape.element,
             aligned,
         }
@@ -133,10 +135,13 @@ impl<'a> Gather<'a> {
             for i in 0..shape.row_steps() {
                 let row = Rows::row(shape, thread, first_row, i);
                 let (src, exists) = self.source(rows, row, entries[i as usize]);
+                let mut piece = self.piece(src, exists, lane);
                 for j in 0..shape.column_steps() {
-                    let piece = self.piece(src, exists, lane + j * shape.lanes_per_row());
                     // SAFETY: the destination is inside the tile; the source has so many bytes and is 16-byte aligned.
                     unsafe { copy::cp_async_16(dst(i) + self.step(j), piece.src, piece.bytes) };
+                    // From piece to piece: distances from the first would be products, kept in registers from tile to tile.
+                    let src = special::opaque_u64(piece.src.wrapping_add(self.stride));
+                    piece = self.piece_at(src, exists, lane + (j + 1) * shape.lanes_per_row());
                 }
             }
         } else {
@@ -146,7 +151,8 @@ impl<'a> Gather<'a> {
                 let (src, exists) = self.source(rows, row, rows.entry(row));
                 for j in 0..special::opaque(shape.column_steps()) {
                     let piece = self.piece(src, exists, lane + j * shape.lanes_per_row());
-                    self.copy_elements(dst(i) + self.step(j), piece);
+                    let (bytes, stride) = (shape.element, self.view.element_stride);
+                    copy_elements(dst(i) + self.step(j), piece, bytes, stride);
                 }
             }
         }
@@ -173,10 +179,17 @@ impl<'a> Gather<'a> {
     /// Piece `chunk` of a row.
     #[inline(always)]
     fn piece(&self, row: u64, exists: bool, chunk: u32) -> Piece {
+        let src = row.wrapping_add((chunk as i64 * self.view.chunk_stride) as u64);
+        self.piece_at(src, exists, chunk)
+    }
+
+    /// Piece `chunk` of a row, which is at `src`.
+    #[inline(always)]
+    fn piece_at(&self, src: u64, exists: bool, chunk: u32) -> Piece {
         let left = self.columns as i32 - (chunk * CHUNK) as i32;
         let bytes = left.clamp(0, CHUNK as i32) as u32;
         Piece {
-            src: row.wrapping_add((chunk as i64 * self.view.chunk_stride) as u64),
+            src,
             bytes: if exists { bytes } else { 0 },
         }
     }
@@ -186,38 +199,39 @@ impl<'a> Gather<'a> {
     fn step(&self, column_step: u32) -> u32 {
         column_step * self.shape.lanes_per_row() * CHUNK
     }
+}
 
-    #[inline(always)]
-    fn copy_elements(&self, dst: u32, piece: Piece) {
-        let bytes = self.shape.element;
-        for word in 0..special::opaque(4) {
-            let mut value = 0;
-            for i in 0..4 / bytes {
-                let at = 4 / bytes * word + i;
-                if bytes * at < piece.bytes {
-                    let src = piece
-                        .src
-                        .wrapping_add((at as i64 * self.view.element_stride) as u64);
-                    // SAFETY: the element exists, and elements are aligned to their size.
-                    let element = unsafe {
-                        if bytes == 1 {
-                            copy::ld_global_u8(src)
-                        } else {
-                            copy::ld_global_u16(src)
-                        }
-                    };
-                    value |= (element as u32) << (8 * bytes * i);
-                }
+/// Copies a piece to shared address `dst` element by element, through registers: elements of so many bytes, so many bytes apart. What
+/// does not exist becomes 0.
+#[inline(always)]
+pub fn copy_elements(dst: u32, piece: Piece, bytes: u32, stride: i64) {
+    for word in 0..special::opaque(4) {
+        let mut value = 0;
+        for i in 0..4 / bytes {
+            let at = 4 / bytes * word + i;
+            if bytes * at < piece.bytes {
+                let src = piece.src.wrapping_add((at as i64 * stride) as u64);
+                // SAFETY: the element exists, and elements are aligned to their size.
+                let element = unsafe {
+                    if bytes == 1 {
+                        copy::ld_global_u8(src)
+                    } else {
+                        copy::ld_global_u16(src)
+                    }
+                };
+                value |= (element as u32) << (8 * bytes * i);
             }
-            // SAFETY: inside the tile, 4-byte aligned.
-            unsafe { copy::st_shared_u32(dst + 4 * word, value) };
         }
+        // SAFETY: inside the tile, 4-byte aligned.
+        unsafe { copy::st_shared_u32(dst + 4 * word, value) };
     }
 }
 
 /// 16 bytes of a row, of which so many exist.
 #[derive(Clone, Copy)]
-struct Piece {
-    src: u64,
-    bytes: u32,
+pub struct Piece {
+    /// Global address of the first.
+    pub src: u64,
+    /// Bytes that exist.
+    pub bytes: u32,
 }

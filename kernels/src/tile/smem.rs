@@ -59,6 +59,13 @@ impl SmemTile {
         self.view((lane & 7) | (lane >> 4 << 3), (lane >> 3) & 1, 0)
     }
 
+    /// The lane's view for an `ldmatrix` whose four matrices are four chunks of rows 0-7: the B operands of two steps of Q * K^T for 8
+    /// keys. Fragments of it are at chunks that are multiples of 4.
+    #[inline(always)]
+    pub fn chunks(self, lane: u32) -> FragmentView {
+        self.view(lane & 7, lane >> 3, 0)
+    }
+
     /// The lane's view of its 8 bytes of 32 in row `lane / 4`: two chunks, of which lane `t` of a quad has the `t`th 8 bytes.
     #[inline(always)]
     pub fn eighths(self, lane: u32) -> FragmentView {

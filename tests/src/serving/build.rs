@@ -81,11 +81,11 @@ impl Built {
         let k = layout(case.order, true, kv_dtype, [blocks, rows, heads_kv, dim_qk]);
         let v = layout(case.order, false, kv_dtype, [blocks, rows, heads_kv, dim_v]);
 
-        let mut problem = ServingProblem::new(case.dtype, batch, q, k, v)
-            .out(out)
-            .sink(case.sink)
-            .splits(case.splits)
-            .lse(true);
+        let plain = match case.latent {
+            true => ServingProblem::latent(case.dtype, batch, q, k, dim_v),
+            false => ServingProblem::new(case.dtype, batch, q, k, v),
+        };
+        let mut problem = plain.out(out).sink(case.sink).splits(case.splits).lse(true);
         if case.wide_out {
             problem.out_dtype = OutDType::F32;
         }
@@ -185,7 +185,10 @@ impl Built {
                 }
             }
         }
-        let [k, v] = caches;
+        let [k, mut v] = caches;
+        if problem.latent {
+            v.clear();
+        }
         self.tensors[..3].clone_from_slice(&[q, k, v]);
     }
 
@@ -205,7 +208,7 @@ impl Built {
         self.floats[0] = (0..slopes).map(|_| random.uniform() as f32).collect();
         // Each sequence's are its own, wherever it lies.
         let scales = problem_scales(case, batch);
-        for at in [2, 3] {
+        for at in if case.latent { 2..3 } else { 2..4 } {
             for index in 0..scales {
                 let number = match case.kv_scales {
                     Some(CacheScales::PerSequence) => case.first * case.heads_kv + index,

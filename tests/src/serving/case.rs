@@ -79,6 +79,8 @@ pub struct ServingCase {
     pub q_per_kv: usize,
     /// head_dim_qk and head_dim_v.
     pub dims: [usize; 2],
+    /// Values are the first elements of keys.
+    pub latent: bool,
     /// Queries and keys of each sequence. (With dense queries or keys, all are as long as the first.)
     pub lengths: Vec<[usize; 2]>,
     /// More than the longest that the problem makes room for.
@@ -129,6 +131,7 @@ impl ServingCase {
             heads_kv: 1,
             q_per_kv: 1,
             dims: [dim; 2],
+            latent: false,
             lengths: lengths.to_vec(),
             room: 0,
             queries: Queries::Packed,

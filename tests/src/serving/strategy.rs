@@ -79,6 +79,22 @@ fn dims(most: usize) -> impl Strategy<Value = [usize; 2]> {
     prop_oneof![3 => dim().prop_map(|dim| [dim; 2]), 1 => [dim(), dim()]]
 }
 
+/// Head dimensions where values are elements of keys.
+fn latent_dims(axes: Axes) -> BoxedStrategy<[usize; 2]> {
+    let small = (1..=axes.head_dim).prop_flat_map(|qk| (Just(qk), 1..=qk));
+    if axes.head_dim <= 64 {
+        return small.prop_map(|(qk, v)| [qk, v]).boxed();
+    }
+    let large = (257..=576usize).prop_flat_map(|qk| (Just(qk), 1..=qk.min(512)));
+    prop_oneof![
+        3 => Just((576, 512)),
+        1 => large,
+        1 => small,
+    ]
+    .prop_map(|(qk, v)| [qk, v])
+    .boxed()
+}
+
 fn lengths(axes: Axes) -> impl Strategy<Value = Vec<[usize; 2]>> {
     let queries = prop_oneof![1 => Just(0), 3 => Just(1), 4 => 0..=axes.queries];
     let keys = prop_oneof![1 => Just(0), 1 => 1..=3usize, 5 => 0..=axes.keys];
@@ -164,10 +180,15 @@ pub fn case(axes: Axes) -> impl Strategy<Value = ServingCase> {
         (1..200usize).prop_map(Splits::Keys),
     ];
     let spread = prop_oneof![4 => Just(1.0f32), 1 => Just(10.0)];
-    let rest = (kv_scales, splits, spread, any::<u64>());
-    (tensors, masks, rest).prop_map(|(tensors, masks, (kv_scales, splits, spread, seed))| {
+    let latent = maybe(6, latent_dims(axes));
+    let rest = (kv_scales, splits, spread, any::<u64>(), latent);
+    (tensors, masks, rest).prop_map(|(tensors, masks, rest)| {
+        let (kv_scales, splits, spread, seed, latent) = rest;
         let (dtype, wide_out, heads_kv, q_per_kv, dims, lengths, room, queries, place, gap) =
             tensors;
+        let (latent, dims) = latent.map_or((false, dims), |dims| (true, dims));
+        // The wide kernels know no 8-bit keys.
+        let kv_scales = kv_scales.filter(|_| dims[0] <= 256);
         let (causal, left, right, scale, softcap, alibi, sink, bias, mask, ranges) = masks;
         ServingCase {
             dtype,
@@ -176,6 +197,7 @@ pub fn case(axes: Axes) -> impl Strategy<Value = ServingCase> {
             heads_kv,
             q_per_kv,
             dims,
+            latent,
             lengths,
             room,
             queries,

@@ -43,7 +43,7 @@ pub trait ConfigExt: Config {
     /// Sums that make up Q * K^T.
     const QK_SUMS: u32 = Self::QK_ROW_BYTES / 32 / Self::QK_STEPS as u32;
     /// Steps of keys in P * V.
-    const PV_STEPS: usize = Self::TILE.warp_keys() as usize / Self::Element::KEYS_PER_STEP;
+    const PV_STEPS: usize = Self::TILE.weighed_keys() as usize / Self::Element::KEYS_PER_STEP;
     /// Copy of the Q tile.
     const Q_LOAD: LoadShape = load_shape(Self::TILE, Self::TILE.block_m, Self::QK_ROW_BYTES);
     /// Copy of a K tile.
@@ -61,9 +61,11 @@ pub trait ConfigExt: Config {
         assert!(Self::Scores::M_FRAGS == Self::TILE.m_frags() as usize);
         assert!(Self::Scores::N_FRAGS == Self::TILE.warp_keys() as usize / 8);
         assert!(Self::Output::M_FRAGS == Self::TILE.m_frags() as usize);
-        assert!(Self::Output::N_FRAGS == Self::TILE.head_dim_v as usize / 8);
+        assert!(Self::Output::N_FRAGS == Self::TILE.warp_columns() as usize / 8);
         assert!(Self::QK_SUMS * Self::QK_STEPS as u32 * 32 == Self::QK_ROW_BYTES);
-        assert!(Self::PV_STEPS * Self::Element::KEYS_PER_STEP == Self::TILE.warp_keys() as usize);
+        assert!(
+            Self::PV_STEPS * Self::Element::KEYS_PER_STEP == Self::TILE.weighed_keys() as usize
+        );
     };
 }
 

@@ -98,13 +98,13 @@ fn store_out_staged<C: Config>(block: &Block, out: &C::Output, queries_read: boo
     );
 }
 
-/// Rows of V's width, in the room of a warp's rows of the plan's Q region.
+/// Rows as wide as the warp's part of V, in the room of a warp's rows of the plan's Q region.
 #[inline(always)]
 pub fn out_room<C: Config>(smem: u32, warp: u32) -> SmemTile {
     let room = C::TILE.shared().k / C::TILE.warps;
     SmemTile {
         base: smem + C::TILE.shared().q + warp * room,
-        row_bytes: C::V_ROW_BYTES,
+        row_bytes: C::TILE.warp_columns() * C::TILE.dtype.bytes(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::config::{Config, ConfigExt};
 use super::kernel::{FusedKernel, Kernel, ThreePassKernel, TwoPassKernel};
-use super::query::{InRegisters, InSharedMemory};
+use super::query::{InRegisters, InSharedMemory, Ldmatrix};
 use crate::attention::score_mod::{self, ScoreMod};
 use crate::element::{self, Element};
 use crate::tile::reg::RegTile;
@@ -23,9 +23,9 @@ macro_rules! kernel {
 
 /// Queries stay in registers where there are registers to spare.
 macro_rules! query {
-    ($element:ty, F32 $dqk:literal) => { InSharedMemory };
-    ($element:ty, $dtype:ident 32) => { InRegisters<$element, { TILE.m_frags() as usize }, 2> };
-    ($element:ty, $dtype:ident $dqk:literal) => { InSharedMemory };
+    ($element:ty, F32 $dqk:literal) => { InSharedMemory<Ldmatrix> };
+    ($element:ty, $dtype:ident 32) => { InRegisters<$element, Ldmatrix, { TILE.m_frags() as usize }, 2> };
+    ($element:ty, $dtype:ident $dqk:literal) => { InSharedMemory<Ldmatrix> };
 }
 
 macro_rules! instances {

@@ -44,6 +44,9 @@ fn scores<C: Config, M: Masking>(
 #[inline(always)]
 pub fn mma_qk<C: Config>(query: FragmentView, lane: u32, q: &C::Query, k: SmemTile) -> C::Scores {
     let q = q.in_tile(query);
+    if C::Scores::N_FRAGS == 1 {
+        return mma_qk_eight_keys::<C>(&q, &k.chunks(lane));
+    }
     let view = k.chunks_then_rows(lane);
     if C::QK_SUMS == 1 {
         return mma_qk_steps::<C>(&q, &view);
@@ -65,7 +68,19 @@ pub fn mma_qk<C: Config>(query: FragmentView, lane: u32, q: &C::Query, k: SmemTi
 #[inline(always)]
 fn mma_qk_steps<C: Config>(q: &C::Query, k: &FragmentView) -> C::Scores {
     let mut scores = C::Scores::ZERO;
-    for step in 0..C::QK_STEPS {
+    if C::TILE.latent {
+        for block in 0..special::opaque(C::QK_ROW_BYTES / 128) {
+            add_qk_steps::<C>(&mut scores, &q.skip(128 * block), &k.skip(128 * block), 4);
+        }
+    } else {
+        add_qk_steps::<C>(&mut scores, q, k, C::QK_STEPS);
+    }
+    scores
+}
+
+#[inline(always)]
+fn add_qk_steps<C: Config>(scores: &mut C::Scores, q: &C::Query, k: &FragmentView, steps: usize) {
+    for step in 0..steps {
         let mut a = [q.frag(0, step); MAX_M_FRAGS];
         for m in 1..C::Scores::M_FRAGS {
             a[m] = q.frag(m, step);
@@ -81,6 +96,23 @@ fn mma_qk_steps<C: Config>(q: &C::Query, k: &FragmentView) -> C::Scores {
                     let frag = scores.frag_mut(m, 2 * n + i);
                     *frag = C::Element::mma(a[m], b[i], *frag);
                 }
+            }
+        }
+    }
+}
+
+/// Q * K^T of 8 keys: an `ldmatrix` brings two steps of them.
+#[inline(always)]
+fn mma_qk_eight_keys<C: Config>(q: &C::Query, k: &FragmentView) -> C::Scores {
+    const { assert!(C::Scores::N_FRAGS != 1 || C::QK_SUMS == 1 && C::QK_STEPS.is_multiple_of(2)) };
+    let mut scores = C::Scores::ZERO;
+    for pair in 0..C::QK_STEPS / 2 {
+        let raw = k.ldmatrix(0, 4 * pair as u32);
+        for i in 0..2 {
+            let b = C::Element::frag_b([raw[2 * i], raw[2 * i + 1]]);
+            for m in 0..C::Scores::M_FRAGS {
+                let frag = scores.frag_mut(m, 0);
+                *frag = C::Element::mma(q.frag(m, 2 * pair + i), b, *frag);
             }
         }
     }
