@@ -23,6 +23,10 @@ pub trait Config: Sized {
     type Output: AccumTile;
     /// The tile shape, as the host knows it.
     const TILE: TileShape;
+}
+
+/// An instance of the kernel over dense tensors.
+pub trait Launched: Config {
     /// Generic address of the parameters, where the launch put them: a reference to them may be one to a copy, which the copy
     /// engine cannot read tensor maps from. Taken anew each time.
     fn params_address() -> u64;
@@ -126,7 +130,7 @@ pub struct Maps {
 impl Maps {
     /// Those of the instance's launch.
     #[inline(always)]
-    pub fn of<C: Config>() -> Self {
+    pub fn of<C: Launched>() -> Self {
         let params = C::params_address();
         let at = |offset: usize| params + offset as u64;
         Self {

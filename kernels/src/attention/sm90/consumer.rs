@@ -4,7 +4,7 @@
 //! tensor cores multiply the probabilities of the tile before with its values (FlashAttention-3, arXiv:2407.08608, section 3.2), and
 //! the other warpgroups' products fill what is left (section 3.1).
 
-use super::config::{Arithmetic, Config, ConfigExt};
+use super::config::{Arithmetic, Config, ConfigExt, Launched};
 use super::epilogue;
 use super::pipeline::{Cursor, Ring};
 use super::scheduler::{Scheduler, Work};
@@ -128,22 +128,102 @@ impl QueryRows for Rows<'_> {
 }
 
 /// A piece of work, as its tiles need it.
-struct Task<C: Config> {
+pub trait Task<C: Config> {
+    /// Blocks that read what the block copies.
+    fn cluster(&self) -> u32;
+    /// Turns scores of the tile that begins with key `n_begin` (so below) into probabilities.
+    fn absorb<M: Masking>(
+        &self,
+        stats: &mut RowStats,
+        scores: &mut C::Scores,
+        n_begin: i32,
+    ) -> Growth;
+    /// [`Arithmetic::settle`]
+    fn settle<M: Masking>(&self, stats: &mut RowStats, sums: &mut Sums<C>, growth: Growth);
+    /// [`Arithmetic::mma_pv`]
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn mma_pv(&self, sums: &mut Sums<C>, p: &Probabilities<C>, v: Descriptor, n_begin: i32);
+    /// [`Arithmetic::collect`]
+    fn collect(&self, sums: &mut Sums<C>, n_begin: i32, last: bool);
+}
+
+/// [`Arithmetic::Sums`] of an instance.
+pub type Sums<C> = <<C as Config>::Arithmetic as Arithmetic<C>>::Sums;
+
+/// [`Arithmetic::Probabilities`] of an instance.
+pub type Probabilities<C> = <<C as Config>::Arithmetic as Arithmetic<C>>::Probabilities;
+
+/// A piece of work on dense tensors.
+struct Dense<'a, C: Config> {
+    place: Place<'a>,
     row_begin: i32,
     care: Care,
     scales: <C::Arithmetic as Arithmetic<C>>::Scales,
 }
 
+impl<C: Config> Task<C> for Dense<'_, C> {
+    #[inline(always)]
+    fn cluster(&self) -> u32 {
+        self.place.params.schedule.cluster
+    }
+
+    #[inline(always)]
+    fn absorb<M: Masking>(
+        &self,
+        stats: &mut RowStats,
+        scores: &mut C::Scores,
+        n_begin: i32,
+    ) -> Growth {
+        let params = self.place.params;
+        if M::MASKS && params.attention.flags & flags::NEGATE_Q != 0 {
+            softmax::negate(scores);
+        }
+        if !matches!(C::ScoreMod::KIND, ScoreModKind::None) {
+            C::Arithmetic::descale(params, scores, self.scales, n_begin);
+            // With 8-bit elements there are no registers for it, and no problems with wide caps.
+            let relative = M::MASKS
+                && !matches!(C::TILE.dtype, DType::E4m3)
+                && params.attention.flags & flags::WIDE_CAP != 0;
+            C::ScoreMod::apply(scores, &params.attention, relative);
+        }
+        let place = self.place.anew();
+        let rows = place.rows::<C>(self.row_begin);
+        M::apply(scores, &rows, n_begin);
+        C::Arithmetic::absorb::<M>(params, stats, scores, self.scales, n_begin, self.care)
+    }
+
+    #[inline(always)]
+    fn settle<M: Masking>(&self, stats: &mut RowStats, sums: &mut Sums<C>, growth: Growth) {
+        C::Arithmetic::settle::<M>(self.place.params, stats, sums, growth, self.care);
+    }
+
+    #[inline(always)]
+    unsafe fn mma_pv(&self, sums: &mut Sums<C>, p: &Probabilities<C>, v: Descriptor, n_begin: i32) {
+        // SAFETY: the caller's promise.
+        unsafe { C::Arithmetic::mma_pv(self.place.params, sums, p, v, self.scales, n_begin) };
+    }
+
+    #[inline(always)]
+    fn collect(&self, sums: &mut Sums<C>, n_begin: i32, last: bool) {
+        C::Arithmetic::collect(self.place.params, sums, self.scales, n_begin, last);
+    }
+}
+
 /// What goes from tile to tile.
 struct State<C: Config> {
     stats: RowStats,
-    probabilities: <C::Arithmetic as Arithmetic<C>>::Probabilities,
-    sums: <C::Arithmetic as Arithmetic<C>>::Sums,
+    probabilities: Probabilities<C>,
+    sums: Sums<C>,
 }
 
 /// A consumer's view of the rings.
-struct Consumer<'a> {
-    place: Place<'a>,
+pub struct Consumer {
+    /// Consumer warpgroup, uniform over it.
+    consumer: u32,
+    /// Thread, of which warps are numbered from a multiple of 32 on.
+    thread: u32,
     /// The warpgroup's queries.
     q_tile: Descriptor,
     /// The tile of keys in the first slot.
@@ -158,29 +238,11 @@ struct Consumer<'a> {
 
 /// Runs a consumer's role to its end.
 #[inline(always)]
-pub fn consume<C: Config>(place: Place, mut scheduler: Scheduler) {
-    let (smem, plan) = (special::shared_base(), C::PLAN);
-    let q = Ring::q::<C>(smem);
+pub fn consume<C: Launched>(place: Place, mut scheduler: Scheduler) {
+    let q = Ring::q::<C>(special::shared_base());
     let mut q_at = Cursor::START;
-    let part = C::V.blocks() / C::TILE.v_splits * C::V.block_bytes();
-    let (v_tiles, v) = if C::TRANSPOSES {
-        (C::VT.along(smem + plan.vt), Ring::vt::<C>(smem))
-    } else {
-        let columns = smem + plan.v + place.v_part::<C>() * part;
-        (C::V.across(columns), Ring::v::<C>(smem))
-    };
-    let mut consumer = Consumer {
-        place,
-        q_tile: C::Q.along(smem + plan.q + place.rows64::<C>() * C::Q_BYTES),
-        k_tiles: C::K.along(smem + plan.k),
-        v_tiles,
-        k: Ring::k::<C>(smem),
-        v,
-        at: Cursor::START,
-    };
-    if C::PING_PONG && place.consumer == C::CONSUMERS - 1 {
-        consumer.pass_turn::<C>();
-    }
+    let mut consumer = Consumer::new::<C>(place.consumer, place.thread);
+    consumer.begin::<C>();
     while let Some(round) = scheduler.next::<C>() {
         let work = scheduler.work::<C>(round);
         let mut stats = RowStats::EMPTY;
@@ -192,7 +254,22 @@ pub fn consume<C: Config>(place: Place, mut scheduler: Scheduler) {
             q.wait(q_at);
         }
         if has_keys {
-            (stats, out) = consumer.run::<C>(&work, q, q_at);
+            let row_begin = uniform(work.row_begin);
+            let rows = place.rows::<C>(row_begin);
+            let task = Dense {
+                place,
+                row_begin,
+                care: Care {
+                    careful: work.careful,
+                    factor: C::Arithmetic::CAREFUL_FACTOR,
+                    slack: C::Arithmetic::SLACK,
+                    polynomials: C::POLYNOMIALS,
+                    apart: true,
+                },
+                scales: C::Arithmetic::scales(place.params, &rows, &work),
+            };
+            let queries = (!C::OUT_OVER_Q).then_some((q, q_at));
+            (stats, out) = consumer.run::<C, _>(&task, work.range, queries);
         }
         let queries = has_room.then_some((q, q_at));
         epilogue::finish::<C>(place.anew(), &scheduler, round, stats, out, queries);
@@ -201,10 +278,7 @@ pub fn consume<C: Config>(place: Place, mut scheduler: Scheduler) {
         }
     }
     epilogue::drain();
-    if C::PING_PONG && place.consumer == 0 {
-        // Nobody is left to take the last turn.
-        consumer.take_turn::<C>();
-    }
+    consumer.end::<C>();
 }
 
 /// Barriers in [`consume`]'s code: turns of the first tile and of the loop's two bodies, the first turn passed and the last one taken.
@@ -212,51 +286,84 @@ pub const fn barriers<C: Config>() -> u32 {
     if C::PING_PONG { 2 * 3 + 2 } else { 0 }
 }
 
-impl Consumer<'_> {
+impl Consumer {
+    /// Warpgroup `consumer`, before its first piece of work.
+    #[inline(always)]
+    pub fn new<C: Config>(consumer: u32, thread: u32) -> Self {
+        let (smem, plan) = (special::shared_base(), C::PLAN);
+        let part = C::V.blocks() / C::TILE.v_splits * C::V.block_bytes();
+        let (v_tiles, v) = if C::TRANSPOSES {
+            (C::VT.along(smem + plan.vt), Ring::vt::<C>(smem))
+        } else {
+            let columns = smem + plan.v + consumer % C::TILE.v_splits * part;
+            (C::V.across(columns), Ring::v::<C>(smem))
+        };
+        Self {
+            consumer,
+            thread,
+            q_tile: C::Q.along(smem + plan.q + consumer / C::TILE.v_splits * C::Q_BYTES),
+            k_tiles: C::K.along(smem + plan.k),
+            v_tiles,
+            k: Ring::k::<C>(smem),
+            v,
+            at: Cursor::START,
+        }
+    }
+
+    /// Before the first piece of work.
+    #[inline(always)]
+    pub fn begin<C: Config>(&self) {
+        if C::PING_PONG && self.consumer == C::CONSUMERS - 1 {
+            self.pass_turn::<C>();
+        }
+    }
+
+    /// After the last.
+    #[inline(always)]
+    pub fn end<C: Config>(&self) {
+        if C::PING_PONG && self.consumer == 0 {
+            // Nobody is left to take the last turn.
+            self.take_turn::<C>();
+        }
+    }
+
     #[inline(always)]
     fn take_turn<C: Config>(&self) {
         if C::PING_PONG {
-            sync::named_sync(barrier::TURN + self.place.consumer, 2 * WARPGROUP);
+            sync::named_sync(barrier::TURN + self.consumer, 2 * WARPGROUP);
         }
     }
 
     #[inline(always)]
     fn pass_turn<C: Config>(&self) {
         if C::PING_PONG {
-            let next = self.place.consumer + 1;
+            let next = self.consumer + 1;
             let next = if next == C::CONSUMERS { 0 } else { next };
             sync::named_arrive(barrier::TURN + next, 2 * WARPGROUP);
         }
     }
 
-    /// All tiles of a piece of work. Returns the rows' statistics and their sums of probability * value.
+    /// All tiles of a piece of work, one at least. Returns the rows' statistics and their sums of probability * value. `queries`: the slot of
+    /// the queries, if it is to be released.
     #[inline(always)]
-    fn run<C: Config>(&mut self, work: &Work, q: Ring, q_at: Cursor) -> (RowStats, C::Output) {
+    pub fn run<C: Config, T: Task<C>>(
+        &mut self,
+        task: &T,
+        range: BlockRange,
+        queries: Option<(Ring, Cursor)>,
+    ) -> (RowStats, C::Output) {
         let BlockRange {
             begin,
             full_begin,
             full_end,
             end,
-        } = work.range;
+        } = range;
         // ptxas keeps what loops count with in uniform registers, descriptors among it, if it knows the loops' bounds for uniform.
         let [begin, full_begin, full_end, end] = [begin, full_begin, full_end, end].map(uniform);
-        let row_begin = uniform(work.row_begin);
-        let rows = self.place.rows::<C>(row_begin);
-        let task = Task {
-            row_begin,
-            care: Care {
-                careful: work.careful,
-                factor: C::Arithmetic::CAREFUL_FACTOR,
-                slack: C::Arithmetic::SLACK,
-                polynomials: C::POLYNOMIALS,
-                apart: true,
-            },
-            scales: C::Arithmetic::scales(self.place.params, &rows, work),
-        };
         let mut n_block = end - 1;
         let mut state = if C::Arithmetic::OVERLAP {
             n_block -= 1;
-            self.first::<C>(&task, end - 1)
+            self.first::<C, T>(task, end - 1)
         } else {
             State {
                 stats: RowStats::EMPTY,
@@ -267,31 +374,33 @@ impl Consumer<'_> {
         // Masked tiles lie on either side of the unmasked ones; both sides share one loop body.
         loop {
             while full_begin <= n_block && n_block < full_end {
-                self.step::<C, Unmasked>(&task, n_block, &mut state);
+                self.step::<C, T, Unmasked>(task, n_block, &mut state);
                 n_block -= 1;
             }
             if n_block < begin {
                 break;
             }
-            self.step::<C, Masked>(&task, n_block, &mut state);
+            self.step::<C, T, Masked>(task, n_block, &mut state);
             n_block -= 1;
         }
-        if !C::OUT_OVER_Q && self.place.anew().lane() == 0 {
+        if let Some((q, q_at)) = queries
+            && special::opaque(self.thread).is_multiple_of(32)
+        {
             q.release_own(q_at);
         }
         if C::Arithmetic::OVERLAP {
-            self.last::<C>(&task, begin, &mut state);
+            self.last::<C, T>(task, begin, &mut state);
         }
         (state.stats, C::Arithmetic::finish(state.sums))
     }
 
     /// The first tile: scores and probabilities. It is taken for one with masks, which is right for any.
     #[inline(always)]
-    fn first<C: Config>(&mut self, task: &Task<C>, n_block: i32) -> State<C> {
-        let mut scores = self.scores::<C>();
+    fn first<C: Config, T: Task<C>>(&mut self, task: &T, n_block: i32) -> State<C> {
+        let mut scores = self.scores::<C, T>(task);
         self.at.advance(C::TILE.stages);
         let mut stats = RowStats::EMPTY;
-        let growth = self.absorb::<C, Masked>(&mut stats, &mut scores, task, n_block);
+        let growth = task.absorb::<Masked>(&mut stats, &mut scores, n_begin::<C>(n_block));
         stats.start(growth);
         State {
             stats,
@@ -302,22 +411,21 @@ impl Consumer<'_> {
 
     /// A tile: its scores and probabilities, while the products of the tile before are made; or everything of it, one after the other.
     #[inline(always)]
-    fn step<C: Config, M: Masking>(&mut self, task: &Task<C>, n_block: i32, state: &mut State<C>) {
-        let params = self.place.params;
+    fn step<C: Config, T: Task<C>, M: Masking>(
+        &mut self,
+        task: &T,
+        n_block: i32,
+        state: &mut State<C>,
+    ) {
+        let begin = n_begin::<C>(n_block);
         if !C::Arithmetic::OVERLAP {
-            let mut scores = self.scores::<C>();
+            let mut scores = self.scores::<C, T>(task);
             let at = self.at;
             self.at.advance(C::TILE.stages);
-            let growth = self.absorb::<C, M>(&mut state.stats, &mut scores, task, n_block);
-            C::Arithmetic::settle::<M>(
-                params,
-                &mut state.stats,
-                &mut state.sums,
-                growth,
-                task.care,
-            );
+            let growth = task.absorb::<M>(&mut state.stats, &mut scores, begin);
+            task.settle::<M>(&mut state.stats, &mut state.sums, growth);
             state.probabilities = C::Arithmetic::pack(&scores);
-            self.values::<C>(at, state, task, n_block);
+            self.values::<C, T>(at, state, task, n_block);
             return;
         }
         self.k.wait(self.at);
@@ -328,45 +436,37 @@ impl Consumer<'_> {
         let v_at = self.at.previous(C::TILE.stages);
         self.v.wait(v_at);
         wgmma::fence();
-        self.mma_pv::<C>(v_at, state, task, n_block + 1);
+        self.mma_pv::<C, T>(v_at, state, task, n_block + 1);
         wgmma::commit_group();
         self.pass_turn::<C>();
         wgmma::wait_group::<1>();
-        self.release(self.k, self.at);
+        self.release(self.k, self.at, task.cluster());
 
-        let growth = self.absorb::<C, M>(&mut state.stats, &mut scores, task, n_block);
+        let growth = task.absorb::<M>(&mut state.stats, &mut scores, begin);
         wgmma::wait_group::<0>();
-        self.release_v::<C>(v_at);
+        self.release_v::<C>(v_at, task.cluster());
         self.at.advance(C::TILE.stages);
-        let before = (n_block + 1) * C::TILE.block_n as i32;
-        C::Arithmetic::collect(params, &mut state.sums, task.scales, before, false);
-        C::Arithmetic::settle::<M>(params, &mut state.stats, &mut state.sums, growth, task.care);
+        task.collect(&mut state.sums, n_begin::<C>(n_block + 1), false);
+        task.settle::<M>(&mut state.stats, &mut state.sums, growth);
         state.probabilities = C::Arithmetic::pack(&scores);
     }
 
     /// The products of the last tile, where they are not made yet.
     #[inline(always)]
-    fn last<C: Config>(&mut self, task: &Task<C>, n_block: i32, state: &mut State<C>) {
+    fn last<C: Config, T: Task<C>>(&mut self, task: &T, n_block: i32, state: &mut State<C>) {
         let v_at = self.at.previous(C::TILE.stages);
         self.v.wait(v_at);
         wgmma::fence();
-        self.mma_pv::<C>(v_at, state, task, n_block);
+        self.mma_pv::<C, T>(v_at, state, task, n_block);
         wgmma::commit_group();
         wgmma::wait_group::<0>();
-        self.release_v::<C>(v_at);
-        let n_begin = n_block * C::TILE.block_n as i32;
-        C::Arithmetic::collect(
-            self.place.params,
-            &mut state.sums,
-            task.scales,
-            n_begin,
-            true,
-        );
+        self.release_v::<C>(v_at, task.cluster());
+        task.collect(&mut state.sums, n_begin::<C>(n_block), true);
     }
 
     /// A tile's scores, waited for.
     #[inline(always)]
-    fn scores<C: Config>(&self) -> C::Scores {
+    fn scores<C: Config, T: Task<C>>(&self, task: &T) -> C::Scores {
         self.k.wait(self.at);
         self.take_turn::<C>();
         wgmma::fence();
@@ -374,16 +474,22 @@ impl Consumer<'_> {
         wgmma::commit_group();
         self.pass_turn::<C>();
         wgmma::wait_group::<0>();
-        self.release(self.k, self.at);
+        self.release(self.k, self.at, task.cluster());
         scores
     }
 
     /// A tile's products with values, waited for.
     #[inline(always)]
-    fn values<C: Config>(&self, at: Cursor, state: &mut State<C>, task: &Task<C>, n_block: i32) {
+    fn values<C: Config, T: Task<C>>(
+        &self,
+        at: Cursor,
+        state: &mut State<C>,
+        task: &T,
+        n_block: i32,
+    ) {
         self.v.wait(at);
-        self.mma_pv::<C>(at, state, task, n_block);
-        self.release_v::<C>(at);
+        self.mma_pv::<C, T>(at, state, task, n_block);
+        self.release_v::<C>(at, task.cluster());
     }
 
     /// Q * K^T, in flight.
@@ -396,70 +502,44 @@ impl Consumer<'_> {
 
     /// Sums += P * V, in flight, the probabilities being those of `n_block`.
     #[inline(always)]
-    fn mma_pv<C: Config>(&self, at: Cursor, state: &mut State<C>, task: &Task<C>, n_block: i32) {
+    fn mma_pv<C: Config, T: Task<C>>(
+        &self,
+        at: Cursor,
+        state: &mut State<C>,
+        task: &T,
+        n_block: i32,
+    ) {
         let v = self.v_tiles.advance(at.stage, C::PLAN.v_stage);
-        let n_begin = n_block * C::TILE.block_n as i32;
         let State {
             sums,
             probabilities,
             ..
         } = state;
         // SAFETY: as for `mm_qk`.
-        unsafe {
-            C::Arithmetic::mma_pv(
-                self.place.params,
-                sums,
-                probabilities,
-                v,
-                task.scales,
-                n_begin,
-            )
-        };
+        unsafe { task.mma_pv(sums, probabilities, v, n_begin::<C>(n_block)) };
     }
 
     /// Lets the producer overwrite a slot.
     #[inline(always)]
-    fn release(&self, ring: Ring, at: Cursor) {
-        ring.release(at, self.place.lane(), self.place.params.schedule.cluster);
+    fn release(&self, ring: Ring, at: Cursor, cluster: u32) {
+        ring.release(at, self.thread % 32, cluster);
     }
 
     /// The same, of values. Transposed ones are the block's own.
     #[inline(always)]
-    fn release_v<C: Config>(&self, at: Cursor) {
+    fn release_v<C: Config>(&self, at: Cursor, cluster: u32) {
         if !C::TRANSPOSES {
-            self.release(self.v, at);
-        } else if self.place.lane() == 0 {
+            self.release(self.v, at, cluster);
+        } else if self.thread.is_multiple_of(32) {
             self.v.release_own(at);
         }
     }
+}
 
-    /// Turns a tile's scores into probabilities.
-    #[inline(always)]
-    fn absorb<C: Config, M: Masking>(
-        &self,
-        stats: &mut RowStats,
-        scores: &mut C::Scores,
-        task: &Task<C>,
-        n_block: i32,
-    ) -> Growth {
-        let params = self.place.params;
-        let n_begin = n_block * C::TILE.block_n as i32;
-        if M::MASKS && params.attention.flags & flags::NEGATE_Q != 0 {
-            softmax::negate(scores);
-        }
-        if !matches!(C::ScoreMod::KIND, ScoreModKind::None) {
-            C::Arithmetic::descale(params, scores, task.scales, n_begin);
-            // With 8-bit elements there are no registers for it, and no problems with wide caps.
-            let relative = M::MASKS
-                && !matches!(C::TILE.dtype, DType::E4m3)
-                && params.attention.flags & flags::WIDE_CAP != 0;
-            C::ScoreMod::apply(scores, &params.attention, relative);
-        }
-        let place = self.place.anew();
-        let rows = place.rows::<C>(task.row_begin);
-        M::apply(scores, &rows, n_begin);
-        C::Arithmetic::absorb::<M>(params, stats, scores, task.scales, n_begin, task.care)
-    }
+/// First key of a tile.
+#[inline(always)]
+fn n_begin<C: Config>(n_block: i32) -> i32 {
+    n_block * C::TILE.block_n as i32
 }
 
 /// The same value, known to be that of the whole warp.

@@ -1,6 +1,6 @@
 //! From accumulators to global memory: out and lse.
 
-use super::config::{Arithmetic, Config, ConfigExt, Maps};
+use super::config::{Arithmetic, Config, ConfigExt, Launched, Maps};
 use super::consumer::{Place, Rows};
 use super::pipeline::{Cursor, Ring};
 use super::scheduler::{Scheduler, Work};
@@ -28,7 +28,7 @@ pub const fn barriers<C: Config>() -> u32 {
 ///
 /// `queries`: the slot of the queries, if the piece has it; where the output passes through their room, it is released here.
 #[inline(always)]
-pub fn finish<C: Config>(
+pub fn finish<C: Launched>(
     place: Place,
     scheduler: &Scheduler,
     round: u32,
@@ -95,7 +95,7 @@ fn store_lse<C: Config>(
 }
 
 #[inline(always)]
-fn store_out<C: Config>(
+fn store_out<C: Launched>(
     place: &Place,
     rows: &Rows,
     work: &Work,
@@ -196,7 +196,7 @@ fn stage<C: Config>(place: &Place, out: &C::Output, storer: bool) -> u32 {
 
 /// Starts the copy of the staged rows.
 #[inline(always)]
-fn store_staged<C: Config>(place: &Place, work: &Work, room: u32) {
+fn store_staged<C: Launched>(place: &Place, work: &Work, room: u32) {
     let (schedule, map) = (&place.params.schedule, Maps::of::<C>().out);
     let row = work.row_begin + (place.rows64::<C>() * WARPGROUP_ROWS) as i32;
     if row < schedule.rows {

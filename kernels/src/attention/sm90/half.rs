@@ -12,7 +12,7 @@ use flashtile_abi::{DType, HopperParams};
 
 /// How far (in powers of two) a row's maximum may grow before its sums are rescaled. 0: whenever it grows. Probabilities are then
 /// up to 2^8, which 16-bit types hold as well as 1. (FlashAttention-4's kernels for Blackwell do so.)
-const RESCALE_ABOVE: f32 = 8.0;
+pub const RESCALE_ABOVE: f32 = 8.0;
 
 /// A 16-bit element type on Hopper.
 pub trait HopperElement: Element<FragA = [u32; 4]> {
@@ -92,11 +92,8 @@ where
         (): (),
         _: i32,
     ) {
-        for step in 0..STEPS {
-            let v = v.advance(1, C::V.across_step(step as u32));
-            // SAFETY: the caller's promise.
-            unsafe { Wgmma::<E::Operand>::mma_rs(out, p[step], v) };
-        }
+        // SAFETY: the caller's promise.
+        unsafe { mma_pv::<C, E::Operand, STEPS>(out, p, v) };
     }
 
     #[inline(always)]
@@ -110,10 +107,8 @@ where
         growth: Growth,
         care: Care,
     ) {
-        let (scale, exponents) = (params.attention.exponent_scale, M::exponents(care));
-        if let Some(factor) = stats.settle::<C::Output, _>(growth, scale, exponents) {
-            softmax::scale_rows(out, &factor);
-        }
+        let scale = params.attention.exponent_scale;
+        settle::<C, M>(stats, out, growth, scale, care);
     }
 
     #[inline(always)]
@@ -153,4 +148,36 @@ pub unsafe fn mm_qk<C: Config<Scores: Wgmma<T>>, T>(q: Descriptor, k: Descriptor
         }
     }
     scores
+}
+
+/// Output += P * V of any 16-bit operand type, in flight.
+///
+/// # Safety
+/// As for [`Arithmetic::mma_pv`].
+#[inline(always)]
+pub unsafe fn mma_pv<C: Config<Output: Wgmma<T>>, T, const STEPS: usize>(
+    out: &mut C::Output,
+    p: &[[u32; 4]; STEPS],
+    v: Descriptor,
+) {
+    for step in 0..STEPS {
+        let v = v.advance(1, C::V.across_step(step as u32));
+        // SAFETY: the caller's promise.
+        unsafe { Wgmma::<T>::mma_rs(out, p[step], v) };
+    }
+}
+
+/// [`Arithmetic::settle`], by the scale of the exponents.
+#[inline(always)]
+pub fn settle<C: Config, M: Masking>(
+    stats: &mut RowStats,
+    out: &mut C::Output,
+    growth: Growth,
+    exponent_scale: f32,
+    care: Care,
+) {
+    let exponents = M::exponents(care);
+    if let Some(factor) = stats.settle::<C::Output, _>(growth, exponent_scale, exponents) {
+        softmax::scale_rows(out, &factor);
+    }
 }

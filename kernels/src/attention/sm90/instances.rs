@@ -1,6 +1,6 @@
 //! The entry points of the tier, one for each of its variants in [`flashtile_abi::for_each_hopper_variant!`], and nothing else.
 
-use super::config::{Arithmetic, Config, ConfigExt};
+use super::config::{Arithmetic, Config, ConfigExt, Launched};
 use super::kernel::FusedKernel;
 use super::{fp8, half};
 use crate::attention::score_mod::{self, ScoreMod};
@@ -30,7 +30,9 @@ macro_rules! instances {
                 type Scores = RegTile<1, { TILE.block_n as usize / 8 }>;
                 type Output = RegTile<1, { (TILE.head_dim_v / TILE.v_splits) as usize / 8 }>;
                 const TILE: TileShape = TILE;
+            }
 
+            impl Launched for Instance {
                 #[inline(always)]
                 fn params_address() -> u64 {
                     let address: u64;

@@ -1,6 +1,6 @@
 //! The wiring of a block: shared memory, roles.
 
-use super::config::{Config, ConfigExt};
+use super::config::{Config, ConfigExt, Launched};
 use super::consumer::{self, Place};
 use super::epilogue;
 use super::pipeline::Ring;
@@ -25,7 +25,7 @@ impl FusedKernel {
 
     /// Runs the block.
     #[inline(always)]
-    pub fn run<C: Config>(params: &HopperParams) {
+    pub fn run<C: Launched>(params: &HopperParams) {
         let () = C::CONSISTENT;
         let smem = special::shared_base();
         let thread = special::thread_idx();

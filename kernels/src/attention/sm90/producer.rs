@@ -1,6 +1,6 @@
 //! The producer: one warp that keeps the rings full.
 
-use super::config::{Config, ConfigExt, Maps};
+use super::config::{Config, ConfigExt, Launched, Maps};
 use super::pipeline::{Cursor, Ring};
 use super::scheduler::{Scheduler, Work};
 use crate::ptx::tma::{self, CachePolicy, Coordinates};
@@ -30,7 +30,7 @@ struct Producer<'a> {
 
 /// Runs the producer's role to its end.
 #[inline(always)]
-pub fn produce<C: Config>(params: &HopperParams, smem: u32, mut scheduler: Scheduler) {
+pub fn produce<C: Launched>(params: &HopperParams, smem: u32, mut scheduler: Scheduler) {
     let maps = Maps::of::<C>();
     let producer = Producer {
         params,
