@@ -19,6 +19,9 @@ pub const TRANSPOSERS: u32 = 3;
 /// Threads of a warpgroup.
 pub const WARPGROUP: u32 = 128;
 
+/// Rows that the producer of a serving kernel copies at once: 8 of its threads have each.
+pub const PRODUCER_ROWS: u32 = WARPGROUP / 8;
+
 /// Most pieces of work of a block, which remembers with a bit of shared memory for each whether it must do it again. Where there are
 /// more, there are more blocks.
 pub const MOST_PIECES: u32 = 1024;
@@ -94,6 +97,26 @@ impl TileShape {
         };
         assert!(tile.hopper_plan().bytes <= SM90_SHARED_CAPACITY);
         assert!(dtype.bytes() != 1 || SCALE_ROWS.is_multiple_of(block_n));
+        tile
+    }
+
+    /// The tile of the sm_90a tier's serving kernels: that of the dense ones, but with keys that divide the rows its producer copies at
+    /// once, and fewer where functions of pairs want registers.
+    pub const fn serving_sm90(dtype: DType, head_dim_qk: u32, head_dim_v: u32) -> Self {
+        let dense = Self::sm90(dtype, head_dim_qk, head_dim_v);
+        let tile = Self {
+            block_n: match head_dim_v {
+                0..=64 => 128,
+                0..=128 => 112,
+                _ => 64,
+            },
+            stages: 2,
+            ..dense
+        };
+        assert!(tile.block_n.is_multiple_of(PRODUCER_ROWS));
+        // A lane of a warp of the producer has each of the rows that the warp copies.
+        assert!(tile.block_n / PRODUCER_ROWS * (PRODUCER_ROWS / 4) <= 32);
+        assert!(tile.hopper_plan().bytes <= SM90_SHARED_CAPACITY);
         tile
     }
 

@@ -2,6 +2,7 @@
 
 use crate::{
     divide::Divisor,
+    hopper::WARPGROUP,
     mask::Band,
     params::{LseView, ScaleView, TensorView},
     tile::{DType, TileShape},
@@ -350,6 +351,23 @@ macro_rules! for_each_serving_variant {
     };
 }
 
+/// Calls `$callback! { (name DType head_dim_qk head_dim_v) ... }`: the serving kernels of the sm_90a tier, for many queries.
+#[macro_export]
+macro_rules! for_each_serving_hopper_variant {
+    ($callback:ident) => {
+        $callback! {
+            (serving_f16_d64_sm90a F16 64 64)
+            (serving_f16_d128_sm90a F16 128 128)
+            (serving_f16_d192x128_sm90a F16 192 128)
+            (serving_f16_d256_sm90a F16 256 256)
+            (serving_bf16_d64_sm90a Bf16 64 64)
+            (serving_bf16_d128_sm90a Bf16 128 128)
+            (serving_bf16_d192x128_sm90a Bf16 192 128)
+            (serving_bf16_d256_sm90a Bf16 256 256)
+        }
+    };
+}
+
 /// Calls `$callback! { (name DType rows of a tile) ... }`: the kernels for latent caches (MLA).
 #[macro_export]
 macro_rules! for_each_latent_variant {
@@ -411,14 +429,37 @@ macro_rules! latent_table {
 }
 for_each_latent_variant!(latent_table);
 
-const SERVING: [ServingVariant; SEPARATE.len() + LATENT.len()] = {
-    let mut all = [LATENT[0]; SEPARATE.len() + LATENT.len()];
+macro_rules! hopper_table {
+    ($(($name:ident $dtype:ident $dqk:literal $dv:literal))*) => {
+        const HOPPER: &[ServingVariant] = &[$({
+            let tile = TileShape::serving_sm90(DType::$dtype, $dqk, $dv);
+            ServingVariant {
+                entry: Entry {
+                    name: stringify!($name),
+                    arch: Arch::Sm90a,
+                    threads: tile.threads() + WARPGROUP,
+                    min_blocks: tile.min_blocks,
+                    shared_bytes: tile.hopper_plan().bytes,
+                },
+                sharing: Sharing::Rows,
+                tile,
+            }
+        }),*];
+    };
+}
+for_each_serving_hopper_variant!(hopper_table);
+
+const SERVING: &[ServingVariant] = &{
+    const COUNT: usize = SEPARATE.len() + LATENT.len() + HOPPER.len();
+    let mut all = [HOPPER[0]; COUNT];
     let mut i = 0;
-    while i < all.len() {
+    while i < COUNT {
         all[i] = if i < SEPARATE.len() {
             SEPARATE[i]
-        } else {
+        } else if i < SEPARATE.len() + LATENT.len() {
             LATENT[i - SEPARATE.len()]
+        } else {
+            HOPPER[i - SEPARATE.len() - LATENT.len()]
         };
         i += 1;
     }
@@ -443,7 +484,7 @@ for_each_merge_variant!(merge_table);
 
 /// Every serving kernel.
 pub const fn serving_variants() -> &'static [ServingVariant] {
-    &SERVING
+    SERVING
 }
 
 /// Every merging kernel.
@@ -507,7 +548,11 @@ mod tests {
                 true => String::new(),
                 false => format!("_{}", tile.kv_dtype.as_str()),
             };
-            assert_eq!(variant.name, format!("{sharing}_{dtype}{kv}_{dim}_sm80"));
+            let arch = match variant.arch {
+                Arch::Sm80 => "sm80",
+                Arch::Sm90a => "sm90a",
+            };
+            assert_eq!(variant.name, format!("{sharing}_{dtype}{kv}_{dim}_{arch}"));
         }
         for variant in merge_variants() {
             assert_eq!(

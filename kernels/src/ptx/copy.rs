@@ -15,6 +15,22 @@ pub unsafe fn cp_async_16(dst: u32, src: u64, bytes: u32) {
     }
 }
 
+/// `cp.async.cg.shared.global` of 16 bytes, or of zeros if not `exists`: fewer instructions than a number of bytes takes.
+///
+/// # Safety
+/// `dst` is a 16-byte aligned shared address inside the block's shared memory; `src` is 16-byte
+/// aligned and has 16 readable bytes if `exists`.
+#[inline(always)]
+pub unsafe fn cp_async_16_if(dst: u32, src: u64, exists: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; setp.eq.u32 p, {}, 0; cp.async.cg.shared.global [{}], [{}], 16, p; }}",
+            in(reg32) exists as u32, in(reg32) dst, in(reg64) src, options(nostack)
+        );
+    }
+}
+
 /// `ld.global.nc.u16`
 ///
 /// # Safety

@@ -64,18 +64,24 @@ pub unsafe fn arrive_cluster(barrier: u32) {
 /// As for [`arrive_expect_tx`].
 #[inline(always)]
 pub unsafe fn wait(barrier: u32, parity: u32) {
-    loop {
-        let done: u32;
-        // SAFETY: the caller's promise. The memory clobber keeps later reads after it.
-        unsafe {
-            asm!(
-                "{{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [{}], {}; selp.u32 {}, 1, 0, p; }}",
-                in(reg32) barrier, in(reg32) parity, out(reg32) done,
-                options(nostack)
-            );
-        }
-        if done != 0 {
-            break;
-        }
+    // SAFETY: the caller's promise.
+    while !unsafe { has_ended(barrier, parity) } {}
+}
+
+/// `mbarrier.try_wait.parity`: whether the phase of this parity has ended, perhaps after a while.
+///
+/// # Safety
+/// As for [`arrive_expect_tx`].
+#[inline(always)]
+pub unsafe fn has_ended(barrier: u32, parity: u32) -> bool {
+    let done: u32;
+    // SAFETY: the caller's promise. The memory clobber keeps later reads after it.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [{}], {}; selp.u32 {}, 1, 0, p; }}",
+            in(reg32) barrier, in(reg32) parity, out(reg32) done,
+            options(nostack)
+        );
     }
+    done != 0
 }

@@ -77,6 +77,13 @@ pub fn broadcast(value: u32) -> u32 {
     unsafe { shfl_sync_idx_i32(FULL_WARP, value, 0, 0x1f) }
 }
 
+/// `shfl.sync.idx.b32`: the value of lane `from`.
+#[inline(always)]
+pub fn shuffle(value: u32, from: u32) -> u32 {
+    // SAFETY: as for `shuffle_xor`.
+    unsafe { shfl_sync_idx_i32(FULL_WARP, value, from, 0x1f) }
+}
+
 /// `cp.async.commit_group`
 #[inline(always)]
 pub fn cp_async_commit() {

@@ -8,11 +8,14 @@ use crate::ptx::sync;
 use crate::tile::gather::MAX_ROW_STEPS;
 use crate::tile::load::LoadShape;
 use flashtile_abi::Sharing;
+use flashtile_abi::hopper::WARPGROUP;
 
 /// The threads that copy a tile of keys together, and wait for it together.
 pub trait Crew {
     /// How warps share the work.
     const SHARING: Sharing;
+    /// Whether a warpgroup copies for the others (sm_90a).
+    const IS_PRODUCER: bool = false;
     /// CTA barriers in [`sync`](Self::sync).
     const BARRIERS: u32;
     /// All threads of the crew, and what they wrote.
@@ -31,6 +34,28 @@ pub struct Keys;
 
 /// Each warp has its columns of the output, and its keys for the scores; all threads copy.
 pub struct Columns;
+
+/// Each warp has its rows; a warpgroup of its own copies, and tells the others through rings (sm_90a).
+pub struct Producer;
+
+impl Crew for Producer {
+    const SHARING: Sharing = Sharing::Rows;
+    const IS_PRODUCER: bool = true;
+    const BARRIERS: u32 = 0;
+
+    #[inline(always)]
+    fn sync() {}
+
+    #[inline(always)]
+    fn thread(place: &Place<'_>) -> u32 {
+        place.thread
+    }
+
+    #[inline(always)]
+    fn part(_: &Place<'_>) -> u32 {
+        0
+    }
+}
 
 macro_rules! whole_block {
     ($crew:ident) => {
@@ -105,7 +130,8 @@ pub trait ServingExt: ServingConfig + ConfigExt {
     /// The types agree with the tile shape; forced by every instance.
     const FITS: () = {
         let () = Self::CONSISTENT;
-        assert!(Self::K_PART.row_steps() as usize <= MAX_ROW_STEPS);
+        let few = Self::K_PART.row_steps() as usize <= MAX_ROW_STEPS;
+        assert!(few || <Self::Crew as Crew>::IS_PRODUCER);
         assert!(Self::K_PART.is_whole() && Self::V_PART.is_whole());
         // One thread has the same rows of both.
         assert!(Self::K_PART.row_steps() == Self::V_PART.row_steps());
@@ -133,6 +159,7 @@ const fn part_shape<C: ServingConfig>(row_bytes: u32) -> LoadShape {
         row_bytes,
         element: C::TILE.kv_dtype.bytes(),
         threads: match <C::Crew as Crew>::SHARING {
+            _ if <C::Crew as Crew>::IS_PRODUCER => WARPGROUP,
             Sharing::Rows | Sharing::Columns => C::TILE.threads(),
             Sharing::Keys => 32,
         },

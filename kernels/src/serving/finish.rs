@@ -9,7 +9,7 @@ use crate::attention::sm80::config::ConfigExt;
 use crate::attention::sm80::epilogue::{out_room, store_staged};
 use crate::attention::softmax::{self, RowStats, finite_max};
 use crate::element::{Element, F32, Scalar};
-use crate::ptx::{copy, math, sync};
+use crate::ptx::{copy, math, special, sync};
 use crate::tile::reg::{AccumTile, MAX_M_FRAGS, RowVec};
 use core::f32::consts::{LN_2, LOG2_E};
 use flashtile_abi::serving::flags;
@@ -50,6 +50,24 @@ pub fn finish<C: ServingConfig>(place: &Place<'_>, mut state: State<C>) {
     }
 }
 
+/// The same views, read now: the compiler would read them when the kernel starts, and they would take registers all the while.
+#[inline(always)]
+fn anew(out: &TensorView, lse: &LseView) -> (TensorView, LseView) {
+    let number = |stride: i64| special::opaque_u64(stride as u64) as i64;
+    let out = TensorView {
+        ptr: special::opaque_u64(out.ptr),
+        batch_stride: number(out.batch_stride),
+        row_stride: number(out.row_stride),
+        head_stride: number(out.head_stride),
+    };
+    let lse = LseView {
+        ptr: special::opaque_u64(lse.ptr),
+        batch_stride: number(lse.batch_stride),
+        head_stride: number(lse.head_stride),
+    };
+    (out, lse)
+}
+
 /// Where a block's results go.
 struct Results {
     out: TensorView,
@@ -64,27 +82,31 @@ impl Results {
     #[inline(always)]
     fn new(place: &Place<'_>) -> Self {
         let params = place.params;
-        if params.splits > 1 {
+        let partial = params.splits > 1;
+        if partial {
+            let (out, lse) = anew(&params.partial.out, &params.partial.lse);
             let split = place.split as i64;
-            let (mut out, mut lse) = (params.partial.out, params.partial.lse);
-            out.ptr = out
-                .ptr
-                .wrapping_add((split * params.partial.out_stride) as u64);
-            lse.ptr = lse
-                .ptr
-                .wrapping_add((split * params.partial.lse_stride) as u64);
+            let out_skipped = split * params.partial.out_stride;
+            let lse_skipped = split * params.partial.lse_stride;
             return Self {
-                out,
-                lse,
+                out: TensorView {
+                    ptr: out.ptr.wrapping_add(out_skipped as u64),
+                    ..out
+                },
+                lse: LseView {
+                    ptr: lse.ptr.wrapping_add(lse_skipped as u64),
+                    ..lse
+                },
                 wide: true,
-                partial: true,
+                partial,
             };
         }
+        let (out, lse) = anew(&params.out, &params.lse);
         Self {
-            out: params.out,
-            lse: params.lse,
+            out,
+            lse,
             wide: place.has(flags::OUT_F32),
-            partial: false,
+            partial,
         }
     }
 

@@ -6,7 +6,7 @@ use super::latent;
 use super::operands::Cached;
 use super::place::Place;
 use super::scores::modify;
-use super::stream::{Consumer, QUERY_BARRIERS, Stream, Tiles, load_query, receive_query};
+use super::stream::{Consumer, QUERY_BARRIERS, Stream, Tiles, load_query_rows, receive_query};
 use crate::attention::mask::Masking;
 use crate::attention::softmax::{self, Care, RowStats};
 use crate::element::Element;
@@ -25,7 +25,7 @@ pub struct State<C: ServingConfig> {
 
 impl<C: ServingConfig> State<C> {
     /// Before the first tile.
-    const START: Self = Self {
+    pub const START: Self = Self {
         stats: RowStats::EMPTY,
         out: C::Output::ZERO,
     };
@@ -99,7 +99,7 @@ pub fn run<C: ServingConfig>(params: &ServingParams) {
     let stream = Stream::new::<C>(&place);
     let mut state = State::<C>::START;
 
-    load_query::<C>(&place);
+    load_query_rows::<C>(&place);
     let mut ahead = stream.start::<C>(&place);
     let q = receive_query::<C>(&place);
     loop {

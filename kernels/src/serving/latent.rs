@@ -4,7 +4,7 @@
 //! quarter of the columns, over all keys; the scores would then be everyone's work, so each computes those of a quarter of the keys. They
 //! tell each other the maxima, then the probabilities, through shared memory; sums stay each warp's own until the end.
 
-use super::config::{ServingConfig, ServingExt};
+use super::config::ServingConfig;
 use super::place::Place;
 use crate::attention::sm80::config::ConfigExt;
 use crate::attention::sm80::epilogue::pair_column;

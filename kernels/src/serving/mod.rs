@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod finish;
+pub mod hopper;
 #[cfg(all(target_arch = "nvptx64", flashtile_arch = "sm_80"))]
 pub mod instances;
 pub mod kernel;

@@ -1,6 +1,6 @@
 //! Which sequence, rows and keys a block has.
 
-use super::config::{ServingConfig, ServingExt};
+use super::config::ServingConfig;
 use super::operands::Cached;
 use crate::attention::mask::QueryRows;
 use crate::attention::sm80::config::ConfigExt;
@@ -29,23 +29,19 @@ impl Sequence {
             // SAFETY: there are as many numbers as sequences, and one more of starts, 4-byte aligned.
             unsafe { copy::ld_global_u32(address + at as u64 * 4) as i32 }
         };
+        // Opaque, or it stays in a register for a place that is computed anew.
+        let tokens = special::opaque(lengths.tokens as u32) as i32;
         let mut it = Self {
             first: 0,
-            len: lengths.tokens,
+            len: tokens,
         };
         if lengths.starts != 0 {
             let (first, end) = (
                 number(lengths.starts, batch),
                 number(lengths.starts, batch + 1),
             );
-            let first = first
-                .max(0)
-                .min(if paged { i32::MAX } else { lengths.tokens });
-            let room = if paged {
-                lengths.tokens
-            } else {
-                lengths.tokens - first
-            };
+            let first = first.max(0).min(if paged { i32::MAX } else { tokens });
+            let room = if paged { tokens } else { tokens - first };
             it.len = end.saturating_sub(first).max(0).min(room);
             it.first = if paged { 0 } else { first };
         }
@@ -101,7 +97,9 @@ impl<'a> Place<'a> {
     /// then heads, then sequences.
     #[inline(always)]
     pub fn new<C: ServingConfig>(params: &'a ServingParams) -> Self {
-        let (rest, split) = div_rem(special::block_idx(), params.splits);
+        // Opaque, so that a place that is computed anew is not kept from the first time.
+        let block = special::opaque(special::block_idx());
+        let (rest, split) = div_rem(block, params.splits);
         let (rest, m_index) = div_rem(rest, params.m_blocks);
         let (batch, kv_head) = div_rem(rest, params.heads_kv);
         let thread = special::thread_idx();
@@ -157,6 +155,17 @@ impl<'a> Place<'a> {
             it.range = it.visited::<C>();
         }
         it
+    }
+
+    /// The same place, of a thread whose block counts from another one.
+    #[inline(always)]
+    pub fn of_thread(self, thread: u32) -> Self {
+        Self {
+            thread,
+            lane: thread % 32,
+            warp: sync::broadcast(thread / 32),
+            ..self
+        }
     }
 
     /// What operands made of keys or values must be multiplied by to be what is meant.
@@ -316,6 +325,16 @@ impl<'a> Place<'a> {
     #[inline(always)]
     pub fn is_careful(&self) -> bool {
         self.range.full_begin >= self.range.full_end
+    }
+
+    /// The tiles of the block; with care all go through the loop body with masks.
+    #[inline(always)]
+    pub fn range_of(&self, careful: bool) -> BlockRange {
+        let mut range = self.range;
+        if careful {
+            range.full_end = range.full_begin;
+        }
+        range
     }
 
     /// Sends every tile through the loop body with masks.

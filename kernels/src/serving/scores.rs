@@ -4,7 +4,7 @@ use super::config::ServingConfig;
 use super::place::Place;
 use crate::attention::score_mod::{replace, tanh};
 use crate::element::Scalar;
-use crate::ptx::copy;
+use crate::ptx::{copy, special};
 use crate::tile::reg::AccumTile;
 use flashtile_abi::serving::{PairView, flags};
 
@@ -27,12 +27,12 @@ pub fn modify<C: ServingConfig>(scores: &mut C::Scores, place: &Place<'_>, n_beg
         if place.has(flags::BIAS_F32) {
             each_pair::<C>(scores, place, n_begin, &params.bias, |score, pair| {
                 // SAFETY: the pair exists, and elements are aligned to their size.
-                *score += unsafe { crate::element::F32::load(pair.element()) };
+                *score += unsafe { crate::element::F32::load(pair.element) };
             });
         } else {
             each_pair::<C>(scores, place, n_begin, &params.bias, |score, pair| {
                 // SAFETY: as above.
-                *score += unsafe { <C::Element as Scalar>::load(pair.element()) };
+                *score += unsafe { <C::Element as Scalar>::load(pair.element) };
             });
         }
     }
@@ -46,7 +46,7 @@ pub fn modify<C: ServingConfig>(scores: &mut C::Scores, place: &Place<'_>, n_beg
                 word >> (pair.key as u32 % 32) & 1 != 0
             } else {
                 // SAFETY: the byte exists.
-                unsafe { copy::ld_global_u8(pair.element()) != 0 }
+                unsafe { copy::ld_global_u8(pair.element) != 0 }
             };
             if !seen {
                 *score = f32::NEG_INFINITY;
@@ -85,18 +85,11 @@ fn add_alibi<C: ServingConfig>(scores: &mut C::Scores, place: &Place<'_>, n_begi
 
 /// Where a tensor has a pair of a query and a key.
 struct Pair {
+    /// Address of the pair's element.
+    element: u64,
     /// Address of the query's row.
     row: u64,
     key: i32,
-    key_stride: i64,
-}
-
-impl Pair {
-    #[inline(always)]
-    fn element(&self) -> u64 {
-        self.row
-            .wrapping_add((self.key as i64 * self.key_stride) as u64)
-    }
 }
 
 /// Calls `f` with every score of the tile whose query and key exist.
@@ -121,17 +114,18 @@ fn each_pair<C: ServingConfig>(
             let (query, head) = place.query_of(row);
             let offset = head as i64 * view.head_stride + query as i64 * view.row_stride;
             let row = sequence.wrapping_add(offset as u64);
+            // From pair to pair: distances from the row's start would be kept in registers from row to row, two for each key.
+            let mut element = row.wrapping_add((first as i64 * view.key_stride) as u64);
             for n in 0..C::Scores::N_FRAGS {
                 for i in 0..2 {
                     let key = first + 8 * n as i32 + i as i32;
                     if key < place.band.seqlen_k {
-                        let pair = Pair {
-                            row,
-                            key,
-                            key_stride: view.key_stride,
-                        };
+                        let pair = Pair { element, row, key };
                         f(&mut scores.frag_mut(m, n)[2 * half + i], pair);
                     }
+                    let step = if i == 0 { 1 } else { 7 };
+                    let next = element.wrapping_add((step * view.key_stride) as u64);
+                    element = special::opaque_u64(next);
                 }
             }
         }

@@ -17,21 +17,32 @@ pub trait Consumer<C: ServingConfig> {
     fn tile<M: Masking>(&mut self, place: &Place<'_>, q: &C::Query, n_begin: i32, tiles: &Tiles);
 }
 
-/// Starts the copy of the block's packed queries, as a group of its own. Rows that don't exist arrive as zeros.
+/// The room of a block's queries in rows.
 #[inline(always)]
-pub fn load_query<C: ServingConfig>(place: &Place<'_>) {
-    let params = place.params;
-    let tile = SmemTile {
+fn query_tile<C: ServingConfig>(place: &Place<'_>) -> SmemTile {
+    SmemTile {
         base: place.smem + C::TILE.shared().q,
         row_bytes: C::QK_ROW_BYTES,
-    };
+    }
+}
+
+/// Starts the copy of the block's packed queries by `threads` threads, of which this is `thread`, as a group of its own: a chunk of a row to
+/// where `room` says. Rows that don't exist arrive as zeros.
+#[inline(always)]
+pub fn load_query<C: ServingConfig>(
+    place: &Place<'_>,
+    thread: u32,
+    threads: u32,
+    room: impl Fn(u32, u32) -> u32,
+) {
+    let params = place.params;
     let sequence = params.q.ptr.wrapping_add(
         (place.batch as i64 * params.q.batch_stride
             + place.queries.first as i64 * params.q.row_stride) as u64,
     );
     let chunks = C::QK_ROW_BYTES / CHUNK;
     let columns = params.head_dim_qk * C::TILE.dtype.bytes();
-    let mut index = place.thread;
+    let mut index = thread;
     while index < special::opaque(C::TILE.block_m * chunks) {
         let (row, chunk) = (index / chunks, index % chunks);
         let packed = place.row_begin + row as i32;
@@ -45,10 +56,7 @@ pub fn load_query<C: ServingConfig>(place: &Place<'_>) {
         } else {
             0
         };
-        let (src, dst) = (
-            src.wrapping_add((chunk * CHUNK) as u64),
-            tile.chunk(row, chunk),
-        );
+        let (src, dst) = (src.wrapping_add((chunk * CHUNK) as u64), room(row, chunk));
         if place.has(flags::Q_ALIGNED) {
             // SAFETY: dst is inside the tile; `bytes` bytes exist at src, which is 16-byte aligned.
             unsafe { copy::cp_async_16(dst, src, bytes) };
@@ -56,9 +64,18 @@ pub fn load_query<C: ServingConfig>(place: &Place<'_>) {
             let element = C::TILE.dtype.bytes();
             copy_elements(dst, Piece { src, bytes }, element, element as i64);
         }
-        index += C::TILE.threads();
+        index += threads;
     }
     sync::cp_async_commit();
+}
+
+/// [`load_query`] by the whole block, in rows.
+#[inline(always)]
+pub fn load_query_rows<C: ServingConfig>(place: &Place<'_>) {
+    let tile = query_tile::<C>(place);
+    load_query::<C>(place, place.thread, C::TILE.threads(), |row, chunk| {
+        tile.chunk(row, chunk)
+    });
 }
 
 /// CTA barriers of [`receive_query`].
@@ -111,33 +128,40 @@ pub struct Stream<'a> {
     v: Gather<'a>,
 }
 
+/// What brings the block's keys and values, in copies of the crew's parts of tiles.
+#[inline(always)]
+pub fn gathers<'a, C: ServingConfig>(place: &Place<'a>) -> [Gather<'a>; 2] {
+    let params = place.params;
+    let paged = params.pages.table != 0;
+    // Sequences that follow each other are in one block, of stride 0.
+    let block = if paged { 0 } else { place.batch };
+    [
+        Gather::new(
+            C::K_PART,
+            &params.k,
+            block,
+            place.kv_head,
+            params.head_dim_qk,
+            place.has(flags::K_ALIGNED),
+        ),
+        Gather::new(
+            C::V_PART,
+            &params.v,
+            block,
+            place.kv_head,
+            params.head_dim_v,
+            place.has(flags::V_ALIGNED),
+        ),
+    ]
+}
+
 impl<'a> Stream<'a> {
     /// The stream of the block's head and sequence.
     #[inline(always)]
     pub fn new<C: ServingConfig>(place: &Place<'a>) -> Self {
         const { assert!(C::TILE.stages == 2) };
-        let params = place.params;
-        let paged = params.pages.table != 0;
-        // Sequences that follow each other are in one block, of stride 0.
-        let block = if paged { 0 } else { place.batch };
-        Self {
-            k: Gather::new(
-                C::K_PART,
-                &params.k,
-                block,
-                place.kv_head,
-                params.head_dim_qk,
-                place.has(flags::K_ALIGNED),
-            ),
-            v: Gather::new(
-                C::V_PART,
-                &params.v,
-                block,
-                place.kv_head,
-                params.head_dim_v,
-                place.has(flags::V_ALIGNED),
-            ),
-        }
+        let [k, v] = gathers::<C>(place);
+        Self { k, v }
     }
 
     /// First key of the crew's part of a tile.

@@ -53,7 +53,7 @@ impl<'a> Rows<'a> {
 
     /// The table's entry for a row.
     #[inline(always)]
-    fn entry(&self, row: i32) -> u32 {
+    pub fn entry(&self, row: i32) -> u32 {
         if !self.paged() {
             return 0;
         }
@@ -82,15 +82,18 @@ impl<'a> Rows<'a> {
 /// The copies of one head's keys or values.
 #[derive(Clone, Copy)]
 pub struct Gather<'a> {
-    shape: LoadShape,
-    view: &'a CacheView,
+    /// What is copied.
+    pub shape: LoadShape,
+    /// Keys or values.
+    pub view: &'a CacheView,
     /// Global address of row 0 of block 0, or without pages of the sequence's block.
     base: u64,
     /// Bytes from a thread's piece of a row to its next one.
-    stride: u64,
+    pub stride: u64,
     /// Bytes of a row that exist.
-    columns: u32,
-    aligned: bool,
+    pub columns: u32,
+    /// Pieces are contiguous, and aligned.
+    pub aligned: bool,
 }
 
 impl<'a> Gather<'a> {
@@ -160,7 +163,7 @@ impl<'a> Gather<'a> {
 
     /// Address of a row's first element, and whether the row exists.
     #[inline(always)]
-    fn source(&self, rows: &Rows<'_>, row: i32, entry: u32) -> (u64, bool) {
+    pub fn source(&self, rows: &Rows<'_>, row: i32, entry: u32) -> (u64, bool) {
         let mut exists = row < rows.count;
         let at = if rows.paged() {
             exists &= entry < rows.pages.blocks;
@@ -178,14 +181,14 @@ impl<'a> Gather<'a> {
 
     /// Piece `chunk` of a row.
     #[inline(always)]
-    fn piece(&self, row: u64, exists: bool, chunk: u32) -> Piece {
+    pub fn piece(&self, row: u64, exists: bool, chunk: u32) -> Piece {
         let src = row.wrapping_add((chunk as i64 * self.view.chunk_stride) as u64);
         self.piece_at(src, exists, chunk)
     }
 
     /// Piece `chunk` of a row, which is at `src`.
     #[inline(always)]
-    fn piece_at(&self, src: u64, exists: bool, chunk: u32) -> Piece {
+    pub fn piece_at(&self, src: u64, exists: bool, chunk: u32) -> Piece {
         let left = self.columns as i32 - (chunk * CHUNK) as i32;
         let bytes = left.clamp(0, CHUNK as i32) as u32;
         Piece {

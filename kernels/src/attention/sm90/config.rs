@@ -13,6 +13,8 @@ use flashtile_abi::{DType, HopperParams, ScoreModKind, TileShape};
 
 /// One instance: types and shapes, all known at compile time.
 pub trait Config: Sized {
+    /// What its launches are told.
+    type Params: Launch;
     /// How elements meet the tensor cores.
     type Arithmetic: Arithmetic<Self>;
     /// What happens to scores before the softmax.
@@ -26,10 +28,23 @@ pub trait Config: Sized {
 }
 
 /// An instance of the kernel over dense tensors.
-pub trait Launched: Config {
+pub trait Launched: Config<Params = HopperParams> {
     /// Generic address of the parameters, where the launch put them: a reference to them may be one to a copy, which the copy
     /// engine cannot read tensor maps from. Taken anew each time.
     fn params_address() -> u64;
+}
+
+/// The parameters of a launch.
+pub trait Launch {
+    /// Factor from score to the exponent of two.
+    fn exponent_scale(&self) -> f32;
+}
+
+impl Launch for HopperParams {
+    #[inline(always)]
+    fn exponent_scale(&self) -> f32 {
+        self.attention.exponent_scale
+    }
 }
 
 /// What depends on the element type between Q * K^T and the output.
@@ -64,10 +79,10 @@ pub trait Arithmetic<C: Config> {
     /// Both tiles stay as they are until a wait.
     unsafe fn mm_qk(q: Descriptor, k: Descriptor) -> C::Scores;
     /// Makes scores what they are meant to be, before they are capped. The tile begins with key `n_begin`; so below.
-    fn descale(params: &HopperParams, scores: &mut C::Scores, scales: Self::Scales, n_begin: i32);
+    fn descale(params: &C::Params, scores: &mut C::Scores, scales: Self::Scales, n_begin: i32);
     /// Turns scores into probabilities. Scores that are capped were descaled.
     fn absorb<M: Masking>(
-        params: &HopperParams,
+        params: &C::Params,
         stats: &mut RowStats,
         scores: &mut C::Scores,
         scales: Self::Scales,
@@ -81,7 +96,7 @@ pub trait Arithmetic<C: Config> {
     /// # Safety
     /// The tile stays as it is until a wait.
     unsafe fn mma_pv(
-        params: &HopperParams,
+        params: &C::Params,
         sums: &mut Self::Sums,
         p: &Self::Probabilities,
         v: Descriptor,
@@ -90,7 +105,7 @@ pub trait Arithmetic<C: Config> {
     );
     /// After the wait: takes in what was made. `last`: no more products follow.
     fn collect(
-        params: &HopperParams,
+        params: &C::Params,
         sums: &mut Self::Sums,
         scales: Self::Scales,
         n_begin: i32,
@@ -98,7 +113,7 @@ pub trait Arithmetic<C: Config> {
     );
     /// Brings sums to new references ([`RowStats::settle`]).
     fn settle<M: Masking>(
-        params: &HopperParams,
+        params: &C::Params,
         stats: &mut RowStats,
         sums: &mut Self::Sums,
         growth: Growth,

@@ -129,53 +129,52 @@ impl QueryRows for Rows<'_> {
 
 /// A piece of work, as its tiles need it.
 pub trait Task<C: Config> {
+    /// Of the launch.
+    fn params(&self) -> &C::Params;
     /// Blocks that read what the block copies.
     fn cluster(&self) -> u32;
-    /// Turns scores of the tile that begins with key `n_begin` (so below) into probabilities.
-    fn absorb<M: Masking>(
-        &self,
-        stats: &mut RowStats,
-        scores: &mut C::Scores,
-        n_begin: i32,
-    ) -> Growth;
-    /// [`Arithmetic::settle`]
-    fn settle<M: Masking>(&self, stats: &mut RowStats, sums: &mut Sums<C>, growth: Growth);
-    /// [`Arithmetic::mma_pv`]
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn mma_pv(&self, sums: &mut Sums<C>, p: &Probabilities<C>, v: Descriptor, n_begin: i32);
-    /// [`Arithmetic::collect`]
-    fn collect(&self, sums: &mut Sums<C>, n_begin: i32, last: bool);
+    /// How exponents are computed.
+    fn care(&self) -> Care;
+    /// The elements' scales.
+    fn scales(&self) -> Scales<C>;
+    /// Makes products of queries and keys scores: changes and hides them. The tile begins with key `n_begin`.
+    fn prepare<M: Masking>(&self, scores: &mut C::Scores, n_begin: i32);
 }
 
-/// [`Arithmetic::Sums`] of an instance.
-pub type Sums<C> = <<C as Config>::Arithmetic as Arithmetic<C>>::Sums;
-
-/// [`Arithmetic::Probabilities`] of an instance.
-pub type Probabilities<C> = <<C as Config>::Arithmetic as Arithmetic<C>>::Probabilities;
+/// [`Arithmetic::Scales`] of an instance.
+pub type Scales<C> = <<C as Config>::Arithmetic as Arithmetic<C>>::Scales;
 
 /// A piece of work on dense tensors.
 struct Dense<'a, C: Config> {
     place: Place<'a>,
     row_begin: i32,
     care: Care,
-    scales: <C::Arithmetic as Arithmetic<C>>::Scales,
+    scales: Scales<C>,
 }
 
-impl<C: Config> Task<C> for Dense<'_, C> {
+impl<C: Config<Params = HopperParams>> Task<C> for Dense<'_, C> {
+    #[inline(always)]
+    fn params(&self) -> &HopperParams {
+        self.place.params
+    }
+
     #[inline(always)]
     fn cluster(&self) -> u32 {
         self.place.params.schedule.cluster
     }
 
     #[inline(always)]
-    fn absorb<M: Masking>(
-        &self,
-        stats: &mut RowStats,
-        scores: &mut C::Scores,
-        n_begin: i32,
-    ) -> Growth {
+    fn care(&self) -> Care {
+        self.care
+    }
+
+    #[inline(always)]
+    fn scales(&self) -> Scales<C> {
+        self.scales
+    }
+
+    #[inline(always)]
+    fn prepare<M: Masking>(&self, scores: &mut C::Scores, n_begin: i32) {
         let params = self.place.params;
         if M::MASKS && params.attention.flags & flags::NEGATE_Q != 0 {
             softmax::negate(scores);
@@ -191,31 +190,14 @@ impl<C: Config> Task<C> for Dense<'_, C> {
         let place = self.place.anew();
         let rows = place.rows::<C>(self.row_begin);
         M::apply(scores, &rows, n_begin);
-        C::Arithmetic::absorb::<M>(params, stats, scores, self.scales, n_begin, self.care)
-    }
-
-    #[inline(always)]
-    fn settle<M: Masking>(&self, stats: &mut RowStats, sums: &mut Sums<C>, growth: Growth) {
-        C::Arithmetic::settle::<M>(self.place.params, stats, sums, growth, self.care);
-    }
-
-    #[inline(always)]
-    unsafe fn mma_pv(&self, sums: &mut Sums<C>, p: &Probabilities<C>, v: Descriptor, n_begin: i32) {
-        // SAFETY: the caller's promise.
-        unsafe { C::Arithmetic::mma_pv(self.place.params, sums, p, v, self.scales, n_begin) };
-    }
-
-    #[inline(always)]
-    fn collect(&self, sums: &mut Sums<C>, n_begin: i32, last: bool) {
-        C::Arithmetic::collect(self.place.params, sums, self.scales, n_begin, last);
     }
 }
 
 /// What goes from tile to tile.
 struct State<C: Config> {
     stats: RowStats,
-    probabilities: Probabilities<C>,
-    sums: Sums<C>,
+    probabilities: <C::Arithmetic as Arithmetic<C>>::Probabilities,
+    sums: <C::Arithmetic as Arithmetic<C>>::Sums,
 }
 
 /// A consumer's view of the rings.
@@ -330,14 +312,16 @@ impl Consumer {
     #[inline(always)]
     fn take_turn<C: Config>(&self) {
         if C::PING_PONG {
-            sync::named_sync(barrier::TURN + self.consumer, 2 * WARPGROUP);
+            // Opaque here and below: else the barriers' numbers are in two registers all the while.
+            let own = barrier::TURN + special::opaque(self.consumer);
+            sync::named_sync(own, 2 * WARPGROUP);
         }
     }
 
     #[inline(always)]
     fn pass_turn<C: Config>(&self) {
         if C::PING_PONG {
-            let next = self.consumer + 1;
+            let next = special::opaque(self.consumer) + 1;
             let next = if next == C::CONSUMERS { 0 } else { next };
             sync::named_arrive(barrier::TURN + next, 2 * WARPGROUP);
         }
@@ -400,7 +384,7 @@ impl Consumer {
         let mut scores = self.scores::<C, T>(task);
         self.at.advance(C::TILE.stages);
         let mut stats = RowStats::EMPTY;
-        let growth = task.absorb::<Masked>(&mut stats, &mut scores, n_begin::<C>(n_block));
+        let growth = absorb::<C, T, Masked>(task, &mut stats, &mut scores, n_begin::<C>(n_block));
         stats.start(growth);
         State {
             stats,
@@ -422,8 +406,8 @@ impl Consumer {
             let mut scores = self.scores::<C, T>(task);
             let at = self.at;
             self.at.advance(C::TILE.stages);
-            let growth = task.absorb::<M>(&mut state.stats, &mut scores, begin);
-            task.settle::<M>(&mut state.stats, &mut state.sums, growth);
+            let growth = absorb::<C, T, M>(task, &mut state.stats, &mut scores, begin);
+            settle::<C, T, M>(task, state, growth);
             state.probabilities = C::Arithmetic::pack(&scores);
             self.values::<C, T>(at, state, task, n_block);
             return;
@@ -442,12 +426,12 @@ impl Consumer {
         wgmma::wait_group::<1>();
         self.release(self.k, self.at, task.cluster());
 
-        let growth = task.absorb::<M>(&mut state.stats, &mut scores, begin);
+        let growth = absorb::<C, T, M>(task, &mut state.stats, &mut scores, begin);
         wgmma::wait_group::<0>();
         self.release_v::<C>(v_at, task.cluster());
         self.at.advance(C::TILE.stages);
-        task.collect(&mut state.sums, n_begin::<C>(n_block + 1), false);
-        task.settle::<M>(&mut state.stats, &mut state.sums, growth);
+        collect(task, state, n_begin::<C>(n_block + 1), false);
+        settle::<C, T, M>(task, state, growth);
         state.probabilities = C::Arithmetic::pack(&scores);
     }
 
@@ -461,7 +445,7 @@ impl Consumer {
         wgmma::commit_group();
         wgmma::wait_group::<0>();
         self.release_v::<C>(v_at, task.cluster());
-        task.collect(&mut state.sums, n_begin::<C>(n_block), true);
+        collect(task, state, n_begin::<C>(n_block), true);
     }
 
     /// A tile's scores, waited for.
@@ -516,7 +500,16 @@ impl Consumer {
             ..
         } = state;
         // SAFETY: as for `mm_qk`.
-        unsafe { task.mma_pv(sums, probabilities, v, n_begin::<C>(n_block)) };
+        unsafe {
+            C::Arithmetic::mma_pv(
+                task.params(),
+                sums,
+                probabilities,
+                v,
+                task.scales(),
+                n_begin::<C>(n_block),
+            )
+        };
     }
 
     /// Lets the producer overwrite a slot.
@@ -534,6 +527,32 @@ impl Consumer {
             self.v.release_own(at);
         }
     }
+}
+
+/// Turns a tile's products into probabilities.
+#[inline(always)]
+fn absorb<C: Config, T: Task<C>, M: Masking>(
+    task: &T,
+    stats: &mut RowStats,
+    scores: &mut C::Scores,
+    n_begin: i32,
+) -> Growth {
+    task.prepare::<M>(scores, n_begin);
+    let (params, scales, care) = (task.params(), task.scales(), task.care());
+    C::Arithmetic::absorb::<M>(params, stats, scores, scales, n_begin, care)
+}
+
+/// Brings sums to new references.
+#[inline(always)]
+fn settle<C: Config, T: Task<C>, M: Masking>(task: &T, state: &mut State<C>, growth: Growth) {
+    let State { stats, sums, .. } = state;
+    C::Arithmetic::settle::<M>(task.params(), stats, sums, growth, task.care());
+}
+
+/// Takes in what products made of a tile. `last`: no more follow.
+#[inline(always)]
+fn collect<C: Config, T: Task<C>>(task: &T, state: &mut State<C>, n_begin: i32, last: bool) {
+    C::Arithmetic::collect(task.params(), &mut state.sums, task.scales(), n_begin, last);
 }
 
 /// First key of a tile.

@@ -113,7 +113,7 @@ fn by_block(view: &ScaleView) -> bool {
 impl<C, P, const STEPS: usize> Arithmetic<C> for E4m3<P, STEPS>
 where
     P: AccumTile + Wgmma<wgmma::E4m3>,
-    C: Config<Scores: Wgmma<wgmma::E4m3>>,
+    C: Config<Params = HopperParams, Scores: Wgmma<wgmma::E4m3>>,
 {
     const DTYPE: DType = DType::E4m3;
     // There are no registers for more than one part of the output's products at a time.

@@ -1,6 +1,6 @@
 //! 16-bit elements: probabilities are left operands as they are, values are read as they lie.
 
-use super::config::{Arithmetic, Config, ConfigExt};
+use super::config::{Arithmetic, Config, ConfigExt, Launch};
 use super::consumer::Rows;
 use super::scheduler::Work;
 use crate::attention::mask::Masking;
@@ -12,7 +12,7 @@ use flashtile_abi::{DType, HopperParams};
 
 /// How far (in powers of two) a row's maximum may grow before its sums are rescaled. 0: whenever it grows. Probabilities are then
 /// up to 2^8, which 16-bit types hold as well as 1. (FlashAttention-4's kernels for Blackwell do so.)
-pub const RESCALE_ABOVE: f32 = 8.0;
+const RESCALE_ABOVE: f32 = 8.0;
 
 /// A 16-bit element type on Hopper.
 pub trait HopperElement: Element<FragA = [u32; 4]> {
@@ -58,18 +58,18 @@ where
     }
 
     #[inline(always)]
-    fn descale(_: &HopperParams, _: &mut C::Scores, (): (), _: i32) {}
+    fn descale(_: &C::Params, _: &mut C::Scores, (): (), _: i32) {}
 
     #[inline(always)]
     fn absorb<M: Masking>(
-        params: &HopperParams,
+        params: &C::Params,
         stats: &mut RowStats,
         scores: &mut C::Scores,
         (): (),
         _: i32,
         care: Care,
     ) -> Growth {
-        stats.absorb_lazily(scores, params.attention.exponent_scale, M::exponents(care))
+        stats.absorb_lazily(scores, params.exponent_scale(), M::exponents(care))
     }
 
     // The accumulators of two neighbouring 8-key fragments are the A fragment of 16 keys.
@@ -85,30 +85,35 @@ where
 
     #[inline(always)]
     unsafe fn mma_pv(
-        _: &HopperParams,
+        _: &C::Params,
         out: &mut C::Output,
         p: &[[u32; 4]; STEPS],
         v: Descriptor,
         (): (),
         _: i32,
     ) {
-        // SAFETY: the caller's promise.
-        unsafe { mma_pv::<C, E::Operand, STEPS>(out, p, v) };
+        for step in 0..STEPS {
+            let v = v.advance(1, C::V.across_step(step as u32));
+            // SAFETY: the caller's promise.
+            unsafe { Wgmma::<E::Operand>::mma_rs(out, p[step], v) };
+        }
     }
 
     #[inline(always)]
-    fn collect(_: &HopperParams, _: &mut C::Output, (): (), _: i32, _: bool) {}
+    fn collect(_: &C::Params, _: &mut C::Output, (): (), _: i32, _: bool) {}
 
     #[inline(always)]
     fn settle<M: Masking>(
-        params: &HopperParams,
+        params: &C::Params,
         stats: &mut RowStats,
         out: &mut C::Output,
         growth: Growth,
         care: Care,
     ) {
-        let scale = params.attention.exponent_scale;
-        settle::<C, M>(stats, out, growth, scale, care);
+        let (scale, exponents) = (params.exponent_scale(), M::exponents(care));
+        if let Some(factor) = stats.settle::<C::Output, _>(growth, scale, exponents) {
+            softmax::scale_rows(out, &factor);
+        }
     }
 
     #[inline(always)]
@@ -148,36 +153,4 @@ pub unsafe fn mm_qk<C: Config<Scores: Wgmma<T>>, T>(q: Descriptor, k: Descriptor
         }
     }
     scores
-}
-
-/// Output += P * V of any 16-bit operand type, in flight.
-///
-/// # Safety
-/// As for [`Arithmetic::mma_pv`].
-#[inline(always)]
-pub unsafe fn mma_pv<C: Config<Output: Wgmma<T>>, T, const STEPS: usize>(
-    out: &mut C::Output,
-    p: &[[u32; 4]; STEPS],
-    v: Descriptor,
-) {
-    for step in 0..STEPS {
-        let v = v.advance(1, C::V.across_step(step as u32));
-        // SAFETY: the caller's promise.
-        unsafe { Wgmma::<T>::mma_rs(out, p[step], v) };
-    }
-}
-
-/// [`Arithmetic::settle`], by the scale of the exponents.
-#[inline(always)]
-pub fn settle<C: Config, M: Masking>(
-    stats: &mut RowStats,
-    out: &mut C::Output,
-    growth: Growth,
-    exponent_scale: f32,
-    care: Care,
-) {
-    let exponents = M::exponents(care);
-    if let Some(factor) = stats.settle::<C::Output, _>(growth, exponent_scale, exponents) {
-        softmax::scale_rows(out, &factor);
-    }
 }

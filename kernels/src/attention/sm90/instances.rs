@@ -25,6 +25,7 @@ macro_rules! instances {
             struct Instance;
 
             impl Config for Instance {
+                type Params = HopperParams;
                 type Arithmetic = arithmetic!($dtype $dv);
                 type ScoreMod = score_mod::$score_mod;
                 type Scores = RegTile<1, { TILE.block_n as usize / 8 }>;

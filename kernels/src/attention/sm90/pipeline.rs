@@ -131,6 +131,13 @@ impl Ring {
         unsafe { mbarrier::wait(self.empty(at.stage), at.parity ^ 1) };
     }
 
+    /// Producer: whether the slot is empty, perhaps after a while.
+    #[inline(always)]
+    pub fn is_empty(self, at: Cursor) -> bool {
+        // SAFETY: as for `acquire`.
+        unsafe { mbarrier::has_ended(self.empty(at.stage), at.parity ^ 1) }
+    }
+
     /// Producer, one thread: announces the bytes of a slot that are about to be copied.
     #[inline(always)]
     pub fn expect(self, at: Cursor, bytes: u32) {
