@@ -5,7 +5,7 @@ use flashtile_abi::DType;
 use super::layout::{BiasType, CacheLayout, MaskType, PageTable, PairLayout};
 use crate::{
     layout::TensorLayout,
-    problem::{self, CausalAlignment, OutDType, Shape, Window},
+    problem::{self, ArchChoice, CausalAlignment, OutDType, Shape, Window},
 };
 
 /// How long sequences are and where they lie: what the device holds of it.
@@ -26,8 +26,8 @@ pub enum Splits {
     /// As many as fill the device, by the problem's sizes.
     #[default]
     Auto,
-    /// One: results do not depend on what else is in the batch, nor on the device, as long as the longest sequence of queries is one
-    /// for the same kernels: `longest * heads_q / heads_kv` is at most 16, or more.
+    /// One: results do not depend on what else is in the batch, nor on the device's size, as long as the longest sequence of queries is one
+    /// for the same kernels: `longest * heads_q / heads_kv` is at most 16, or more; on Hopper, at most 64 or more.
     One,
     /// One for every so many keys (rounded up to whole tiles), two at least: as [`Splits::One`], and long sequences still have many.
     Keys(usize),
@@ -117,6 +117,8 @@ pub struct ServingProblem {
     pub lse: bool,
     /// How keys are split.
     pub splits: Splits,
+    /// Which tier. On Hopper that of sm_90a has kernels for more than 64 queries of a sequence, counted for all heads that share keys.
+    pub arch: ArchChoice,
 }
 
 /// How many scales keys have, and values as many: f32, positive and finite. What is meant by an element is the element times its scale.
@@ -200,6 +202,7 @@ impl ServingProblem {
             ranges: None,
             lse: false,
             splits: Splits::Auto,
+            arch: ArchChoice::Auto,
         }
     }
 
@@ -398,6 +401,13 @@ impl ServingProblem {
     #[must_use]
     pub fn splits(mut self, splits: Splits) -> Self {
         self.splits = splits;
+        self
+    }
+
+    /// Chooses the tier.
+    #[must_use]
+    pub fn arch(mut self, arch: ArchChoice) -> Self {
+        self.arch = arch;
         self
     }
 

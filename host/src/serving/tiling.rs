@@ -1,6 +1,9 @@
 //! Which kernel computes a problem, and how its work is shared.
 
-use flashtile_abi::{Algorithm, Arch, MergeVariant, ServingVariant, Sharing, TileShape, serving};
+use flashtile_abi::{
+    Algorithm, Arch, MergeVariant, ServingVariant, Sharing, TileShape, hopper::WARPGROUP_ROWS,
+    serving,
+};
 
 use super::{
     problem::{ServingProblem, Splits},
@@ -11,10 +14,14 @@ use crate::{
     device::DeviceInfo,
     error::{Error, Result},
     plan::MAX_GRID,
+    problem::ArchChoice,
 };
 
 /// Rows of a tile of the kernels for few queries.
 const FEW_ROWS: usize = 16;
+
+/// Rows of a warpgroup of the sm_90a kernels, whose tiles have two: with fewer, half of a block would idle.
+const HALF_TILE: usize = WARPGROUP_ROWS as usize;
 
 /// Fewest tiles of keys that are worth a block of their own.
 const MIN_TILES: u32 = 4;
@@ -41,16 +48,36 @@ pub(super) fn choose(
     sizes: &Sizes,
     device: &DeviceInfo,
 ) -> Result<&'static ServingVariant> {
-    device.supports(Arch::Sm80)?;
     let rows = packed_rows(problem, sizes)?;
+    let of_arch = |arch| of_arch(problem, sizes, rows, device, arch);
+    match problem.arch {
+        ArchChoice::Sm80 => of_arch(Arch::Sm80),
+        ArchChoice::Sm90a => of_arch(Arch::Sm90a),
+        ArchChoice::Auto => match of_arch(Arch::Sm90a) {
+            Ok(variant) if rows > HALF_TILE => Ok(variant),
+            _ => of_arch(Arch::Sm80),
+        },
+    }
+}
+
+/// The same, of a tier.
+fn of_arch(
+    problem: &ServingProblem,
+    sizes: &Sizes,
+    rows: usize,
+    device: &DeviceInfo,
+    arch: Arch,
+) -> Result<&'static ServingVariant> {
+    device.supports(arch)?;
     let missing = |missing: String| Error::NoVariant {
         algorithm: Algorithm::Fused,
-        arch: Arch::Sm80,
+        arch,
         dtype: problem.dtype,
         missing,
     };
     let all = serving::serving_variants().iter();
     let of_type: Vec<_> = all
+        .filter(|it| it.arch == arch)
         .filter(|it| (it.tile.dtype, it.tile.kv_dtype) == (problem.dtype, problem.kv_dtype))
         // Kernels of latent caches read no values.
         .filter(|it| problem.latent || !it.tile.latent)
@@ -62,7 +89,7 @@ pub(super) fn choose(
     };
     let of_kind = of_type.into_iter().filter(|it| match it.sharing {
         Sharing::Keys => rows <= FEW_ROWS,
-        Sharing::Rows => rows > FEW_ROWS,
+        Sharing::Rows => rows > FEW_ROWS || arch != Arch::Sm80,
         Sharing::Columns => true,
     });
     let mut wide = of_kind

@@ -92,6 +92,7 @@ impl Built {
         if let Some(scales) = case.kv_scales {
             problem = problem.kv_dtype(DType::E4m3, scales);
         }
+        problem.arch = case.arch;
         problem.causal = case.causal;
         problem.window = case.window;
         problem.scale = case.scale;

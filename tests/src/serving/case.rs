@@ -1,7 +1,7 @@
 //! A case: everything that decides a result.
 
 use flashtile::{
-    CausalAlignment, DType, Window,
+    ArchChoice, CausalAlignment, DType, Window,
     serving::{BiasType, CacheScales, MaskType, Splits},
 };
 
@@ -113,6 +113,8 @@ pub struct ServingCase {
     pub ranges: usize,
     /// How keys are split.
     pub splits: Splits,
+    /// Which tier.
+    pub arch: ArchChoice,
     /// Factor of the elements of queries and keys: at 10, one key takes almost all of each row.
     pub spread: f32,
     /// Of all numbers.
@@ -148,6 +150,7 @@ impl ServingCase {
             mask: None,
             ranges: 0,
             splits: Splits::One,
+            arch: ArchChoice::Auto,
             spread: 1.0,
             seed: 0,
             first: 0,

@@ -1,7 +1,7 @@
 //! Cases by chance.
 
 use flashtile::{
-    CausalAlignment, DType, Window,
+    ArchChoice, CausalAlignment, DType, Window,
     serving::{BiasType, CacheScales, MaskType, Splits},
 };
 use proptest::{prelude::*, sample::select, test_runner::TestError};
@@ -181,9 +181,10 @@ pub fn case(axes: Axes) -> impl Strategy<Value = ServingCase> {
     ];
     let spread = prop_oneof![4 => Just(1.0f32), 1 => Just(10.0)];
     let latent = maybe(6, latent_dims(axes));
-    let rest = (kv_scales, splits, spread, any::<u64>(), latent);
+    let arch = prop_oneof![2 => Just(ArchChoice::Auto), 1 => Just(ArchChoice::Sm80)];
+    let rest = (kv_scales, splits, spread, any::<u64>(), latent, arch);
     (tensors, masks, rest).prop_map(|(tensors, masks, rest)| {
-        let (kv_scales, splits, spread, seed, latent) = rest;
+        let (kv_scales, splits, spread, seed, latent, arch) = rest;
         let (dtype, wide_out, heads_kv, q_per_kv, dims, lengths, room, queries, place, gap) =
             tensors;
         let (latent, dims) = latent.map_or((false, dims), |dims| (true, dims));
@@ -218,6 +219,7 @@ pub fn case(axes: Axes) -> impl Strategy<Value = ServingCase> {
             }),
             ranges,
             splits,
+            arch,
             spread,
             seed,
             first: 0,
