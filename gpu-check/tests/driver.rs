@@ -195,4 +195,20 @@ fn streams_events_and_graphs_inner() {
     enqueue(9, out.address()).unwrap();
     stream.synchronize().unwrap();
     assert_eq!(out.to_vec().unwrap(), 9u32.to_le_bytes());
+
+    // The stand-in has done everything already; it does refuse streams that are none.
+    let order = |before, after| {
+        // SAFETY: the stand-in knows its streams, and refuses the others.
+        unsafe { device.order(before, after) }
+    };
+    let other = device.stream().unwrap();
+    for (before, after) in [(&stream, &other), (&other, &stream), (&stream, &stream)] {
+        order(before.stream(), after.stream()).unwrap();
+    }
+    order(Stream::DEFAULT, other.stream()).unwrap();
+    let none = Stream::from_raw(std::ptr::without_provenance_mut(8));
+    assert!(order(none, other.stream()).is_err());
+    assert!(order(other.stream(), none).is_err());
+    assert!(device.owns(stream.stream()).unwrap() && device.owns(Stream::DEFAULT).unwrap());
+    assert!(device.owns(none).is_err());
 }

@@ -68,6 +68,14 @@ pub enum Error {
         /// The driver's name for the error, and its description.
         reason: String,
     },
+    /// An exchange between ranks failed: here, or with a peer.
+    #[error("{call} between ranks failed: {reason}")]
+    Exchange {
+        /// The call.
+        call: &'static str,
+        /// What is known of it.
+        reason: String,
+    },
     /// The device has too little memory left.
     #[error("out of device memory: {requested} bytes do not fit ({reason})")]
     OutOfMemory {
@@ -89,7 +97,7 @@ pub enum ErrorClass {
     NoVariant,
     /// A kernel misbehaved.
     Fault,
-    /// The driver refused.
+    /// The driver refused, or an exchange between ranks failed.
     Driver,
     /// Device memory is exhausted.
     OutOfMemory,
@@ -105,7 +113,7 @@ impl Error {
             Self::Fault { .. } => ErrorClass::Fault,
             #[cfg(feature = "emulator")]
             Self::Findings { .. } => ErrorClass::Fault,
-            Self::Driver { .. } => ErrorClass::Driver,
+            Self::Driver { .. } | Self::Exchange { .. } => ErrorClass::Driver,
             Self::OutOfMemory { .. } => ErrorClass::OutOfMemory,
         }
     }

@@ -51,6 +51,7 @@ mod error;
 pub mod front;
 mod kernels;
 mod layout;
+pub mod parallel;
 mod plan;
 mod problem;
 pub mod reference;

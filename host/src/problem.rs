@@ -253,6 +253,11 @@ impl Problem {
         }
     }
 
+    /// Whether there is a causal mask or a window.
+    pub(crate) fn is_masked(&self) -> bool {
+        self.causal.is_some() || self.window != Window::default()
+    }
+
     /// The factor of the scores: `scale`, or 1/sqrt(head_dim_qk).
     pub fn softmax_scale(&self) -> f32 {
         self.scale.unwrap_or_else(|| default_scale(self.q.shape[3]))

@@ -28,6 +28,7 @@ pub mod generate;
 pub mod golden;
 pub mod mutation;
 pub mod program;
+pub mod ranks;
 pub mod serving;
 
 pub use check::{assert_near, assert_same_bits, check, run};

@@ -13,7 +13,7 @@ use flashtile_tests::{
     generate::factor,
     serving::{
         Axes, Built, Cache, CacheOrder, Queries, ServingCase, bound, case, devices, for_all, judge,
-        run, try_launch,
+        merging_error, run, try_launch,
     },
 };
 use flashtile_verify::data::Random;
@@ -335,8 +335,7 @@ fn merging() {
             };
             let largest = lse.iter().chain(&sink).filter(|x| x.is_finite());
             let largest = largest.fold(0f32, |max, x| max.max(x.abs()));
-            // Roundings of exponents: of two logarithms and their difference; then exponential, sum, reciprocal, and products.
-            let relative = (8.0 * f64::from(largest) + 2.0 * count as f64 + 16.0) / 16_777_216.0;
+            let relative = merging_error(f64::from(largest), count);
             for device in devices() {
                 let found = merge(device, &problem, &inputs).unwrap();
                 let out = element::gather(out_dtype, &found.out, &problem.out).unwrap();

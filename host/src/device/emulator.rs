@@ -260,6 +260,11 @@ impl Device for EmulatorDevice {
         Ok(())
     }
 
+    unsafe fn order(&self, _before: Stream, _after: Stream) -> Result<()> {
+        // What was enqueued is done.
+        Ok(())
+    }
+
     fn tracks_writes(&self) -> bool {
         // A block alone writes its part.
         let options = self.emulator.options();

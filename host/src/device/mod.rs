@@ -201,6 +201,15 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// A fault of any kernel since the last call.
     fn synchronize(&self) -> Result<()>;
 
+    /// Makes work that is enqueued on `after` from now on wait for what has been enqueued on `before`. Does not wait itself.
+    ///
+    /// # Errors
+    /// What the device says of the streams.
+    ///
+    /// # Safety
+    /// Both are live streams of the device.
+    unsafe fn order(&self, before: Stream, after: Stream) -> Result<()>;
+
     /// Whether the device notes which bytes are written, as an emulator does that sanitizes.
     /// [`Plan::launch`](crate::Plan::launch) then requires that the kernel writes all of its outputs.
     fn tracks_writes(&self) -> bool {

@@ -211,7 +211,7 @@ pub(super) fn schedule(
     let section = kv_heads.saturating_mul(groups_per_kv).min(groups).max(1);
 
     // Two blocks share keys and values if they see the same ones and neither is idle.
-    let same_keys = problem.causal.is_none() && problem.window == Default::default();
+    let same_keys = !problem.is_masked();
     let pays = tile.head_dim_qk >= 128 && shape.seqlen_k as u64 > u64::from(tile.block_n);
     let pairs = m_blocks.is_multiple_of(2) && device.multiprocessors >= 2;
     let cluster = if same_keys && pays && pairs { 2 } else { 1 };

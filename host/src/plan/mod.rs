@@ -9,7 +9,8 @@ mod tests;
 mod validate;
 
 use flashtile_abi::{
-    Arch, AttentionParams, DType, HopperParams, LseView, Schedule, TensorMap, TensorView, Variant,
+    Arch, AttentionParams, Band, DType, HopperParams, LseView, Schedule, TensorMap, TensorView,
+    Variant,
     params::flags::{
         K_ALIGNED, NEGATE_Q, OUT_ALIGNED, OUT_F16, OUT_F32, Q_ALIGNED, V_ALIGNED, WIDE_CAP,
     },
@@ -218,18 +219,12 @@ impl Chosen {
             u32::try_from(n)
                 .map_err(|_| Error::bad(argument, "fewer than 2^32 heads", n.to_string()))
         };
-        let row_bytes = shape.seqlen_q as i64 * 4;
         let params = AttentionParams {
             q: view(&problem.q, element),
             k: view(&problem.k, element),
             v: view(&problem.v, element),
             out: view(&problem.out, problem.out_element().bytes()),
-            lse: LseView {
-                ptr: 0,
-                // An overflowing LSE was refused above, if it is wanted at all.
-                batch_stride: row_bytes.wrapping_mul(shape.heads_q as i64),
-                head_stride: row_bytes,
-            },
+            lse: lse_view(shape.heads_q, shape.seqlen_q),
             band: band(problem),
             seqlen_q: shape.seqlen_q as i32,
             m_blocks: m_blocks as u32,
@@ -252,6 +247,16 @@ impl Chosen {
             params,
             schedule,
         })
+    }
+}
+
+/// Byte strides of log-sum-exps [batch, heads, rows]. Where they overflow, the log-sum-exp was refused, if it is wanted at all.
+pub(crate) fn lse_view(heads: usize, rows: usize) -> LseView {
+    let head_stride = rows as i64 * 4;
+    LseView {
+        ptr: 0,
+        batch_stride: head_stride.wrapping_mul(heads as i64),
+        head_stride,
     }
 }
 
@@ -281,6 +286,25 @@ impl Plan {
     /// The kernel. Another one may be launched if an address is none that it takes ([`Plan::prepare`]).
     pub fn variant(&self) -> &'static Variant {
         self.chosen.variant
+    }
+
+    /// The same for queries and keys that lie elsewhere in longer sequences: `band` is what their masks amount to there. A problem
+    /// without causal mask and window has a schedule of its own, and keeps its band.
+    pub(crate) fn with_band(mut self, band: Band) -> Self {
+        debug_assert!(self.problem.is_masked());
+        for chosen in std::iter::once(&mut self.chosen).chain(&mut self.other) {
+            chosen.params.band = band;
+        }
+        self
+    }
+
+    /// The same for log-sum-exps that are some rows of a tensor [batch, heads_q, rows].
+    pub(crate) fn with_lse_rows(mut self, rows: usize) -> Self {
+        let heads = self.problem.q.shape[2];
+        for chosen in std::iter::once(&mut self.chosen).chain(&mut self.other) {
+            chosen.params.lse = lse_view(heads, rows);
+        }
+        self
     }
 
     /// Why the kernel is not of the sm_90a tier, although device and problem have one, and nobody asked for another: how a tensor lies
@@ -548,21 +572,13 @@ impl Plan {
             f(address, dim * bytes as usize, &name)?;
         }
         if let Some(lse) = pointers.lse {
-            let [_, heads, rows] = problem.lse_shape();
-            let name = |at: u64| {
-                let n = at as usize / 4;
-                format!(
-                    "lse[{}, {}, {}]",
-                    n / rows / heads,
-                    n / rows % heads,
-                    n % rows
-                )
-            };
-            f(
-                lse,
-                problem.lse_shape().iter().product::<usize>() * 4,
-                &name,
-            )?;
+            let [batch, heads, rows] = problem.lse_shape();
+            let strides = &self.chosen.params.lse;
+            for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+                let offset = b as i64 * strides.batch_stride + h as i64 * strides.head_stride;
+                let name = |at: u64| format!("lse[{b}, {h}, {}]", at / 4);
+                f(lse.wrapping_add_signed(offset), rows * 4, &name)?;
+            }
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Partial results over parts of the keys, made one by their log-sum-exps.
 
 use flashtile_abi::{
-    DType, LseView, MergeParams, MergeVariant,
+    DType, MergeParams, MergeVariant,
     divide::Divisor,
     serving::{HeadView, Lengths, MERGE_ROWS, PartialView, merge_flags},
 };
@@ -11,7 +11,7 @@ use crate::{
     device::{Device, DeviceBuffer, DeviceInfo, LaunchConfig, Stream},
     error::{Error, Result},
     layout::TensorLayout,
-    plan::{MAX_GRID, check_pointer, view},
+    plan::{MAX_GRID, check_pointer, lse_view, view},
     run::{Outputs, bytes_of, origin},
 };
 
@@ -211,11 +211,7 @@ impl MergeProblem {
             ));
         }
         let variant = tiling::choose_merge(kernel_dtype, device)?;
-        let lse = LseView {
-            ptr: 0,
-            batch_stride: (heads * rows) as i64 * 4,
-            head_stride: rows as i64 * 4,
-        };
+        let lse = lse_view(heads, rows);
         let mut flags = 0;
         if self.dtype == DType::F32 {
             flags |= merge_flags::PARTS_F32;
@@ -288,6 +284,12 @@ impl MergePlan {
     /// The kernel.
     pub fn variant(&self) -> &'static MergeVariant {
         self.kernel.variant
+    }
+
+    /// The same for log-sum-exps that are some rows of a tensor [batch, heads, rows].
+    pub(crate) fn with_lse_rows(mut self, rows: usize) -> Self {
+        self.kernel.params.lse = lse_view(self.problem.part.shape[2], rows);
+        self
     }
 
     /// The kernel's parameters for these addresses.

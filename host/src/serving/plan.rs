@@ -64,7 +64,7 @@ impl ServingProblem {
             0 | 1 => (None, Workspace::default()),
             splits => {
                 let workspace = Workspace::new(self, splits)?;
-                (Some(merge(self, &params, device)?), workspace)
+                (Some(merge(self, &params, splits, device)?), workspace)
             }
         };
         Ok(ServingPlan {
@@ -83,10 +83,11 @@ impl ServingProblem {
     }
 }
 
-/// The merging kernel for the parts of a launch.
-fn merge(
+/// The merging kernel for so many parts of a launch.
+pub(super) fn merge(
     problem: &ServingProblem,
     params: &ServingParams,
+    count: u32,
     device: &DeviceInfo,
 ) -> Result<MergeKernel> {
     let variant = tiling::choose_merge(problem.dtype, device)?;
@@ -101,7 +102,7 @@ fn merge(
         sink: HeadView::default(),
         lengths: params.q_lengths,
         heads: Divisor::new(params.heads_q),
-        count: params.splits,
+        count,
         head_dim: params.head_dim_v,
         row_blocks: 0,
         flags,
@@ -169,6 +170,11 @@ impl ServingPlan {
     /// Bytes of scratch memory that a launch needs, aligned to 256: exactly those of the partial results, 0 if keys are not split.
     pub fn workspace_bytes(&self) -> usize {
         self.workspace.bytes
+    }
+
+    /// The parameters of the attention kernel, with addresses 0 and no alignment flags.
+    pub(super) fn params_template(&self) -> &ServingParams {
+        &self.params
     }
 
     /// The parameters of the attention kernel, and of the merging kernel if keys are split, for these addresses.

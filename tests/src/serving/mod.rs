@@ -94,6 +94,12 @@ pub fn bound(case: &ServingCase, built: &Built) -> ErrorBound {
     bound
 }
 
+/// What merging so many parts adds: to log-sum-exps, and to outputs relative to twice the mean of the parts' magnitudes. Roundings of
+/// exponents: of two logarithms and their difference; then exponential, sum, reciprocal, and products.
+pub fn merging_error(largest_lse: f64, parts: usize) -> f64 {
+    (8.0 * largest_lse + 2.0 * parts as f64 + 16.0) / 16_777_216.0
+}
+
 fn bound_of(built: &Built) -> ErrorBound {
     let outputs = attention_cpu(&built.problem, &built.inputs()).expect("a sound problem");
     compare(&built.problem, &built.inputs(), &outputs)

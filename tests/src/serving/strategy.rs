@@ -45,10 +45,10 @@ impl Axes {
 ///
 /// # Panics
 /// If the property fails.
-pub fn for_all(
+pub fn for_all<T: std::fmt::Debug>(
     cases: u32,
-    strategy: impl Strategy<Value = ServingCase>,
-    property: impl Fn(&ServingCase) -> Result<(), String>,
+    strategy: impl Strategy<Value = T>,
+    property: impl Fn(&T) -> Result<(), String>,
 ) {
     let mut runner = runner(cases, 1 << 32, 60);
     let result = runner.run(&strategy, |case| {

@@ -56,6 +56,8 @@ pub(super) mod codes {
     pub const LAUNCH_PARAM_BUFFER_SIZE: usize = 2;
     /// `CU_STREAM_NON_BLOCKING`: does not wait for the default stream.
     pub const STREAM_NON_BLOCKING: c_uint = 1;
+    /// `CU_EVENT_DISABLE_TIMING`.
+    pub const EVENT_DISABLE_TIMING: c_uint = 2;
     /// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`: what other threads do is no part of it.
     pub const CAPTURE_MODE_THREAD_LOCAL: c_int = 1;
     /// `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION`: x, y, z.
@@ -212,6 +214,10 @@ driver! {
         stream_create = b"cuStreamCreate\0" (stream: *mut Handle, flags: c_uint);
         /// Destroys a stream, once its work is done.
         stream_destroy = b"cuStreamDestroy_v2\0" (stream: Handle);
+        /// Finds a stream's context.
+        stream_context = b"cuStreamGetCtx\0" (stream: Handle, context: *mut Handle);
+        /// Makes a stream's later work wait for an event.
+        stream_wait = b"cuStreamWaitEvent\0" (stream: Handle, event: Handle, flags: c_uint);
         /// Makes a stream take down its work instead of doing it.
         stream_capture = b"cuStreamBeginCapture_v2\0" (stream: Handle, mode: c_int);
         /// Hands out what was taken down.

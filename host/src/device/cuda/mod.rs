@@ -37,6 +37,17 @@ pub struct CudaDevice {
 struct State {
     modules: HashMap<&'static str, Loaded>,
     overrides: HashMap<&'static str, String>,
+    /// By which streams wait for each other; null until they do.
+    order: OrderEvent,
+}
+
+/// An event, or null.
+struct OrderEvent(Handle);
+
+impl Default for OrderEvent {
+    fn default() -> Self {
+        Self(null_mut())
+    }
 }
 
 /// A kernel that is ready to launch.
@@ -69,7 +80,7 @@ impl std::fmt::Debug for CudaDevice {
 }
 
 /// Makes a context the thread's as long as it lives.
-struct Pushed(&'static Driver);
+pub(crate) struct Pushed(&'static Driver);
 
 impl Drop for Pushed {
     fn drop(&mut self) {
@@ -235,8 +246,23 @@ impl CudaDevice {
         })
     }
 
+    /// Whether a stream is one of this device's context. The default stream is.
+    ///
+    /// # Errors
+    /// What the driver says, of what is no stream.
+    pub fn owns(&self, stream: Stream) -> Result<bool> {
+        let _pushed = self.push()?;
+        let mut context = null_mut();
+        // SAFETY: writes one handle; the driver refuses what is no stream. Of the default stream it is the current context.
+        unsafe {
+            self.driver
+                .stream_context(stream.as_raw(), &raw mut context)?;
+        }
+        Ok(context == self.context.handle)
+    }
+
     /// The device, as the driver knows it.
-    fn ordinal(&self) -> Result<Ordinal> {
+    pub(crate) fn ordinal(&self) -> Result<Ordinal> {
         let _pushed = self.push()?;
         let mut device = 0;
         // SAFETY: writes one device; a context is current.
@@ -268,7 +294,8 @@ impl CudaDevice {
         self.context.handle
     }
 
-    fn push(&self) -> Result<Pushed> {
+    /// Makes the device's context the thread's, until what it returns is dropped.
+    pub(crate) fn push(&self) -> Result<Pushed> {
         // SAFETY: the context is alive: retained by this device, or vouched for at its creation.
         unsafe { self.driver.context_push(self.context.handle)? };
         Ok(Pushed(self.driver))
@@ -551,6 +578,28 @@ impl Device for CudaDevice {
         // SAFETY: a context is current.
         unsafe { self.driver.context_synchronize() }
     }
+
+    unsafe fn order(&self, before: Stream, after: Stream) -> Result<()> {
+        if before == after {
+            return Ok(());
+        }
+        let _pushed = self.push()?;
+        // Locked until both calls are made. A wait is for what the event had recorded at the call, so one event serves for all.
+        let mut state = self.state();
+        let event = &mut state.order.0;
+        if event.is_null() {
+            // SAFETY: writes one handle; destroyed with the device.
+            unsafe {
+                self.driver
+                    .event_create(&raw mut *event, codes::EVENT_DISABLE_TIMING)?;
+            }
+        }
+        // SAFETY: the event is alive, and the caller vouches for the streams; 0 is the only flag that there is.
+        unsafe {
+            self.driver.event_record(*event, before.as_raw())?;
+            self.driver.stream_wait(after.as_raw(), *event, 0)
+        }
+    }
 }
 
 impl Drop for CudaDevice {
@@ -561,6 +610,11 @@ impl Drop for CudaDevice {
             for loaded in self.state().modules.values() {
                 // SAFETY: the module was loaded in this context, once, and no kernel runs.
                 let _ = unsafe { self.driver.module_unload(loaded.module) };
+            }
+            let event = self.state().order.0;
+            if !event.is_null() {
+                // SAFETY: the event is the device's own.
+                let _ = unsafe { self.driver.event_destroy(event) };
             }
         }
         if let Some(device) = self.context.primary_of {
