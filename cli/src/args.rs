@@ -92,6 +92,9 @@ pub struct AttendArgs {
     /// Rows that share a scale, where scales are [batch, heads, blocks]; a power of two [default: 128]
     #[arg(long, value_name = "ROWS", allow_hyphen_values = true)]
     pub scale_block: Option<u32>,
+    /// Values are the first N elements of keys (MLA): the file has no v
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub latent: Option<usize>,
     /// Dtype of out: f32, or that of q, k and v; f16 too for F8_E4M3 [default: that of q, k and v; bf16 for F8_E4M3]
     #[arg(long, value_enum, value_name = "DTYPE")]
     pub out_dtype: Option<OutDTypeArg>,

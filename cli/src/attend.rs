@@ -33,7 +33,8 @@ pub fn run(args: &AttendArgs) -> Result<Outcome> {
         ));
     }
     let source = Source::open(&args.input)?;
-    if source.is_serving() {
+    source.check_values(args.latent)?;
+    if source.is_serving() || args.latent.is_some() {
         return serve::run(args, source);
     }
     let mut problem = problem(args, &source)?;

@@ -43,6 +43,8 @@ pub struct Source<R = File> {
     /// Of k and v.
     kv_dtype: DType,
     tensors: [Tensor; 3],
+    /// Whether there is a v; else it stands for k.
+    has_values: bool,
     scales: [Option<ScaleTensor>; 3],
     extras: Extras,
 }
@@ -185,9 +187,30 @@ impl<R: Read + Seek> Source<R> {
             dtype,
             kv_dtype,
             tensors,
+            has_values: metadata.info("v").is_some(),
             scales,
             extras,
         })
+    }
+
+    /// Refuses a file without values, unless they are elements of keys, and one with values if they are.
+    ///
+    /// # Errors
+    /// It says what there is.
+    pub fn check_values(&self, latent: Option<usize>) -> Result<()> {
+        match (self.has_values, latent) {
+            (false, None) => Err(Failure::bad(
+                "v",
+                "a tensor, or --latent N for values that are the first N elements of k",
+                "neither",
+            )),
+            (true, Some(_)) => Err(Failure::bad(
+                "--latent",
+                "a file without v, since values are elements of k",
+                "a file with v",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Unmasked attention over these tensors, not yet checked. Scales by blocks are of so many rows; `None` is the default.
@@ -270,6 +293,16 @@ fn tensors(
     let mut found: Vec<(Tensor, Dtype)> = Vec::new();
     for (name, dims) in TENSORS.into_iter().zip(dims) {
         let Some(info) = metadata.info(name) else {
+            // Values may be elements of keys, as an option says.
+            if let ("v", [_, (k, of_k)]) = (name, found.as_slice()) {
+                let data = Span {
+                    name,
+                    begin: data_begin,
+                    bytes: 0,
+                };
+                found.push((Tensor { data, ..*k }, *of_k));
+                continue;
+            }
             let mut names = metadata.offset_keys();
             names.truncate(8);
             let names = match names.is_empty() {

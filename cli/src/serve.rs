@@ -8,7 +8,7 @@ use flashtile::{
 };
 
 use crate::{
-    args::{ArchArg, AttendArgs},
+    args::AttendArgs,
     attend::{NOTHING, Report, encode, findings},
     failure::{Failure, Outcome, Result},
     input::Source,
@@ -22,7 +22,7 @@ use crate::{
 pub fn run(args: &AttendArgs, source: Source) -> Result<Outcome> {
     check_options(args, source.dtype())?;
     memory::require("q, k, v", memory_needed(&source))?;
-    let contents = source.read_serving()?;
+    let contents = source.read_serving(args.latent)?;
     let problem = with_options(args, contents.problem());
     let inputs = contents.inputs();
     let target = Target::open(args.device, args.sanitize)?;
@@ -130,18 +130,12 @@ fn check_options(args: &AttendArgs, dtype: DType) -> Result<()> {
             "sequence lengths, pages and optional tensors have fused kernels only",
         );
     }
-    if args.arch == ArchArg::Sm90a {
-        return missing(
-            Arch::Sm90a,
-            algorithm,
-            "sequence lengths, pages and optional tensors have kernels of sm_80 only, which run on every GPU since",
-        );
-    }
     Ok(())
 }
 
 fn with_options(args: &AttendArgs, problem: ServingProblem) -> ServingProblem {
     let mut problem = problem.lse(true);
+    problem.arch = args.arch.into();
     problem.causal = args.causal.map(Into::into);
     problem.window = args.window.unwrap_or_default();
     problem.scale = args.scale;

@@ -292,10 +292,55 @@ fn options_of_dense_problems() {
         &["--scale-block", "128"],
         &["--scale-block: expected a file without"],
     );
-    for options in [["--algorithm", "three-pass"], ["--arch", "sm_90a"]] {
-        let output = bench.attend(&options);
-        fails(&output, 3, &["no kernel for", "with f16 elements"]);
-        let bfloats = Bench::new(&encode(&varlen(Dtype::BF16)));
-        fails(&bfloats.attend(&options), 3, &["with bf16 elements"]);
+    let options = ["--algorithm", "three-pass"];
+    let output = bench.attend(&options);
+    fails(&output, 3, &["no kernel for", "with f16 elements"]);
+    let bfloats = Bench::new(&encode(&varlen(Dtype::BF16)));
+    fails(&bfloats.attend(&options), 3, &["with bf16 elements"]);
+    let narrow = Bench::new(&encode(&paged(Dtype::F16, Dtype::F8_E4M3)));
+    fails(
+        &narrow.attend(&["--arch", "sm_90a", "--device", "emulator"]),
+        3,
+        &["no kernel for sm_90a"],
+    );
+}
+
+/// The sm_90a tier has the many queries of Hopper, and any where it is asked for.
+#[test]
+fn tiers() {
+    passes(
+        &varlen(Dtype::BF16),
+        &["--arch", "sm_90a"],
+        "serving_bf16_d64_sm90a",
+    );
+    passes(
+        &varlen(Dtype::BF16),
+        &["--arch", "sm_80"],
+        "serving_bf16_d64_sm80",
+    );
+}
+
+/// Values that are elements of keys.
+#[test]
+fn latent() {
+    let mut tensors = paged(Dtype::BF16, Dtype::BF16);
+    tensors[0] = tensor("q", Dtype::BF16, &[2, 1, 24, 576]);
+    tensors[1] = tensor("k", Dtype::BF16, &[9, 3, 1, 576]);
+    tensors.remove(2);
+    passes(&tensors, &["--latent", "512"], "mla_bf16_m64_sm80");
+    let dense = [
+        tensor("q", Dtype::F16, &[1, 3, 4, 40]),
+        tensor("k", Dtype::F16, &[1, 9, 2, 40]),
+    ];
+    passes(&dense, &["--latent", "30"], "decode_f16_d64_sm80");
+    let bench = Bench::new(&encode(&dense));
+    bench.refuses(&[], &["v: expected a tensor, or --latent"]);
+    for wrong in ["41", "0"] {
+        bench.refuses(&["--latent", wrong], &["v: expected a head_dim of at"]);
     }
+    let bench = Bench::new(&encode(&varlen(Dtype::F16)));
+    bench.refuses(
+        &["--latent", "24"],
+        &["--latent: expected a file without v"],
+    );
 }

@@ -237,7 +237,7 @@ impl<R: Read + Seek> Source<R> {
     ///
     /// # Errors
     /// Shapes that do not go together; the file got shorter, can't be read, or a tensor does not fit in memory.
-    pub fn read_serving(mut self) -> Result<ServingContents> {
+    pub fn read_serving(mut self, latent: Option<usize>) -> Result<ServingContents> {
         let mut read = |found: Option<Span>| match found {
             Some(data) => data.read(&mut self.file),
             None => Ok(Vec::new()),
@@ -276,7 +276,7 @@ impl<R: Read + Seek> Source<R> {
             *content = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
         }
         let (bias, mask) = (read(span(Extra::Bias))?, read(span(Extra::Mask))?);
-        let problem = self.serving_problem(&ints)?;
+        let problem = self.serving_problem(&ints, latent)?;
         Ok(ServingContents {
             problem,
             tensors,
@@ -287,7 +287,11 @@ impl<R: Read + Seek> Source<R> {
         })
     }
 
-    fn serving_problem(&self, ints: &[Vec<i32>; 5]) -> Result<ServingProblem> {
+    fn serving_problem(
+        &self,
+        ints: &[Vec<i32>; 5],
+        latent: Option<usize>,
+    ) -> Result<ServingProblem> {
         let extras = &self.extras;
         let [q_starts, k_starts, k_used, ..] = ints;
         let [q, k, v] = self.tensors.map(|tensor| tensor.shape);
@@ -304,13 +308,11 @@ impl<R: Read + Seek> Source<R> {
             expect("seqlens_k", &[batch], &found.shape)?;
         }
         let cache = |shape| CacheLayout::contiguous(shape);
-        let mut problem = ServingProblem::new(
-            self.dtype,
-            batch,
-            TensorLayout::contiguous(q),
-            cache(k),
-            cache(v),
-        );
+        let q = TensorLayout::contiguous(q);
+        let mut problem = match latent {
+            Some(dim) => ServingProblem::latent(self.dtype, batch, q, cache(k), dim),
+            None => ServingProblem::new(self.dtype, batch, q, cache(k), cache(v)),
+        };
         problem.kv_dtype = self.kv_dtype;
         problem.kv_scales = self.kv_scales(batch, k[2])?;
         let longest = |starts: &[i32]| {
@@ -347,7 +349,7 @@ impl<R: Read + Seek> Source<R> {
                 longest: longest(k_starts),
             },
         };
-        let heads_q = q[2];
+        let heads_q = q.shape[2];
         if let Some(alibi) = extras.get(Extra::Alibi) {
             let by_sequence = alibi.shape.len() == 2;
             let wanted = match by_sequence {
