@@ -301,7 +301,7 @@ fn options_of_dense_problems() {
     fails(
         &narrow.attend(&["--arch", "sm_90a", "--device", "emulator"]),
         3,
-        &["no kernel for sm_90a"],
+        &["on sm_90a", "f16 queries and e4m3 keys"],
     );
 }
 

@@ -85,7 +85,11 @@ fn of_arch(
     let (qk, v) = (sizes.head_dim_qk, sizes.head_dim_v);
     let dims = |it: &ServingVariant| (it.tile.head_dim_qk, it.tile.head_dim_v);
     let Some((widest_qk, widest_v)) = of_type.iter().map(|it| dims(it)).max() else {
-        return Err(missing("serving has no kernel of this element type".into()));
+        return Err(missing(format!(
+            "serving has none for {} queries and {} keys",
+            problem.dtype.as_str(),
+            problem.kv_dtype.as_str()
+        )));
     };
     let of_kind = of_type.into_iter().filter(|it| match it.sharing {
         Sharing::Keys => rows <= FEW_ROWS,
