@@ -18,9 +18,10 @@ pub struct CheckParams {
     pub report: u64,
     /// Of the queries. Not with [`flags::ROWS`].
     pub q: Lengths,
-    /// Of the keys; with [`flags::ROWS`], of the tokens: `tokens` are those of the tensors then, and `longest` is unused.
+    /// Of the keys; with [`flags::ROWS`], of the tokens: `tokens` are those of the tensors then, `longest`
+    /// those of one sequence where there are no starts.
     pub k: Lengths,
-    /// Pages of keys and values. `blocks` and `page` also count slots.
+    /// Pages of keys and values.
     pub pages: Pages,
     /// Ranges inside which queries see all keys.
     pub ranges: RangeView,
@@ -34,7 +35,7 @@ pub struct CheckParams {
     pub batch: u32,
     /// Blocks of one sequence. Grid = parts * batch; with slots, parts.
     pub parts: u32,
-    /// Rows that a sequence's entries of the table hold.
+    /// Rows that a sequence's entries of the table hold; with [`flags::ROWS`], rows of the cache that a sequence can have, or slots.
     pub capacity: u32,
     /// Bits of [`flags`].
     pub flags: u32,
@@ -109,7 +110,7 @@ pub enum What {
     Range,
     /// Sequences past the last have no queries: queries, sequences.
     Past,
-    /// The slot of a token (position) is -1, or one of the cache's: slot, blocks, rows of a block.
+    /// The slot of a token (position) is -1, or one of the cache's: slot, slots.
     Slot,
     /// Tokens of a sequence have rows of the cache, by [`row`].
     Row,
@@ -135,7 +136,8 @@ pub mod row {
     pub const USED: u32 = 2;
     /// The cache has all rows: first, used, capacity.
     pub const FIRST: u32 = 3;
-    /// This much more than the entry's, counted from the first that is needed. The pages exist: entry, blocks.
+    /// This much more than the entry's, counted from the first that is needed. The pages exist: entry, blocks, which entry of the
+    /// sequence it is.
     pub const ENTRY: u32 = 4;
 }
 

@@ -96,7 +96,6 @@ fn numbers(params: &CheckParams, packed: u64) -> [i64; NUMBERS] {
     let keys = what >= What::KStart as u8;
     let side: &Lengths = if keys { &params.k } else { &params.q };
     let paged = params.pages.table != 0;
-    let page = params.pages.page.divisor as i64;
     let blocks = params.pages.blocks as i64;
     if either(What::QStart, What::KStart) {
         [lengths::starts(side, 0)[0], 0, 0, 0]
@@ -136,7 +135,7 @@ fn numbers(params: &CheckParams, packed: u64) -> [i64; NUMBERS] {
         let [first, last] = lengths::range(params, b, position);
         [first, last, 0, 0]
     } else if is(what, What::Slot) {
-        [rows::slot(params, position), blocks, page, 0]
+        [rows::slot(params, position), params.capacity as i64, 0, 0]
     } else if is(what, What::Row) {
         let it = rows::Sequence::new(params, b);
         match position {
@@ -146,9 +145,9 @@ fn numbers(params: &CheckParams, packed: u64) -> [i64; NUMBERS] {
             row::FIRST => [it.first, it.used, params.capacity as i64, 0],
             _ => {
                 let (begin, _) = params.pages.page.div_rem(it.first as u32);
+                let at = begin + position - row::ENTRY;
                 // SAFETY: the offence was found there.
-                let found = unsafe { entry(params, b, begin + position - row::ENTRY) };
-                [found, blocks, 0, 0]
+                [unsafe { entry(params, b, at) }, blocks, at as i64, 0]
             }
         }
     } else {

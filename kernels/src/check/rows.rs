@@ -13,9 +13,8 @@ pub fn check(params: &CheckParams, place: &Place, worst: &mut Worst) {
         let mut at = place.first;
         while at < params.k.tokens as u32 {
             let found = slot(params, at);
-            // The product is below 2^31 where there are slots. Negative ones are large here.
-            let slots = params.pages.blocks * params.pages.page.divisor;
-            if found != -1 && found as u64 >= slots as u64 {
+            // Negative ones are large here.
+            if found != -1 && found as u64 >= params.capacity as u64 {
                 worst.note(What::Slot, 0, at);
             }
             at += place.step;
