@@ -45,6 +45,8 @@ pub struct CheckParams {
 pub mod flags {
     /// Rows of caches are checked, as appending and gathering kernels find them; else lengths of attention.
     pub const ROWS: u32 = 1 << 0;
+    /// Keys are in pages, be it in none: a table without entries has no address.
+    pub const PAGED: u32 = 1 << 1;
 }
 
 /// What blocks of a checking kernel tell each other. All zeros before the first launch, and after each.

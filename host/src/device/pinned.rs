@@ -24,7 +24,7 @@ impl<'d> PinnedWords<'d> {
     /// Zeros.
     pub fn new(device: &'d dyn Device, words: usize) -> Result<Self> {
         let memory = device.allocate_pinned(words * 8)?;
-        let mut it = Self {
+        let it = Self {
             device,
             memory,
             words,
@@ -48,7 +48,7 @@ impl<'d> PinnedWords<'d> {
     }
 
     /// Sets a number.
-    pub fn set(&mut self, word: usize, value: u64) -> Result<()> {
+    pub fn set(&self, word: usize, value: u64) -> Result<()> {
         assert!(word < self.words);
         // SAFETY: as above.
         unsafe { self.device.write_pinned(self.memory, word, value) }

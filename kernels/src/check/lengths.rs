@@ -3,14 +3,14 @@
 use super::report::Worst;
 use super::{Place, entry, number};
 use flashtile_abi::CheckParams;
-use flashtile_abi::check::{What, length};
+use flashtile_abi::check::{What, flags, length};
 use flashtile_abi::serving::Lengths;
 
 /// Looks at the thread's part of a sequence.
 #[inline(always)]
 pub fn check(params: &CheckParams, place: &Place, worst: &mut Worst) {
     let b = place.sequence;
-    let paged = params.pages.table != 0;
+    let paged = params.flags & flags::PAGED != 0;
     if place.leads() {
         of_side(params, b, false, worst);
         of_side(params, b, true, worst);
@@ -60,7 +60,7 @@ fn of_side(params: &CheckParams, b: u32, keys: bool, worst: &mut Worst) {
     let lengths = if keys { &params.k } else { &params.q };
     let what = |queries: What, of_keys: What| if keys { of_keys } else { queries };
     // Starts of what is in pages only say how long sequences are.
-    let paged = keys && params.pages.table != 0;
+    let paged = keys && params.flags & flags::PAGED != 0;
     if lengths.starts != 0 {
         let [first, end] = starts(lengths, b);
         if b == 0 && first != 0 {

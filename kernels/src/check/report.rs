@@ -3,7 +3,7 @@
 use super::{entry, lengths, number, rows};
 use crate::ptx::{atomic, copy, special};
 use core::mem::offset_of;
-use flashtile_abi::check::{CheckReport, CheckState, NUMBERS, Offence, What, length, row};
+use flashtile_abi::check::{CheckReport, CheckState, NUMBERS, Offence, What, flags, length, row};
 use flashtile_abi::{CheckParams, serving::Lengths};
 
 /// The first offence that a thread has found, as the complement of its packed form; 0: none.
@@ -95,7 +95,7 @@ fn numbers(params: &CheckParams, packed: u64) -> [i64; NUMBERS] {
     let either = |queries: What, keys: What| is(what, queries) || is(what, keys);
     let keys = what >= What::KStart as u8;
     let side: &Lengths = if keys { &params.k } else { &params.q };
-    let paged = params.pages.table != 0;
+    let paged = params.flags & flags::PAGED != 0;
     let blocks = params.pages.blocks as i64;
     if either(What::QStart, What::KStart) {
         [lengths::starts(side, 0)[0], 0, 0, 0]
