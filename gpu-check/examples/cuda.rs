@@ -161,7 +161,7 @@ macro_rules! api {
             /// As the driver API documents it.
             #[unsafe(no_mangle)]
             pub unsafe extern "system" fn $name($($argument: $type),*) -> Status {
-                calls::note(stringify!($name));
+                crate::calls::note(stringify!($name));
                 $body
             }
         )*

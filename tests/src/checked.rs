@@ -52,7 +52,11 @@ impl Problem {
         match random.below(4) {
             0 => {}
             1 if !some.is_empty() => {
-                let at = some[random.below(some.len())];
+                // Few problems have ranges, which are the last.
+                let at = match (some.last(), random.below(2)) {
+                    (Some(5), 0) => 5,
+                    _ => some[random.below(some.len())],
+                };
                 let index = random.below(numbers[at].len());
                 numbers[at][index] = wild(numbers[at][index], &mut random);
             }

@@ -6,7 +6,7 @@ use flashtile_emulator::{Launch, LaunchError, Module};
 
 use super::{
     EMULATOR, ILLEGAL_ADDRESS, INVALID_HANDLE, INVALID_VALUE, LAUNCH_OUT_OF_RESOURCES, NOT_FOUND,
-    NOT_SUPPORTED, STICKY, SUCCESS, Status, calls, capability, current, host_memory, timing,
+    NOT_SUPPORTED, STICKY, SUCCESS, Status, capability, current, host_memory, timing,
 };
 use std::sync::{LazyLock, atomic::Ordering::Relaxed};
 
