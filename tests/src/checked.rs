@@ -3,10 +3,12 @@
 use std::ops::ControlFlow;
 
 use flashtile::{
-    Device, DeviceBuffer, Error, Stream,
-    cache::{AppendProblem, PlaceData, RotaryPointers, RowsPointers},
+    DType, Device, DeviceBuffer, Error, Stream, TensorLayout,
+    cache::{AppendProblem, Place, PlaceData, RotaryPointers, Rows, RowsPointers},
     checked::{CHECK, Checks, MetadataReport},
-    serving::{ServingInputs, ServingPointers, ServingProblem},
+    serving::{
+        CacheLayout, PageTable, SequenceLengths, ServingInputs, ServingPointers, ServingProblem,
+    },
 };
 use flashtile_verify::data::Random;
 
@@ -18,6 +20,9 @@ use crate::{
 
 /// What distinguishes an error of the device's numbers.
 pub const LATE: &str = ", on the device at an earlier launch";
+
+/// Entries and ranges of a sequence of [`Problem::long`].
+const LONG: [usize; 2] = [1300, 700];
 
 /// Where a tensor may be that nobody looks at.
 const SOMEWHERE: u64 = 1 << 20;
@@ -35,11 +40,43 @@ impl Problem {
     /// Of attention. Of four in a row the first has sound numbers, the second one that is wrong, the others many.
     pub fn lengths(case: &ServingCase) -> Self {
         let Built {
-            problem,
+            mut problem,
             mut numbers,
             ..
         } = Built::of(case);
         let mut random = Random::new(case.seed ^ 0x5eed);
+        // Nobody looks at them, and their shape would depend on lengths.
+        (problem.bias, problem.mask) = (None, None);
+        if let Some(pages) = problem.pages {
+            let lengths = &mut problem.k_lengths;
+            match random.below(3) {
+                // Sequences may be longer than their pages; now and then the first one is.
+                0 => {
+                    lengths.longest += 20;
+                    let more = (pages.entries * problem.k.shape[1] + 1 + random.below(20)) as i32;
+                    if random.below(3) == 0 {
+                        if let Some(used) = numbers[3].first_mut() {
+                            *used = more;
+                        }
+                        for start in numbers[2].iter_mut().skip(1) {
+                            *start += more;
+                        }
+                    }
+                }
+                // Each is as long as its pages; some entries are none then.
+                1 => {
+                    *lengths = SequenceLengths::uniform(pages.entries * problem.k.shape[1]);
+                    numbers[2].clear();
+                    numbers[3].clear();
+                    for entry in &mut numbers[4] {
+                        if random.below(8) != 0 {
+                            *entry = entry.rem_euclid(problem.k.shape[0] as i32);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
         let wild = |x: i32, random: &mut Random| match random.below(6) {
             0 => i32::MAX,
             1 => i32::MIN,
@@ -73,6 +110,59 @@ impl Problem {
             }
         }
         Self::Lengths(Box::new(problem), numbers)
+    }
+
+    /// Of two sequences with more pages and ranges than a block's threads look at once, all of them sound: 1300 entries, of which the last is
+    /// nobody's, and 700 ranges of each.
+    pub fn long() -> Self {
+        let cache = CacheLayout::contiguous([7, 1, 1, 8]);
+        let q = TensorLayout::contiguous([2, 1, 1, 8]);
+        let problem = ServingProblem::new(DType::F16, 2, q, cache, cache)
+            .pages(PageTable::contiguous(LONG[0]))
+            .k_used(LONG[0])
+            .ranges(LONG[1]);
+        let numbers = [
+            vec![],
+            vec![],
+            vec![],
+            vec![LONG[0] as i32 - 1; 2],
+            vec![6; 2 * LONG[0]],
+            vec![0; 4 * LONG[1]],
+        ];
+        Self::Lengths(Box::new(problem), numbers)
+    }
+
+    /// Such problems, each with an entry or range that is wrong, and another one behind it.
+    pub fn long_and_wrong() -> impl Iterator<Item = Self> {
+        let [entries, ranges] = LONG;
+        let wrong = move |kind: usize, at: usize| {
+            let mut problem = Self::long();
+            if let Self::Lengths(_, numbers) = &mut problem {
+                numbers[kind][at] = [7, -1][kind - 4];
+                numbers[4][2 * entries - 2] = -1;
+            }
+            problem
+        };
+        // Some of them of the last block's last warps.
+        let at = [
+            0,
+            31,
+            32,
+            127,
+            128,
+            383,
+            511,
+            512,
+            704,
+            1023,
+            1024,
+            1151,
+            entries - 2,
+        ];
+        let tables = (0..2).flat_map(move |b| at.map(|at| wrong(4, b * entries + at)));
+        let at = [0, 127, 128, 511, 512, ranges - 1];
+        let ranges = (0..2).flat_map(move |b| at.map(|at| wrong(5, 2 * (b * ranges + at))));
+        tables.chain(ranges)
     }
 
     /// Of a cache. In a hostile case numbers are wrong.
@@ -271,6 +361,60 @@ impl Problem {
             ));
         }
         Ok(found)
+    }
+}
+
+/// Of several replays whose numbers are wrong the first one is told, once, and then the next.
+///
+/// # Errors
+/// What is told instead.
+pub fn first_of_replays(device: &dyn Device) -> Result<(), String> {
+    let device = Wrapped::only(device, &CHECK);
+    let told = || -> flashtile::Result<Vec<Option<String>>> {
+        let report = MetadataReport::new(&device)?;
+        let rows = Rows {
+            tensor: TensorLayout::contiguous([1, 1, 1, 8]),
+            cache: CacheLayout::contiguous([1, 4, 1, 8]),
+        };
+        let problem = AppendProblem {
+            dtype: DType::F16,
+            k: rows,
+            v: None,
+            place: Place::Slots,
+            rotary: None,
+        };
+        let mut slots = DeviceBuffer::zeroed(&device, 8)?;
+        let rows = RowsPointers {
+            k: SOMEWHERE,
+            k_cache: SOMEWHERE,
+            slots: slots.address(),
+            ..RowsPointers::default()
+        };
+        let plan = problem.plan(device.info())?;
+        let (rotary, checks) = (RotaryPointers::default(), Checks::new(&report));
+        // SAFETY: the slot is on the device; no kernel runs that looks at anything else.
+        unsafe { plan.launch_checked(&device, Stream::DEFAULT, &rows, &rotary, &checks)? };
+        let mut told = vec![report.look().err()];
+        for replays in [vec![-2i64, -3, 3], vec![-4, 4], vec![3, -1]] {
+            for slot in replays {
+                slots.write(&slot.to_le_bytes())?;
+                // SAFETY: as above.
+                unsafe { device.replay()? };
+            }
+            told.extend([report.look().err(), report.look().err()]);
+        }
+        let found = |error| match error {
+            Error::BadInput { found, .. } => found,
+            error => error.to_string(),
+        };
+        Ok(told.into_iter().map(|error| error.map(found)).collect())
+    };
+    let told = told().map_err(|error| error.to_string())?;
+    let found = |slot: i64| Some(format!("{slot}, of token 0{LATE}"));
+    let expected = vec![None, found(-2), None, found(-4), None, None, None];
+    match told == expected {
+        true => Ok(()),
+        false => Err(format!("{told:?} instead of {expected:?}")),
     }
 }
 

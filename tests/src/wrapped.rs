@@ -12,6 +12,16 @@ pub struct Wrapped<'d> {
     inner: &'d dyn Device,
     only: Option<&'static Entry>,
     calls: Mutex<Vec<&'static str>>,
+    last: Mutex<Option<Launched>>,
+}
+
+/// A launch.
+#[derive(Clone, Debug)]
+struct Launched {
+    kernel: &'static Entry,
+    config: LaunchConfig,
+    params: Vec<u8>,
+    stream: Stream,
 }
 
 impl<'d> Wrapped<'d> {
@@ -21,6 +31,7 @@ impl<'d> Wrapped<'d> {
             inner,
             only: None,
             calls: Mutex::default(),
+            last: Mutex::default(),
         }
     }
 
@@ -29,6 +40,26 @@ impl<'d> Wrapped<'d> {
         Self {
             only: Some(kernel),
             ..Self::new(inner)
+        }
+    }
+
+    /// Does the last launch again, as the replay of a graph does.
+    ///
+    /// # Errors
+    /// The device's; and if nothing was launched.
+    ///
+    /// # Safety
+    /// As the launch itself.
+    pub unsafe fn replay(&self) -> Result<()> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let it = last.clone().ok_or(flashtile::Error::Fault {
+            context: "replay".into(),
+            reason: "nothing was launched".into(),
+        })?;
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.inner
+                .launch(it.kernel, &it.config, &it.params, it.stream)
         }
     }
 
@@ -114,6 +145,13 @@ impl Device for Wrapped<'_> {
         if self.only.is_some_and(|only| only != kernel) {
             return Ok(());
         }
+        let launched = Launched {
+            kernel,
+            config: *config,
+            params: params.into(),
+            stream,
+        };
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(launched);
         // SAFETY: as above.
         unsafe {
             self.note(kernel.name)

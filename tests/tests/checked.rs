@@ -7,11 +7,11 @@ use flashtile::{
     cache::{AppendProblem, Place, RotaryPointers, Rows, RowsPointers},
     checked::{CHECK, Checks, MetadataReport},
     device::emulator::{BlockOrder, Options, Schedule},
-    serving::{CacheLayout, PageTable, ServingProblem},
+    serving::CacheLayout,
 };
 use flashtile_tests::{
     cache,
-    checked::{LATE, Problem},
+    checked::{LATE, Problem, first_of_replays},
     generate::{factor, runner},
     serving::{Axes, case, for_all},
 };
@@ -137,42 +137,25 @@ fn long_tables() {
         }
     }
 
-    let (entries, ranges) = (1300, 700);
-    let cache = CacheLayout::contiguous([7, 1, 1, 8]);
-    let q = TensorLayout::contiguous([2, 1, 1, 8]);
-    let mut problem = ServingProblem::new(DType::F16, 2, q, cache, cache)
-        .pages(PageTable::contiguous(entries))
-        .k_used(entries);
-    problem.ranges = Some(ranges);
-    let sound = [
-        vec![],
-        vec![],
-        vec![],
-        vec![entries as i32 - 1; 2],
-        vec![6; 2 * entries],
-        vec![0; 4 * ranges],
-    ];
-    let of = |numbers: &[Vec<i32>; 6]| {
-        let problem = Problem::Lengths(Box::new(problem), numbers.clone());
-        problem.agrees(&device, None).unwrap()
+    let sound = Problem::long();
+    assert_eq!(sound.agrees(&device, None), Ok(None));
+    for problem in Problem::long_and_wrong() {
+        assert!(problem.agrees(&device, None).unwrap().is_some());
+    }
+    let Problem::Lengths(problem, mut numbers) = sound else {
+        unreachable!("a problem of attention");
     };
-    assert_eq!(of(&sound), None);
-    for b in 0..2 {
-        for at in [0, 127, 128, 511, 512, 1023, 1024, entries - 2] {
-            let mut wrong = sound.clone();
-            wrong[4][b * entries + at] = 7;
-            wrong[4][2 * entries - 2] = -1;
-            assert!(of(&wrong).is_some());
-        }
-        // Nobody has the last one.
-        let mut unused = sound.clone();
-        unused[4][b * entries + entries - 1] = -1;
-        assert_eq!(of(&unused), None);
-        for at in [0, 127, 128, 511, 512, ranges - 1] {
-            let mut wrong = sound.clone();
-            wrong[5][2 * (b * ranges + at)] = -1;
-            assert!(of(&wrong).is_some());
-        }
+    let last = numbers[4].len() - 1;
+    numbers[4][last] = -1;
+    let unused = Problem::Lengths(problem, numbers);
+    assert_eq!(unused.agrees(&device, None), Ok(None));
+}
+
+/// Replays tell as launches do.
+#[test]
+fn the_first_of_several_replays_is_told() {
+    for device in devices() {
+        first_of_replays(&device).unwrap();
     }
 }
 
