@@ -244,8 +244,8 @@ fn launches(c: &mut Criterion, name: &str, device: &dyn Device) {
     let checks = Checks::new(&report);
     let stream = Stream::DEFAULT;
     let mut group = c.benchmark_group(name);
-    // SAFETY: nothing looks at the addresses; so below.
     group.bench_function("dense", |b| {
+        // SAFETY: nothing looks at the addresses.
         b.iter(|| unsafe { dense.launch(device, stream, black_box(&DENSE)).unwrap() })
     });
     for (name, plan) in [("prefill", &prefill), ("decode_and_merge", &decode)] {
