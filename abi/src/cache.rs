@@ -77,7 +77,7 @@ pub struct RowsParams {
     pub head_dim_v: u32,
     /// Sequences.
     pub batch: u32,
-    /// Rows of the cache that a sequence can have.
+    /// Rows of the cache that a sequence can have; with slots, that there are.
     pub capacity: u32,
     /// Bits of [`flags`].
     pub flags: u32,

@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod cache;
+pub mod check;
 pub mod divide;
 pub mod exp2;
 pub mod hopper;
@@ -18,6 +19,7 @@ pub mod tile;
 pub mod variant;
 
 pub use cache::{BlocksParams, CacheVariant, CacheWork, RowsParams};
+pub use check::{CheckParams, CheckReport, CheckState, CheckVariant, Offence};
 pub use divide::Divisor;
 pub use hopper::HopperPlan;
 pub use mask::{Band, BlockRange, KeyInterval};

@@ -2,6 +2,7 @@
 
 use crate::{
     cache::{CacheVariant, cache_variants},
+    check::{CHECK, CheckVariant},
     serving::{MergeVariant, ServingVariant, merge_variants, serving_variants},
     tile::DType,
     variant::{Entry, Variant, variants},
@@ -18,6 +19,8 @@ pub enum Operation {
     Merge(&'static MergeVariant),
     /// Rows or blocks of caches moved.
     Cache(&'static CacheVariant),
+    /// Numbers that say where sequences are, checked.
+    Check(&'static CheckVariant),
 }
 
 impl Operation {
@@ -28,6 +31,7 @@ impl Operation {
             Self::Serving(variant) => &variant.entry,
             Self::Merge(variant) => &variant.entry,
             Self::Cache(variant) => &variant.entry,
+            Self::Check(variant) => &variant.entry,
         }
     }
 
@@ -38,6 +42,7 @@ impl Operation {
             Self::Serving(variant) => variant.sharing.as_str(),
             Self::Merge(_) => "merge",
             Self::Cache(variant) => variant.work.as_str(),
+            Self::Check(_) => "check",
         }
     }
 
@@ -48,6 +53,7 @@ impl Operation {
             Self::Serving(variant) => Some(variant.tile.dtype),
             Self::Merge(variant) => Some(variant.dtype),
             Self::Cache(variant) => variant.dtype,
+            Self::Check(_) => None,
         }
     }
 
@@ -56,7 +62,7 @@ impl Operation {
         let tile = match self {
             Self::Attention(variant) => &variant.tile,
             Self::Serving(variant) => &variant.tile,
-            Self::Merge(_) | Self::Cache(_) => return None,
+            Self::Merge(_) | Self::Cache(_) | Self::Check(_) => return None,
         };
         Some((tile.head_dim_qk, tile.head_dim_v))
     }
@@ -68,7 +74,8 @@ pub fn operations() -> impl Iterator<Item = Operation> {
     let serving = serving_variants().iter().map(Operation::Serving);
     let merge = merge_variants().iter().map(Operation::Merge);
     let cache = cache_variants().iter().map(Operation::Cache);
-    dense.chain(serving).chain(merge).chain(cache)
+    let check = core::iter::once(Operation::Check(&CHECK));
+    dense.chain(serving).chain(merge).chain(cache).chain(check)
 }
 
 #[cfg(test)]

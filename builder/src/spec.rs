@@ -78,7 +78,7 @@ impl From<Operation> for EntrySpec {
                 limits::loop_limit(variant),
             ),
             Operation::Serving(variant) => (Some(TileWork::from(&variant.tile)), None),
-            Operation::Merge(_) | Operation::Cache(_) => (None, None),
+            Operation::Merge(_) | Operation::Cache(_) | Operation::Check(_) => (None, None),
         };
         Self {
             name: entry.name.to_owned(),

@@ -12,6 +12,8 @@
 //! | `FLASHTILE_STAND_IN_GRAPHS` | `no`: there are no graphs |
 //! | `FLASHTILE_STAND_IN_CAPABILITY` | the GPU's compute capability, 9.0 without it: `8.0` |
 //! | `FLASHTILE_STAND_IN_CUDA` | the driver's version, 13.0 without it: `11.8` |
+//! | `FLASHTILE_STAND_IN_CALLS` | a file, to which every call is added that is made while a stream is taking down its work |
+//! | `FLASHTILE_STAND_IN_LAUNCHES` | `none`: launches do nothing, so that time spent is the caller's |
 
 use std::{
     cell::RefCell,
@@ -158,7 +160,10 @@ macro_rules! api {
             /// # Safety
             /// As the driver API documents it.
             #[unsafe(no_mangle)]
-            pub unsafe extern "system" fn $name($($argument: $type),*) -> Status $body
+            pub unsafe extern "system" fn $name($($argument: $type),*) -> Status {
+                crate::calls::note(stringify!($name));
+                $body
+            }
         )*
     };
 }
@@ -177,6 +182,10 @@ fn capability() -> (c_int, c_int) {
 }
 
 // Next to this file, but not further examples.
+#[path = "cuda/calls.rs"]
+mod calls;
+#[path = "cuda/host_memory.rs"]
+mod host_memory;
 #[path = "cuda/launch.rs"]
 mod launch;
 #[path = "cuda/tensor_map.rs"]

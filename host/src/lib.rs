@@ -43,6 +43,7 @@
 
 mod archive;
 pub mod cache;
+pub mod checked;
 pub mod cpu;
 pub mod device;
 pub mod element;
@@ -64,7 +65,7 @@ pub use device::cuda::CudaDevice;
 #[cfg(feature = "emulator")]
 pub use device::emulator::EmulatorDevice;
 pub use device::{
-    Device, DeviceBuffer, DeviceInfo, DeviceKind, LaunchConfig, Stream, TensorMapSpec,
+    Device, DeviceBuffer, DeviceInfo, DeviceKind, LaunchConfig, PinnedMemory, Stream, TensorMapSpec,
 };
 pub use error::{Error, ErrorClass, Result};
 pub use flashtile_abi::{

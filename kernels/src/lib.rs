@@ -2,7 +2,7 @@
 //!
 //! Layers, each knowing only the ones before it: [`ptx`] (instructions), [`element`] and [`tile`]
 //! (fragments, register and shared tiles, copies), [`attention`] (masks, softmax, kernels over dense tensors), [`serving`] (kernels
-//! for inference engines), [`cache`] (rows and blocks in and out of caches).
+//! for inference engines), [`cache`] (rows and blocks in and out of caches), [`check`] (numbers on the device that kernels follow).
 #![no_std]
 #![feature(
     abi_ptx,
@@ -18,6 +18,7 @@
 
 pub mod attention;
 pub mod cache;
+pub mod check;
 pub mod element;
 pub mod ptx;
 pub mod serving;

@@ -22,6 +22,7 @@
 
 pub mod cache;
 pub mod check;
+pub mod checked;
 pub mod device;
 pub mod fuzzing;
 pub mod generate;
@@ -30,6 +31,7 @@ pub mod mutation;
 pub mod program;
 pub mod ranks;
 pub mod serving;
+pub mod wrapped;
 
 pub use check::{assert_near, assert_same_bits, check, run};
 pub use device::{devices, devices_for};

@@ -3,13 +3,13 @@
 use std::{
     collections::HashMap,
     ffi::{c_float, c_int, c_uint, c_ulonglong, c_void},
-    sync::{LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     time::Instant,
 };
 
 use super::{
     CONTEXT, EMULATOR, Function, INVALID_HANDLE, INVALID_VALUE, Loaded, NOT_SUPPORTED,
-    STREAM_CAPTURE_UNSUPPORTED, SUCCESS, Status, current, put,
+    STREAM_CAPTURE_UNSUPPORTED, SUCCESS, Status, calls, current, put,
 };
 
 /// A kernel with all that its launch takes.
@@ -91,7 +91,11 @@ api! {
     }
 
     cuStreamDestroy_v2(stream: *mut c_void) {
-        current(|_| timing().streams.remove(&(stream as usize)).map(drop).ok_or(INVALID_HANDLE))
+        current(|_| {
+            let taken = timing().streams.remove(&(stream as usize)).ok_or(INVALID_HANDLE)?;
+            calls::TAKING.fetch_sub(u32::from(taken.is_some()), Relaxed);
+            Ok(())
+        })
     }
 
     cuStreamSynchronize(stream: *mut c_void) {
@@ -140,6 +144,7 @@ api! {
                 return Err(INVALID_VALUE);
             }
             *taken = Some(Vec::new());
+            calls::TAKING.fetch_add(1, Relaxed);
             Ok(())
         })
     }
@@ -148,6 +153,7 @@ api! {
         current(|_| {
             let mut timing = timing();
             let taken = timing.stream(stream)?.take().ok_or(INVALID_VALUE)?;
+            calls::TAKING.fetch_sub(1, Relaxed);
             let handle = timing.handle();
             timing.graphs.insert(handle, taken);
             // SAFETY: see cuStreamCreate.

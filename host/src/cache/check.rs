@@ -1,11 +1,14 @@
 //! What the host can check of the numbers on the device, if it has them.
 
+use flashtile_abi::check::{What, row};
+
 use super::{
     copy::CopyProblem,
     plan::MAX_GRID,
     problem::{Place, Sequences},
 };
 use crate::{
+    checked::Broken,
     error::{Error, Result},
     serving::CacheLayout,
 };
@@ -89,11 +92,10 @@ impl Place {
             ));
         }
         match self {
-            Self::Slots => data
-                .slots
-                .iter()
-                .map(|&slot| of_slot(slot, cache))
-                .collect(),
+            Self::Slots => {
+                let slots = data.slots.iter().enumerate();
+                slots.map(|(at, &slot)| of_slot(at, slot, cache)).collect()
+            }
             Self::Sequences(sequences) => {
                 let mut places = vec![None; tokens];
                 for sequence in 0..n {
@@ -105,18 +107,17 @@ impl Place {
     }
 }
 
-/// The row of a slot, if it is one.
-fn of_slot(slot: i64, cache: &CacheLayout) -> Result<Option<[usize; 2]>> {
+/// The row of a token's slot, if it is one.
+fn of_slot(token: usize, slot: i64, cache: &CacheLayout) -> Result<Option<[usize; 2]>> {
     let [blocks, rows, ..] = cache.shape;
     let slots = (blocks as u64).saturating_mul(rows as u64);
     match u64::try_from(slot) {
         Err(_) if slot == -1 => Ok(None),
         Ok(at) if at < slots => Ok(Some([at as usize / rows, at as usize % rows])),
-        _ => Err(Error::bad(
-            "slots",
-            format!("-1, or a slot below {slots}: {blocks} blocks of {rows} rows"),
-            slot.to_string(),
-        )),
+        _ => {
+            let numbers = [slot, i64::try_from(slots).unwrap_or(i64::MAX)];
+            Err(Broken::new(What::Slot, 0, token as u32, &numbers).error())
+        }
     }
 }
 
@@ -130,27 +131,25 @@ impl Sequences {
         data: &PlaceData<'_>,
         places: &mut [Option<[usize; 2]>],
     ) -> Result<()> {
-        let wrong = |argument, expected: String, found: i64| {
-            let found = format!("{found} of sequence {sequence}");
-            Err(Error::bad(argument, expected, found))
+        let wrong = |position: u32, numbers: &[i64]| {
+            Err(Broken::new(What::Row, sequence, position, numbers).error())
         };
         let (begin, length) = match *data.starts {
             [] => (sequence * rows, rows as i64),
             ref starts => {
                 let [begin, end] = [starts[sequence], starts[sequence + 1]].map(i64::from);
                 if sequence == 0 && begin != 0 {
-                    return wrong("starts", "0 first".into(), begin);
+                    return wrong(row::START, &[begin]);
                 }
                 if end < begin || end > places.len() as i64 {
-                    let most = places.len();
-                    return wrong("starts", format!("{begin} to {most} next"), end);
+                    return wrong(row::NEXT, &[end, begin, places.len() as i64]);
                 }
                 (begin as usize, end - begin)
             }
         };
         let used = data.used.get(sequence).map_or(length, |&n| i64::from(n));
         if used < 0 || used > length {
-            return wrong("used", format!("0 to {length} tokens"), used);
+            return wrong(row::USED, &[used, length]);
         }
         let first = data.first.get(sequence).map_or(0, |&n| i64::from(n));
         let [blocks, page, ..] = cache.shape;
@@ -160,20 +159,21 @@ impl Sequences {
         };
         let capacity = capacity.min(MAX_GRID) as i64;
         if first < 0 || (used > 0 && first + used > capacity) {
-            let expected = format!("{used} rows from there on in a cache of {capacity}");
-            return wrong("first", expected, first);
+            return wrong(row::FIRST, &[first, used, capacity]);
         }
         for i in 0..used as usize {
-            let row = first as usize + i;
+            let at = first as usize + i;
             places[begin + i] = Some(match &self.pages {
-                None => [sequence, row],
+                None => [sequence, at],
                 Some(table) => {
-                    let at = table.tensor(self.batch).index([sequence, row / page, 0, 0]);
-                    let block = i64::from(data.table[at]);
+                    let entry = at / page;
+                    let index = table.tensor(self.batch).index([sequence, entry, 0, 0]);
+                    let block = i64::from(data.table[index]);
                     if block < 0 || block >= blocks as i64 {
-                        return wrong("block_table", format!("blocks below {blocks}"), block);
+                        let position = row::ENTRY + (entry - first as usize / page) as u32;
+                        return wrong(position, &[block, blocks as i64, entry as i64]);
                     }
-                    [block as usize, row % page]
+                    [block as usize, at % page]
                 }
             });
         }

@@ -34,6 +34,7 @@
 
 mod address;
 mod check;
+mod checked;
 mod copy;
 mod layout;
 mod plan;

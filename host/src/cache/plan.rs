@@ -185,8 +185,22 @@ impl AppendPlan {
             return Ok(());
         }
         let params = self.params(rows, rotary)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.enqueue(device, stream, &params) }
+    }
+
+    /// Enqueues the kernel with its parameters.
+    ///
+    /// # Safety
+    /// As [`AppendPlan::launch`]; the parameters are this plan's.
+    pub(super) unsafe fn enqueue(
+        &self,
+        device: &dyn Device,
+        stream: Stream,
+        params: &RowsParams,
+    ) -> Result<()> {
         // SAFETY: the caller vouches for the addresses and the stream; the plan's geometry keeps the kernel within the tensors.
-        unsafe { self.rows.launch(device, stream, &params) }
+        unsafe { self.rows.launch(device, stream, params) }
     }
 }
 
@@ -234,8 +248,22 @@ impl GatherPlan {
             return Ok(());
         }
         let params = self.params(rows)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.enqueue(device, stream, &params) }
+    }
+
+    /// Enqueues the kernel with its parameters.
+    ///
+    /// # Safety
+    /// As [`GatherPlan::launch`]; the parameters are this plan's.
+    pub(super) unsafe fn enqueue(
+        &self,
+        device: &dyn Device,
+        stream: Stream,
+        params: &RowsParams,
+    ) -> Result<()> {
         // SAFETY: the caller vouches for the addresses and the stream; the plan's geometry keeps the kernel within the tensors.
-        unsafe { self.rows.launch(device, stream, &params) }
+        unsafe { self.rows.launch(device, stream, params) }
     }
 }
 

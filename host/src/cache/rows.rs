@@ -143,8 +143,11 @@ impl Moved<'_> {
             heads_v,
             head_dim_qk,
             head_dim_v,
-            // Without sequences and without pages: what a block holds.
-            capacity: block_rows as u32,
+            // Without pages: what a block holds; with slots, all blocks, which a check has counted.
+            capacity: match self.place {
+                Place::Slots => blocks as u32 * block_rows as u32,
+                Place::Sequences(_) => block_rows as u32,
+            },
             ..RowsParams::default()
         };
         if let Some(v) = self.v {

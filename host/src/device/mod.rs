@@ -6,6 +6,7 @@ mod buffer;
 pub mod cuda;
 #[cfg(feature = "emulator")]
 pub mod emulator;
+mod pinned;
 mod tensor_map;
 
 use std::ffi::c_void;
@@ -13,6 +14,8 @@ use std::ffi::c_void;
 use flashtile_abi::{Arch, Entry, TensorMap};
 
 pub use buffer::DeviceBuffer;
+pub use pinned::PinnedMemory;
+pub(crate) use pinned::PinnedWords;
 pub use tensor_map::TensorMapSpec;
 
 use crate::error::Result;
@@ -153,6 +156,55 @@ pub trait Device: Send + Sync + std::fmt::Debug {
     /// # Safety
     /// The range is allocated on this device and not in use by a kernel.
     unsafe fn fill(&self, address: u64, bytes: usize, value: u8) -> Result<()>;
+
+    /// Allocates memory aligned to 8 bytes that kernels reach, and the host without waiting for them or calling the driver (mapped memory
+    /// of the host, on a GPU). Its contents are undefined. A device that has none gives memory of its own, for which the host waits.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    fn allocate_pinned(&self, bytes: usize) -> Result<PinnedMemory> {
+        let address = self.allocate(bytes)?;
+        Ok(PinnedMemory { address, host: 0 })
+    }
+
+    /// Frees such memory, once the device has finished all work.
+    ///
+    /// # Errors
+    /// What the device says of the address.
+    ///
+    /// # Safety
+    /// `memory` was returned by this device's `allocate_pinned`, and nothing uses it any more.
+    unsafe fn free_pinned(&self, memory: PinnedMemory) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.free(memory.address) }
+    }
+
+    /// Reads an 8-byte number of such memory as it is now. What a kernel wrote before it released that number (`st.release.sys`) is then
+    /// seen by later calls.
+    ///
+    /// # Errors
+    /// What the device says of the address.
+    ///
+    /// # Safety
+    /// `memory` was returned by this device's `allocate_pinned`, is not freed, and has the number.
+    unsafe fn read_pinned(&self, memory: PinnedMemory, word: usize) -> Result<u64> {
+        let mut bytes = [0; 8];
+        // SAFETY: the caller's promise.
+        unsafe { self.read(memory.address + 8 * word as u64, &mut bytes)? };
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Writes an 8-byte number of such memory, after what was read before.
+    ///
+    /// # Errors
+    /// What the device says of the address.
+    ///
+    /// # Safety
+    /// As [`Device::read_pinned`]; kernels that run meanwhile only load the number with acquire semantics.
+    unsafe fn write_pinned(&self, memory: PinnedMemory, word: usize, value: u64) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.write(memory.address + 8 * word as u64, &value.to_le_bytes()) }
+    }
 
     /// Loads a kernel, so that launches of it need not. A kernel that is loaded stays so.
     ///

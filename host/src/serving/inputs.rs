@@ -1,10 +1,13 @@
 //! Inputs in the host's memory, and their checks.
 
+use flashtile_abi::check::{What, length};
+
 use super::{
     layout::CacheLayout,
     problem::{SequenceLengths, ServingProblem},
 };
 use crate::{
+    checked::Broken,
     error::{Error, Result},
     run::bytes_of,
 };
@@ -145,16 +148,15 @@ impl ServingProblem {
     /// [`Error::BadInput`] names the argument, and the first sequence that is wrong.
     pub fn check_metadata(&self, inputs: &ServingInputs<'_>) -> Result<()> {
         let q_room = self.q.shape[1];
-        let names = ["q_starts", "q_used"];
         let [starts, used] = [inputs.q_starts, inputs.q_used];
-        check_lengths(names, self.batch, &self.q_lengths, starts, used, q_room)?;
-        let (k_room, names) = (self.k_room(), ["k_starts", "k_used"]);
+        check_lengths(&QUERIES, self.batch, &self.q_lengths, starts, used, q_room)?;
+        let k_room = self.k_room();
         let [starts, used] = [inputs.k_starts, inputs.k_used];
         match self.pages {
-            None => check_lengths(names, self.batch, &self.k_lengths, starts, used, k_room)?,
+            None => check_lengths(&KEYS, self.batch, &self.k_lengths, starts, used, k_room)?,
             Some(_) => {
                 // Starts only say how long sequences are: each must fit its pages, not all of them together.
-                check_lengths(names, self.batch, &self.k_lengths, starts, used, usize::MAX)?;
+                check_lengths(&KEYS, self.batch, &self.k_lengths, starts, used, usize::MAX)?;
                 self.check_pages(inputs, k_room)?;
             }
         }
@@ -167,15 +169,9 @@ impl ServingProblem {
         let (pairs, _) = inputs.ranges.as_chunks::<2>();
         for (index, [first, last]) in pairs.iter().enumerate() {
             if *first < 0 && first <= last {
-                return Err(Error::bad(
-                    "ranges",
-                    "ranges that begin at key 0 or later, or end before they begin",
-                    format!(
-                        "{first} to {last}, range {} of sequence {}",
-                        index % ranges,
-                        index / ranges
-                    ),
-                ));
+                let (b, at) = (index / ranges, index % ranges);
+                let numbers = [i64::from(*first), i64::from(*last)];
+                return Err(Broken::new(What::Range, b, at as u32, &numbers).error());
             }
         }
         Ok(())
@@ -197,26 +193,19 @@ impl ServingProblem {
         for b in 0..self.batch {
             let keys = self.k_len(inputs, b);
             if keys > room {
-                return Err(Error::bad(
-                    match self.k_lengths.used {
-                        true => "k_used",
-                        false => "k_starts",
-                    },
-                    format!("at most {room} tokens, which {} pages hold", pages.entries),
-                    format!("{keys} tokens of sequence {b}"),
-                ));
+                let numbers = [
+                    keys as i64,
+                    room as i64,
+                    pages.entries as i64,
+                    i64::from(self.k_lengths.used),
+                ];
+                return Err(Broken::new(What::Page, b, 0, &numbers).error());
             }
             for at in 0..keys.div_ceil(page) {
                 let entry = inputs.table[pages.index(self.batch, [b, at])];
                 if usize::try_from(entry).map_or(true, |entry| entry >= blocks) {
-                    return Err(Error::bad(
-                        "table",
-                        format!(
-                            "pages from 0 to {}, of {blocks} that exist",
-                            blocks.saturating_sub(1)
-                        ),
-                        format!("{entry}, entry {at} of sequence {b}, which has {keys} tokens"),
-                    ));
+                    let numbers = [i64::from(entry), blocks as i64, keys as i64];
+                    return Err(Broken::new(What::Page, b, at as u32 + 1, &numbers).error());
                 }
             }
         }
@@ -230,18 +219,18 @@ impl ServingProblem {
             false => 0,
         };
         let room = self.q.shape[1];
-        let len = length(&self.q_lengths, inputs.q_starts, inputs.q_used, b, room);
-        (first, len)
+        let rows = len(&self.q_lengths, inputs.q_starts, inputs.q_used, b, room);
+        (first, rows)
     }
 
     /// Number of the keys of a sequence that count, by metadata that passed.
     pub(super) fn k_len(&self, inputs: &ServingInputs<'_>, b: usize) -> usize {
         let room = self.k_room();
-        length(&self.k_lengths, inputs.k_starts, inputs.k_used, b, room)
+        len(&self.k_lengths, inputs.k_starts, inputs.k_used, b, room)
     }
 }
 
-fn length(lengths: &SequenceLengths, starts: &[i32], used: &[i32], b: usize, room: usize) -> usize {
+fn len(lengths: &SequenceLengths, starts: &[i32], used: &[i32], b: usize, room: usize) -> usize {
     match (lengths.used, lengths.starts) {
         (true, _) => used[b] as usize,
         (false, true) => (starts[b + 1] - starts[b]) as usize,
@@ -249,9 +238,29 @@ fn length(lengths: &SequenceLengths, starts: &[i32], used: &[i32], b: usize, roo
     }
 }
 
+/// What checks of queries or keys are called.
+struct Side {
+    starts: &'static str,
+    used: &'static str,
+    /// Rules: the first start, their order, their end, lengths.
+    rules: [What; 4],
+}
+
+const QUERIES: Side = Side {
+    starts: "q_starts",
+    used: "q_used",
+    rules: [What::QStart, What::QOrder, What::QEnd, What::QLength],
+};
+
+const KEYS: Side = Side {
+    starts: "k_starts",
+    used: "k_used",
+    rules: [What::KStart, What::KOrder, What::KEnd, What::KLength],
+};
+
 /// Checks starts and used lengths of sequences in a tensor of `room` tokens: of each sequence, or of all with starts.
 fn check_lengths(
-    [starts_name, used_name]: [&'static str; 2],
+    side: &Side,
     batch: usize,
     lengths: &SequenceLengths,
     starts: &[i32],
@@ -260,60 +269,48 @@ fn check_lengths(
 ) -> Result<()> {
     let wanted = batch.saturating_add(1);
     count(
-        starts_name,
+        side.starts,
         if lengths.starts { wanted } else { 0 },
         starts.len(),
     )?;
-    count(used_name, if lengths.used { batch } else { 0 }, used.len())?;
+    count(side.used, if lengths.used { batch } else { 0 }, used.len())?;
+    let [first_rule, order_rule, end_rule, length_rule] = side.rules;
+    let wrong = |rule, b: usize, position: u32, numbers: &[i64]| {
+        Err(Broken::new(rule, b, position, numbers).error())
+    };
     if let Some(&first) = starts.first()
         && first != 0
     {
-        return Err(Error::bad(starts_name, "0 at first", first.to_string()));
+        return wrong(first_rule, 0, 0, &[i64::from(first)]);
     }
-    for (b, pair) in starts.windows(2).enumerate() {
-        if pair[1] < pair[0] {
-            return Err(Error::bad(
-                starts_name,
-                "numbers that never decrease",
-                format!("{} after {}, at the end of sequence {b}", pair[1], pair[0]),
-            ));
+    for (b, pair) in starts.array_windows().enumerate() {
+        let [begin, end] = pair.map(i64::from);
+        if end < begin {
+            return wrong(order_rule, b, 0, &[begin, end]);
         }
     }
+    let most = i64::try_from(room).unwrap_or(i64::MAX);
     if let Some(&end) = starts.last()
-        && end as usize > room
+        && i64::from(end) > most
     {
-        return Err(Error::bad(
-            starts_name,
-            format!("at most {room} tokens, as the tensor has"),
-            end.to_string(),
-        ));
+        return wrong(end_rule, 0, 0, &[i64::from(end), most]);
     }
-    let longest = lengths.longest;
-    let too_long = |argument, b: usize, tokens: i64| {
-        Error::bad(
-            argument,
-            format!("at most {longest} tokens of a sequence, as the longest is said to have"),
-            format!("{tokens} tokens of sequence {b}"),
-        )
-    };
+    let longest = i64::try_from(lengths.longest).unwrap_or(i64::MAX);
     for b in 0..batch {
         let room = match lengths.starts {
             true => i64::from(starts[b + 1]) - i64::from(starts[b]),
-            false => i64::try_from(room).unwrap_or(i64::MAX),
+            false => most,
         };
-        match lengths.used {
-            true if !(0..=room).contains(&i64::from(used[b])) => {
-                return Err(Error::bad(
-                    used_name,
-                    format!("0 to {room} tokens of sequence {b}"),
-                    used[b].to_string(),
-                ));
+        let used = used.get(b).map(|&used| i64::from(used));
+        match used {
+            Some(used) if !(0..=room).contains(&used) => {
+                return wrong(length_rule, b, length::USED, &[used, room]);
             }
-            true if used[b] as usize > longest => {
-                return Err(too_long(used_name, b, i64::from(used[b])));
+            Some(used) if used > longest => {
+                return wrong(length_rule, b, length::LONGEST_USED, &[used, longest]);
             }
-            false if lengths.starts && room as usize > longest => {
-                return Err(too_long(starts_name, b, room));
+            None if lengths.starts && room > longest => {
+                return wrong(length_rule, b, length::LONGEST, &[room, longest]);
             }
             _ => {}
         }

@@ -5,6 +5,7 @@
 //! them on addresses in device memory. For tensors in the host's memory, [`attention`] does it all on a device, [`attention_cpu`]
 //! without one.
 
+mod checked;
 mod cpu;
 mod inputs;
 mod layout;

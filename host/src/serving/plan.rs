@@ -290,6 +290,21 @@ impl ServingPlan {
             return Ok(());
         }
         let (params, merge) = self.params(pointers)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.enqueue(device, stream, &params, merge.as_ref()) }
+    }
+
+    /// Enqueues the kernels with their parameters.
+    ///
+    /// # Safety
+    /// As [`ServingPlan::launch`]; the parameters are this plan's.
+    pub(super) unsafe fn enqueue(
+        &self,
+        device: &dyn Device,
+        stream: Stream,
+        params: &ServingParams,
+        merge: Option<&MergeParams>,
+    ) -> Result<()> {
         // SAFETY: the caller vouches for the addresses and the stream; the parameters are those of the variant's entry point, and the
         // plan's geometry keeps the kernel within the tensors.
         unsafe { device.launch(self.variant, &self.config, params.as_bytes(), stream)? };

@@ -70,8 +70,8 @@ impl Token {
         if params.slots != 0 {
             // SAFETY: there is a slot for each token.
             let slot = unsafe { copy::ld_global_u64(params.slots + 8 * self.index as u64) };
-            // Negative ones are large here. The product is below 2^31 where there are slots.
-            if slot >= (pages.blocks * pages.page.divisor) as u64 {
+            // Negative ones are large here.
+            if slot >= params.capacity as u64 {
                 return None;
             }
             let (block, row) = pages.page.div_rem(slot as u32);

@@ -7,6 +7,7 @@
 //!
 //! Shared addresses are the 32-bit offsets of the shared window, global ones 64-bit.
 
+pub mod atomic;
 pub mod cluster;
 pub mod copy;
 pub mod math;

@@ -7,7 +7,7 @@ mod strategy;
 
 pub use build::{Built, GAP};
 pub use case::{Bias, Cache, CacheOrder, MaskCase, Queries, ServingCase};
-pub use launch::{Failure, devices, launch, try_launch};
+pub use launch::{Failure, Launch, devices, launch, try_launch};
 pub use strategy::{Axes, case, for_all};
 
 use flashtile::{

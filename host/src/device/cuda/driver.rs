@@ -54,6 +54,8 @@ pub(super) mod codes {
     pub const LAUNCH_PARAM_END: usize = 0;
     pub const LAUNCH_PARAM_BUFFER_POINTER: usize = 1;
     pub const LAUNCH_PARAM_BUFFER_SIZE: usize = 2;
+    /// `CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP`: every context may reach it, the device at an address of its own.
+    pub const HOST_MAPPED: c_uint = 1 | 2;
     /// `CU_STREAM_NON_BLOCKING`: does not wait for the default stream.
     pub const STREAM_NON_BLOCKING: c_uint = 1;
     /// `CU_EVENT_DISABLE_TIMING`.
@@ -260,6 +262,12 @@ driver! {
         memory_read = b"cuMemcpyDtoH_v2\0" (destination: *mut c_void, address: Address, bytes: usize);
         /// Enqueues a copy within the device.
         memory_copy = b"cuMemcpyDtoDAsync_v2\0" (destination: Address, source: Address, bytes: usize, stream: Handle);
+        /// Allocates memory of the host.
+        host_allocate = b"cuMemHostAlloc\0" (memory: *mut *mut c_void, bytes: usize, flags: c_uint);
+        /// Tells the address by which the device reaches memory of the host.
+        host_address = b"cuMemHostGetDevicePointer_v2\0" (address: *mut Address, memory: *mut c_void, flags: c_uint);
+        /// Frees memory of the host.
+        host_free = b"cuMemFreeHost\0" (memory: *mut c_void);
         /// Sets bytes.
         memory_fill = b"cuMemsetD8_v2\0" (address: Address, value: u8, bytes: usize);
         /// Launches.

@@ -8,7 +8,10 @@ use std::{
     collections::HashMap,
     ffi::{CString, c_char, c_int, c_uint, c_void},
     ptr::null_mut,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use flashtile_abi::{DType, Entry, TensorMap};
@@ -16,7 +19,7 @@ use flashtile_abi::{DType, Entry, TensorMap};
 use self::driver::{Driver, Handle, LaunchAttribute, LaunchAttributes, Ordinal, codes};
 pub use self::raw::{RawModule, TensorMapArguments};
 pub use self::timing::{Event, Graph, OwnedStream};
-use super::{Device, DeviceInfo, DeviceKind, LaunchConfig, Stream, TensorMapSpec};
+use super::{Device, DeviceInfo, DeviceKind, LaunchConfig, PinnedMemory, Stream, TensorMapSpec};
 use crate::error::{Error, Result};
 
 /// Bytes of the compiler's complaints that are kept.
@@ -113,6 +116,11 @@ pub fn driver_version() -> Result<(u32, u32)> {
     let version = u32::try_from(version).unwrap_or(0);
     // 13.1 is 13010.
     Ok((version / 1000, version % 1000 / 10))
+}
+
+/// The place of a number of mapped memory.
+fn pinned_word(memory: PinnedMemory, word: usize) -> *mut u64 {
+    std::ptr::with_exposed_provenance_mut(memory.host + 8 * word)
 }
 
 fn count(driver: &Driver) -> Result<c_int> {
@@ -515,6 +523,48 @@ impl Device for CudaDevice {
         // SAFETY: the caller vouches for the range.
         unsafe { self.driver.memory_fill(address, value, bytes)? };
         self.finish_default_stream()
+    }
+
+    fn allocate_pinned(&self, bytes: usize) -> Result<PinnedMemory> {
+        let _pushed = self.push()?;
+        let mut host = null_mut();
+        // SAFETY: writes one pointer.
+        unsafe {
+            self.driver
+                .host_allocate(&raw mut host, bytes, codes::HOST_MAPPED)?;
+        }
+        let mut address = 0;
+        // SAFETY: the memory was just allocated as mapped; writes one address.
+        let found = unsafe { self.driver.host_address(&raw mut address, host, 0) };
+        found.inspect_err(|_| {
+            // SAFETY: the memory was just allocated, and nobody else knows of it.
+            let _ = unsafe { self.driver.host_free(host) };
+        })?;
+        Ok(PinnedMemory {
+            address,
+            host: host.expose_provenance(),
+        })
+    }
+
+    unsafe fn free_pinned(&self, memory: PinnedMemory) -> Result<()> {
+        let _pushed = self.push()?;
+        let host = std::ptr::with_exposed_provenance_mut(memory.host);
+        // SAFETY: the caller vouches for the memory.
+        unsafe { self.driver.host_free(host) }
+    }
+
+    unsafe fn read_pinned(&self, memory: PinnedMemory, word: usize) -> Result<u64> {
+        // SAFETY: the caller vouches that the memory is alive and has the number, which the driver aligned; all accesses of the host
+        // are atomic.
+        let number = unsafe { AtomicU64::from_ptr(pinned_word(memory, word)) };
+        Ok(number.load(Ordering::Acquire))
+    }
+
+    unsafe fn write_pinned(&self, memory: PinnedMemory, word: usize, value: u64) -> Result<()> {
+        // SAFETY: as in `read_pinned`.
+        let number = unsafe { AtomicU64::from_ptr(pinned_word(memory, word)) };
+        number.store(value, Ordering::Release);
+        Ok(())
     }
 
     fn load(&self, kernel: &'static Entry) -> Result<()> {
