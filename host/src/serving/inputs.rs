@@ -1,13 +1,7 @@
 //! Inputs in the host's memory, and their checks.
 
-use super::{
-    layout::CacheLayout,
-    problem::{SequenceLengths, ServingProblem},
-};
-use crate::{
-    error::{Error, Result},
-    run::bytes_of,
-};
+use super::problem::{SequenceLengths, ServingProblem};
+use crate::error::{Error, Result};
 
 /// The inputs of a [`ServingProblem`] in the host's memory.
 ///
@@ -50,37 +44,16 @@ pub struct ServingInputs<'a> {
 impl ServingInputs<'_> {
     /// Refuses slices that are shorter than the tensors and numbers that are not what they must be. The problem has passed its checks.
     pub(super) fn check(&self, problem: &ServingProblem) -> Result<()> {
-        let element = problem.dtype.bytes();
-        let cache = |argument, layout: &CacheLayout| {
-            layout
-                .span()
-                .and_then(|n| n.checked_mul(problem.kv_dtype.bytes() as usize))
-                .ok_or_else(|| Error::bad(argument, "a tensor that fits in memory", "a larger one"))
-        };
-        let bias = match &problem.bias {
-            Some(bias) => {
-                let bytes = problem.bias_element(bias.element).bytes();
-                bytes_of("bias", &bias.tensor(), bytes)?
-            }
-            None => 0,
-        };
-        let mask = match &problem.mask {
-            Some(mask) => bytes_of("mask", &mask.tensor(), mask.element_bytes())?,
-            None => 0,
-        };
-        for (argument, wanted, found) in [
-            ("q", bytes_of("q", &problem.q, element)?, self.q.len()),
-            ("k", cache("k", &problem.k)?, self.k.len()),
-            ("v", cache("v", &problem.v)?, self.v.len()),
-            ("bias", bias, self.bias.len()),
-            ("mask", mask, self.mask.len()),
+        let has = problem.extents();
+        for (argument, extent, slice) in [
+            ("q", Some(has.q), self.q),
+            ("k", Some(has.k), self.k),
+            ("v", Some(has.v), self.v),
+            ("bias", has.bias, self.bias),
+            ("mask", has.mask, self.mask),
         ] {
-            if found < wanted {
-                return Err(Error::bad(
-                    argument,
-                    format!("at least {wanted} bytes"),
-                    format!("{found} bytes"),
-                ));
+            if let Some(extent) = extent {
+                extent.of(argument, slice)?;
             }
         }
         problem.check_metadata(self)?;
