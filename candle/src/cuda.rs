@@ -17,6 +17,7 @@ use half::{bf16, f16};
 
 use crate::{
     attention::Attention,
+    cpu::Metadata,
     error::{bad, from_flashtile},
     plan::Planned,
     problem::Task,
@@ -65,6 +66,9 @@ pub(crate) fn run_into(
         // SAFETY: scratch memory, which the kernels write before they read it.
         bytes => Some(unsafe { candle_device.alloc::<u8>(bytes)? }),
     };
+    if attention.checked {
+        check_metadata(attention, task)?;
+    }
     let others: Vec<_> = attention
         .others()
         .map(|(argument, tensor)| (argument, tensor.storage_and_layout()))
@@ -97,6 +101,8 @@ pub(crate) fn run_into(
             "seqlens_q" => &mut pointers.q_starts,
             "seqlens_k" => &mut pointers.k_starts,
             "seqused_k" => &mut pointers.k_used,
+            "k_scale" => &mut pointers.k_scale,
+            "v_scale" => &mut pointers.v_scale,
             _ => &mut pointers.table,
         };
         *pointer = address(argument, storage, layout)?;
@@ -127,6 +133,20 @@ pub(crate) fn run_into(
         )
     }
     .map_err(from_flashtile)
+}
+
+/// Copies what says where sequences are to the host, and checks it there.
+fn check_metadata(attention: &Attention, task: &Task) -> Result<()> {
+    let mut here = attention.clone();
+    let lengths = [&mut here.q_starts, &mut here.k_starts, &mut here.k_used];
+    let lengths = lengths.into_iter().flatten().map(|it| &mut it.numbers);
+    let others = [&mut here.table, &mut here.ranges].into_iter().flatten();
+    for tensor in lengths.chain(others) {
+        *tensor = tensor.to_device(&candle_core::Device::Cpu)?;
+    }
+    let metadata = Metadata::new(&here, &task.problem)?;
+    let checked = task.problem.check_metadata(&metadata.inputs());
+    checked.map_err(from_flashtile)
 }
 
 /// flashtile's device of a context of candle's: made once, since it holds the kernels that the driver has compiled.
@@ -181,13 +201,14 @@ fn read_address<'a>(
         CudaStorageSlice::F16(slice) => start(slice, stream),
         CudaStorageSlice::BF16(slice) => start(slice, stream),
         CudaStorageSlice::F32(slice) => start(slice, stream),
+        CudaStorageSlice::F8E4M3(slice) => start(slice, stream),
         CudaStorageSlice::U8(slice) => start(slice, stream),
         CudaStorageSlice::U32(slice) => start(slice, stream),
         CudaStorageSlice::I32(slice) => start(slice, stream),
         _ => {
             return Err(bad(
                 argument,
-                "f16, bf16, f32, u8, u32 or i32",
+                "f16, bf16, f32, f8e4m3, u8, u32 or i32",
                 "another type",
             ));
         }

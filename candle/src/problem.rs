@@ -3,7 +3,9 @@
 use candle_core::{DType, Layout, Result, Shape, Tensor};
 use flashtile::{
     CausalAlignment, TensorLayout,
-    serving::{BiasType, CacheLayout, MaskType, PageTable, PairLayout, ServingProblem},
+    serving::{
+        BiasType, CacheLayout, CacheScales, MaskType, PageTable, PairLayout, ServingProblem,
+    },
 };
 
 use crate::{attention::Attention, error::bad};
@@ -28,7 +30,7 @@ impl Task {
         out: Option<&Layout>,
         lse: bool,
     ) -> Result<Self> {
-        let dtype = element(dtypes)?;
+        let (dtype, narrow) = element(dtypes)?;
         let varlen_q = attention.q_starts.is_some();
         let q = queries("q", q, varlen_q)?;
         let [k, v] = match &attention.table {
@@ -64,6 +66,14 @@ impl Task {
         problem = lengths(problem, attention, batch)?;
         problem = masks(problem, attention);
         problem = additions(problem, attention, dtypes[0])?;
+        let scales = scales(attention, batch, k.shape[2])?;
+        if narrow || scales != CacheScales::None {
+            let kv_dtype = match narrow {
+                true => flashtile::DType::E4m3,
+                false => problem.dtype,
+            };
+            problem = problem.kv_dtype(kv_dtype, scales);
+        }
 
         let [blocks, rows, heads, _] = q.shape;
         let dim = v.shape[3];
@@ -110,7 +120,8 @@ impl Task {
             .any(|l| l.starts || l.used);
         let added = p.alibi.is_some() || p.sink || p.bias.is_some();
         let masked = p.mask.is_some() || p.ranges.is_some();
-        if varied || added || masked || p.pages.is_some() || p.splits != Splits::Auto {
+        let narrow = p.kv_dtype != p.dtype;
+        if varied || added || masked || narrow || p.pages.is_some() || p.splits != Splits::Auto {
             return None;
         }
         let tensor = |cache: &CacheLayout| {
@@ -129,21 +140,51 @@ impl Task {
     }
 }
 
-/// The one type of q, k and v.
-fn element([q, k, v]: [DType; 3]) -> Result<DType> {
+/// The type of q, and whether k and v are e4m3 numbers; else they are as q.
+fn element([q, k, v]: [DType; 3]) -> Result<(DType, bool)> {
     if !matches!(q, DType::F16 | DType::BF16 | DType::F32) {
         return Err(bad("q", "f16, bf16 or f32", q.as_str()));
     }
-    for (argument, dtype) in [("k", k), ("v", v)] {
-        if dtype != q {
-            return Err(bad(
-                argument,
-                format!("{}, as q", q.as_str()),
-                dtype.as_str(),
-            ));
-        }
+    let narrow = q != DType::F32 && matches!(k, DType::F8E4M3 | DType::U8);
+    if k != q && !narrow {
+        let narrow = match q {
+            DType::F32 => "",
+            _ => ", or f8e4m3, or u8 as its codes",
+        };
+        return Err(bad(
+            "k",
+            format!("{}, as q{narrow}", q.as_str()),
+            k.as_str(),
+        ));
     }
-    Ok(q)
+    if v != k {
+        return Err(bad("v", format!("{}, as k", k.as_str()), v.as_str()));
+    }
+    Ok((q, narrow))
+}
+
+/// How many scales k and v have.
+fn scales(attention: &Attention, batch: usize, heads_kv: usize) -> Result<CacheScales> {
+    let (Some(k), Some(v)) = (&attention.k_scale, &attention.v_scale) else {
+        return Ok(CacheScales::None);
+    };
+    let kinds = [
+        (CacheScales::PerTensor, &[1][..]),
+        (CacheScales::PerHead, &[heads_kv]),
+        (CacheScales::PerSequence, &[batch, heads_kv]),
+    ];
+    let found = kinds.iter().find(|(_, shape)| k.dims() == *shape);
+    let Some(&(kind, shape)) = found else {
+        return Err(bad(
+            "k_scale",
+            format!("shape [1], [{heads_kv}] or [{batch}, {heads_kv}]"),
+            format!("shape {:?}", k.dims()),
+        ));
+    };
+    for (argument, scale) in [("k_scale", k), ("v_scale", v)] {
+        expect(argument, scale, shape, &[DType::F32])?;
+    }
+    Ok(kind)
 }
 
 /// flashtile's name of a type that [`element`] lets pass.
