@@ -98,7 +98,7 @@ impl<'d> Uploads<'d> {
 }
 
 /// The first two dimensions: batch and rows.
-fn tokens(rows: &Rows) -> [usize; 2] {
+pub(super) fn tokens(rows: &Rows) -> [usize; 2] {
     [rows.tensor.shape[0], rows.tensor.shape[1]]
 }
 
@@ -193,7 +193,7 @@ pub fn append(
 }
 
 /// Refuses positions that the tables do not have, of tokens that are some sequence's.
-fn check_positions(
+pub(super) fn check_positions(
     problem: &AppendProblem,
     data: &CacheData<'_>,
     rows: &[Option<[usize; 2]>],
@@ -213,23 +213,17 @@ fn check_positions(
         }
         Some(_) => data.positions.iter().copied().find(outside),
         // The last row of a sequence is its last position.
-        None => {
-            let lasts = data.place.first.len();
-            let sequence = |n: usize| {
-                let first = data.place.first.get(n).map_or(0, |&n| i64::from(n));
-                let length = match (data.place.used.get(n), data.place.starts.get(n..n + 2)) {
-                    (Some(&used), _) => i64::from(used),
-                    (None, Some(&[begin, end])) => i64::from(end) - i64::from(begin),
-                    (None, _) => problem.k.tensor.shape[1] as i64,
+        None => match problem.place {
+            Place::Slots => None,
+            Place::Sequences(sequences) => {
+                let last = |n: usize| {
+                    let rows = problem.k.tensor.shape[1];
+                    let (_, length, first) = sequences.span(n, rows, &data.place);
+                    (length > 0).then(|| (first + length - 1) as i64)
                 };
-                (length > 0).then_some(first + length - 1)
-            };
-            let batch = match problem.place {
-                Place::Slots => lasts,
-                Place::Sequences(sequences) => sequences.batch,
-            };
-            (0..batch).filter_map(sequence).find(outside)
-        }
+                (0..sequences.batch).filter_map(last).find(outside)
+            }
+        },
     };
     match wrong {
         None => Ok(()),
