@@ -12,13 +12,18 @@ use candle_core::{
         },
     },
 };
-use flashtile::{Device, Stream, serving::ServingPointers};
+use flashtile::{
+    Device, Stream,
+    cache::{AppendProblem, CachePair, CopyProblem, GatherProblem, RotaryPointers, RowsPointers},
+    serving::ServingPointers,
+};
 use half::{bf16, f16};
 
 use crate::{
     attention::Attention,
     cpu::Metadata,
     error::{bad, from_flashtile},
+    into::{Locked, Named},
     plan::Planned,
     problem::Task,
 };
@@ -149,6 +154,116 @@ fn check_metadata(attention: &Attention, task: &Task) -> Result<()> {
     checked.map_err(from_flashtile)
 }
 
+/// A tensor that is written, what errors call it, and its layout.
+pub(crate) type Written<'a> = (&'static str, &'a mut CudaStorage, &'a Layout);
+
+/// Launches something on tensors, whose addresses it gets by their names: 0 where there is none.
+fn launch(
+    reads: &[Named<'_>],
+    written: Vec<Written<'_>>,
+    launch: impl FnOnce(&dyn Device, Stream, &dyn Fn(&str) -> u64) -> flashtile::Result<()>,
+) -> Result<()> {
+    let Some((_, first, _)) = written.first() else {
+        return Ok(());
+    };
+    let stream = &first.device.cuda_stream();
+    let device = device(stream.context())?;
+    let tensors: Vec<_> = reads.iter().map(|(_, tensor)| *tensor).collect();
+    let locked = Locked::new(&tensors);
+    // Guards of cudarc's: when they are dropped, after the launch, the new uses of the memory are recorded.
+    let mut uses = Vec::new();
+    let mut addresses = Vec::new();
+    for (index, (argument, tensor)) in reads.iter().enumerate() {
+        let Storage::Cuda(storage) = locked.storage(index) else {
+            return Err(elsewhere(argument));
+        };
+        let (address, used) = read_address(argument, storage, tensor.layout(), stream)?;
+        addresses.push((*argument, address));
+        uses.push(used);
+    }
+    for (argument, storage, layout) in written {
+        let (address, used) = write_address(argument, storage, layout, stream)?;
+        addresses.push((argument, address));
+        uses.push(used);
+    }
+    let address = |name: &str| {
+        let found = addresses.iter().find(|(argument, _)| *argument == name);
+        found.map_or(0, |(_, address)| *address)
+    };
+    let stream = Stream::from_raw(stream.cu_stream().cast());
+    launch(&*device, stream, &address).map_err(from_flashtile)
+}
+
+/// Writes rows into caches.
+pub(crate) fn append(
+    problem: &AppendProblem,
+    reads: &[Named<'_>],
+    written: Vec<Written<'_>>,
+) -> Result<()> {
+    launch(reads, written, |device, stream, address| {
+        let rows = RowsPointers {
+            k: address("k"),
+            v: address("v"),
+            k_cache: address("k_cache"),
+            v_cache: address("v_cache"),
+            slots: address("slot_mapping"),
+            starts: 0,
+            used: address("seqused"),
+            first: address("seqlens"),
+            table: address("block_table"),
+        };
+        let rotary = RotaryPointers {
+            cos: address("cos"),
+            sin: address("sin"),
+            positions: address("positions"),
+            q: address("q"),
+            q_out: address("q_out"),
+        };
+        let plan = problem.plan(device.info())?;
+        // SAFETY: all memory is of the stream's device: candle's own, which layouts that candle made keep within, and which is locked until
+        // the launch is enqueued; what is freed or used later, candle and cudarc order after the launch by the guards. What is written is
+        // locked for that, and shares its storage with nothing else.
+        unsafe { plan.launch(device, stream, &rows, &rotary) }
+    })
+}
+
+/// Reads rows from caches.
+pub(crate) fn gather(
+    problem: &GatherProblem,
+    reads: &[Named<'_>],
+    written: Vec<Written<'_>>,
+) -> Result<()> {
+    launch(reads, written, |device, stream, address| {
+        let rows = RowsPointers {
+            k: address("k"),
+            v: address("v"),
+            k_cache: address("k_cache"),
+            v_cache: address("v_cache"),
+            starts: address("seqlens"),
+            table: address("block_table"),
+            ..RowsPointers::default()
+        };
+        let plan = problem.plan(device.info())?;
+        // SAFETY: as in `append`.
+        unsafe { plan.launch(device, stream, &rows) }
+    })
+}
+
+/// Copies blocks, from `src` or within `dst`.
+pub(crate) fn copy_blocks(
+    problem: &CopyProblem,
+    reads: &[Named<'_>],
+    written: Vec<Written<'_>>,
+) -> Result<()> {
+    launch(reads, written, |device, stream, address| {
+        let (src, dst) = (address("src"), address("dst"));
+        let src = if src == 0 { dst } else { src };
+        let plan = problem.plan(device.info())?;
+        // SAFETY: as in `append`.
+        unsafe { plan.launch(device, stream, address("pairs"), &[CachePair { src, dst }]) }
+    })
+}
+
 /// flashtile's device of a context of candle's: made once, since it holds the kernels that the driver has compiled.
 fn device(context: &Arc<CudaContext>) -> Result<Arc<flashtile::CudaDevice>> {
     type Known = Vec<(Arc<CudaContext>, Arc<flashtile::CudaDevice>)>;
@@ -205,10 +320,11 @@ fn read_address<'a>(
         CudaStorageSlice::U8(slice) => start(slice, stream),
         CudaStorageSlice::U32(slice) => start(slice, stream),
         CudaStorageSlice::I32(slice) => start(slice, stream),
+        CudaStorageSlice::I64(slice) => start(slice, stream),
         _ => {
             return Err(bad(
                 argument,
-                "f16, bf16, f32, f8e4m3, u8, u32 or i32",
+                "f16, bf16, f32, f8e4m3, u8, u32, i32 or i64",
                 "another type",
             ));
         }
@@ -237,7 +353,15 @@ fn write_address<'a>(
         CudaStorageSlice::F16(slice) => start(slice, stream),
         CudaStorageSlice::BF16(slice) => start(slice, stream),
         CudaStorageSlice::F32(slice) => start(slice, stream),
-        _ => return Err(bad(argument, "f16, bf16 or f32", "another type")),
+        CudaStorageSlice::F8E4M3(slice) => start(slice, stream),
+        CudaStorageSlice::U8(slice) => start(slice, stream),
+        _ => {
+            return Err(bad(
+                argument,
+                "f16, bf16, f32, f8e4m3 or u8",
+                "another type",
+            ));
+        }
     };
     Ok((address + (layout.start_offset() * bytes) as u64, used))
 }

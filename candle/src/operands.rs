@@ -56,6 +56,22 @@ pub(crate) fn ints(argument: &'static str, tensor: &Tensor, count: usize) -> Res
     }
 }
 
+/// The numbers of a contiguous tensor, i64, u32 or i32.
+pub(crate) fn longs(argument: &'static str, tensor: &Tensor) -> Result<Vec<i64>> {
+    let reading = Reading::new(argument, tensor);
+    let (at, count) = (reading.layout.start_offset(), tensor.elem_count());
+    match reading.cpu()? {
+        CpuStorage::I64(numbers) => Ok(rest(numbers, at, count).to_vec()),
+        CpuStorage::I32(numbers) => {
+            Ok(rest(numbers, at, count).iter().map(|&n| n.into()).collect())
+        }
+        CpuStorage::U32(numbers) => {
+            Ok(rest(numbers, at, count).iter().map(|&n| n.into()).collect())
+        }
+        other => Err(bad(argument, "i64, u32 or i32", dtype(other))),
+    }
+}
+
 /// The numbers of a contiguous tensor, f32.
 pub(crate) fn floats(argument: &'static str, tensor: &Tensor) -> Result<Vec<f32>> {
     let reading = Reading::new(argument, tensor);

@@ -34,7 +34,7 @@ impl Task {
         let varlen_q = attention.q_starts.is_some();
         let q = queries("q", q, varlen_q)?;
         let [k, v] = match &attention.table {
-            Some(_) => [page_keys(k)?, CacheLayout::from_tensor(dense("v", v)?)],
+            Some(_) => [page_keys("k", k)?, CacheLayout::from_tensor(dense("v", v)?)],
             None => {
                 let varlen = attention.k_starts.is_some();
                 let rows = |argument, layout| {
@@ -188,7 +188,7 @@ fn scales(attention: &Attention, batch: usize, heads_kv: usize) -> Result<CacheS
 }
 
 /// flashtile's name of a type that [`element`] lets pass.
-fn dtype_of(dtype: DType) -> flashtile::DType {
+pub(crate) fn dtype_of(dtype: DType) -> flashtile::DType {
     match dtype {
         DType::F16 => flashtile::DType::F16,
         DType::BF16 => flashtile::DType::Bf16,
@@ -197,7 +197,7 @@ fn dtype_of(dtype: DType) -> flashtile::DType {
 }
 
 /// [batch, seqlen, heads, head_dim]; of sequences that follow each other [tokens, heads, head_dim], as one block.
-fn queries(argument: &str, layout: &Layout, varlen: bool) -> Result<TensorLayout> {
+pub(crate) fn queries(argument: &str, layout: &Layout, varlen: bool) -> Result<TensorLayout> {
     let layout = match varlen {
         false => dense(argument, layout)?,
         true => {
@@ -221,7 +221,7 @@ fn queries(argument: &str, layout: &Layout, varlen: bool) -> Result<TensorLayout
     }
 }
 
-fn dense(argument: &str, layout: &Layout) -> Result<TensorLayout> {
+pub(crate) fn dense(argument: &str, layout: &Layout) -> Result<TensorLayout> {
     let &[a, b, c, d] = layout.dims() else {
         return Err(rank(argument, "four dimensions", layout));
     };
@@ -232,9 +232,9 @@ fn dense(argument: &str, layout: &Layout) -> Result<TensorLayout> {
 }
 
 /// Keys in pages: [pages, rows, heads, head_dim], or vLLM's [pages, heads, head_dim / x, rows, x].
-fn page_keys(layout: &Layout) -> Result<CacheLayout> {
+pub(crate) fn page_keys(argument: &str, layout: &Layout) -> Result<CacheLayout> {
     let &[pages, heads, chunks, rows, chunk] = layout.dims() else {
-        return Ok(CacheLayout::from_tensor(dense("k", layout)?));
+        return Ok(CacheLayout::from_tensor(dense(argument, layout)?));
     };
     let [page, head, chunk_stride, row, element_stride] = strides(layout);
     Ok(CacheLayout {
@@ -247,7 +247,7 @@ fn page_keys(layout: &Layout) -> Result<CacheLayout> {
 }
 
 /// Strides of a layout whose rank is known. One that no memory has is the largest there is, which flashtile refuses.
-fn strides<const N: usize>(layout: &Layout) -> [i64; N] {
+pub(crate) fn strides<const N: usize>(layout: &Layout) -> [i64; N] {
     let mut strides = [0; N];
     for (to, &from) in strides.iter_mut().zip(layout.stride()) {
         *to = i64::try_from(from).unwrap_or(i64::MAX);
@@ -260,7 +260,7 @@ fn rank(argument: &str, expected: &str, layout: &Layout) -> candle_core::Error {
 }
 
 /// Number of sequences, from where they start.
-fn sequences(argument: &str, starts: &Tensor) -> Result<usize> {
+pub(crate) fn sequences(argument: &str, starts: &Tensor) -> Result<usize> {
     match starts.dims() {
         &[count] if count > 0 => Ok(count - 1),
         found => Err(bad(
@@ -272,7 +272,12 @@ fn sequences(argument: &str, starts: &Tensor) -> Result<usize> {
 }
 
 /// Refuses another shape, gaps, and other types.
-fn expect(argument: &str, tensor: &Tensor, shape: &[usize], dtypes: &[DType]) -> Result<()> {
+pub(crate) fn expect(
+    argument: &str,
+    tensor: &Tensor,
+    shape: &[usize],
+    dtypes: &[DType],
+) -> Result<()> {
     if tensor.dims() != shape {
         return Err(bad(
             argument,
@@ -290,7 +295,7 @@ fn expect(argument: &str, tensor: &Tensor, shape: &[usize], dtypes: &[DType]) ->
     typed(argument, tensor, dtypes)
 }
 
-fn typed(argument: &str, tensor: &Tensor, dtypes: &[DType]) -> Result<()> {
+pub(crate) fn typed(argument: &str, tensor: &Tensor, dtypes: &[DType]) -> Result<()> {
     if dtypes.contains(&tensor.dtype()) {
         return Ok(());
     }
@@ -299,7 +304,7 @@ fn typed(argument: &str, tensor: &Tensor, dtypes: &[DType]) -> Result<()> {
 }
 
 /// Types of numbers that say where sequences and pages are.
-const INDICES: [DType; 2] = [DType::U32, DType::I32];
+pub(crate) const INDICES: [DType; 2] = [DType::U32, DType::I32];
 
 fn lengths(
     mut problem: ServingProblem,
