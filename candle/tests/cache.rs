@@ -359,7 +359,12 @@ fn bad_caches() -> Result<()> {
         "block_table: expected shape [2, entries]",
     );
 
-    let pairs = |numbers: &[[i64; 2]]| Tensor::new(numbers, &CPU).unwrap();
+    let pairs = |numbers: &[[i64; 2]]| {
+        Tensor::new(numbers.as_flattened(), &CPU)
+            .unwrap()
+            .reshape((numbers.len(), 2))
+            .unwrap()
+    };
     refused(
         copy_blocks(&[cache], &pairs(&[[0, 4]])),
         "pairs: expected blocks below 4 and 4",
