@@ -10,12 +10,12 @@ use crate::{into, operation::Operation};
 /// Attention with everything that flashtile knows: `softmax(mask(cap(softmax_scale * q k^T) + bias)) v`.
 ///
 /// q is [batch, seqlen_q, heads_q, head_dim_qk], k [batch, seqlen_k, heads_kv, head_dim_qk] and v [batch, seqlen_k, heads_kv,
-/// head_dim_v], of f16, bf16 or f32; out is as q, with head_dim_v. [`varlen`](Self::varlen), [`pages`](Self::pages) change that. heads_q
+/// head_dim_v], of f16, bf16 or f32; under q of 16 bits also e4m3 ([`kv_scales`](Self::kv_scales)); out is as q, with head_dim_v. [`varlen`](Self::varlen), [`pages`](Self::pages) change that. heads_q
 /// is a multiple of heads_kv. Any strides are taken as they are, if the last dimension has none. Tensors that say where sequences are
 /// may be u32 or i32, and are contiguous.
 ///
 /// On the CPU all numbers are checked. On a GPU nothing waits for the device: shapes, types and layouts are checked, numbers in device
-/// memory are not. Kernels stay within the tensors whatever these numbers are.
+/// memory only if [`checked`](Self::checked) says so. Kernels stay within the tensors whatever these numbers are.
 ///
 /// ```
 /// # use candle_core::{DType, Device, Tensor};
@@ -49,6 +49,9 @@ pub struct Attention {
     pub(crate) k_used: Option<Lengths>,
     pub(crate) table: Option<Tensor>,
     pub(crate) page_size: Option<usize>,
+    pub(crate) k_scale: Option<Tensor>,
+    pub(crate) v_scale: Option<Tensor>,
+    pub(crate) checked: bool,
     pub(crate) splits: Splits,
 }
 
@@ -78,6 +81,9 @@ impl Attention {
             k_used: None,
             table: None,
             page_size: None,
+            k_scale: None,
+            v_scale: None,
+            checked: false,
             splits: Splits::Auto,
         }
     }
@@ -197,6 +203,23 @@ impl Attention {
         self
     }
 
+    /// Keys and values are e4m3 numbers (f8e4m3, or u8: their codes) under queries of f16 or bf16, and mean what they are times these
+    /// scales: f32, contiguous, positive and finite, `[1]`, `[heads_kv]` or [batch, heads_kv]. Without scales they mean themselves.
+    #[must_use]
+    pub fn kv_scales(mut self, k_scale: &Tensor, v_scale: &Tensor) -> Self {
+        self.k_scale = Some(k_scale.clone());
+        self.v_scale = Some(v_scale.clone());
+        self
+    }
+
+    /// Checks, on a GPU too, the numbers that say where sequences are: lengths, starts, tables of pages and ranges. They are copied to the
+    /// host for that, which waits for the device, so it is for finding mistakes, and not for graph captures.
+    #[must_use]
+    pub fn checked(mut self, checked: bool) -> Self {
+        self.checked = checked;
+        self
+    }
+
     /// How keys are split over a GPU's blocks. Results of [`Splits::One`] and [`Splits::Keys`] do not depend on the rest of the batch.
     #[must_use]
     pub fn splits(mut self, splits: Splits) -> Self {
@@ -258,6 +281,8 @@ impl Attention {
             ("seqlens_k", self.k_starts.as_ref().map(|l| &l.numbers)),
             ("seqused_k", self.k_used.as_ref().map(|l| &l.numbers)),
             ("block_table", self.table.as_ref()),
+            ("k_scale", self.k_scale.as_ref()),
+            ("v_scale", self.v_scale.as_ref()),
         ]
         .into_iter()
         .filter_map(|(name, tensor)| Some((name, tensor?)))

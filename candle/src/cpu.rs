@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor};
 use flashtile::{
     Outputs, TensorLayout,
-    serving::{PageTable, ServingInputs, attention_cpu},
+    serving::{PageTable, ServingInputs, ServingProblem, attention_cpu},
 };
 use half::{bf16, f16};
 
@@ -21,25 +21,13 @@ pub(crate) fn run(
     [q, k, v]: [(&CpuStorage, &Layout); 3],
 ) -> Result<Outputs> {
     let problem = &task.problem;
-    let all_ints = |argument, tensor: Option<&Tensor>| match tensor {
-        Some(tensor) => ints(argument, tensor, tensor.elem_count()),
-        None => Ok(Vec::new()),
-    };
-    let lengths = |argument, lengths: &Option<Lengths>| {
-        all_ints(argument, lengths.as_ref().map(|l| &l.numbers))
-    };
     let all_floats = |argument, tensor: &Option<Tensor>| match tensor {
         Some(tensor) => floats(argument, tensor),
         None => Ok(Vec::new()),
     };
-    let table = match (&attention.table, problem.pages) {
-        (Some(table), Some(pages)) => ints("block_table", table, entries(&pages, problem.batch)?)?,
-        _ => Vec::new(),
-    };
-    let q_starts = lengths("seqlens_q", &attention.q_starts)?;
-    let k_starts = lengths("seqlens_k", &attention.k_starts)?;
-    let k_used = lengths("seqused_k", &attention.k_used)?;
-    let ranges = all_ints("mm_prefix_ranges", attention.ranges.as_ref())?;
+    let metadata = Metadata::new(attention, problem)?;
+    let k_scale = all_floats("k_scale", &attention.k_scale)?;
+    let v_scale = all_floats("v_scale", &attention.v_scale)?;
     let alibi = all_floats("alibi_slopes", &attention.alibi)?;
     let sink = all_floats("sink", &attention.sink)?;
     let bias = attention.bias.as_ref();
@@ -50,18 +38,61 @@ pub(crate) fn run(
         q: bytes("q", q.0, q.1)?,
         k: bytes("k", k.0, k.1)?,
         v: bytes("v", v.0, v.1)?,
-        q_starts: &q_starts,
-        k_starts: &k_starts,
-        k_used: &k_used,
-        table: &table,
+        k_scale: &k_scale,
+        v_scale: &v_scale,
         alibi: &alibi,
         sink: &sink,
         bias: bias.as_ref().map_or(Ok(&[][..]), Reading::bytes)?,
         mask: mask.as_ref().map_or(Ok(&[][..]), Reading::bytes)?,
-        ranges: &ranges,
-        ..ServingInputs::default()
+        ..metadata.inputs()
     };
     attention_cpu(problem, &inputs).map_err(from_flashtile)
+}
+
+/// The numbers that say where sequences are, in the host's memory.
+pub(crate) struct Metadata {
+    q_starts: Vec<i32>,
+    k_starts: Vec<i32>,
+    k_used: Vec<i32>,
+    table: Vec<i32>,
+    ranges: Vec<i32>,
+}
+
+impl Metadata {
+    /// Of tensors on the CPU.
+    pub fn new(attention: &Attention, problem: &ServingProblem) -> Result<Self> {
+        let all_ints = |argument, tensor: Option<&Tensor>| match tensor {
+            Some(tensor) => ints(argument, tensor, tensor.elem_count()),
+            None => Ok(Vec::new()),
+        };
+        let lengths = |argument, lengths: &Option<Lengths>| {
+            all_ints(argument, lengths.as_ref().map(|l| &l.numbers))
+        };
+        Ok(Self {
+            q_starts: lengths("seqlens_q", &attention.q_starts)?,
+            k_starts: lengths("seqlens_k", &attention.k_starts)?,
+            k_used: lengths("seqused_k", &attention.k_used)?,
+            table: match (&attention.table, problem.pages) {
+                (Some(table), Some(pages)) => {
+                    ints("block_table", table, entries(&pages, problem.batch)?)?
+                }
+                _ => Vec::new(),
+            },
+            ranges: all_ints("mm_prefix_ranges", attention.ranges.as_ref())?,
+        })
+    }
+
+    /// With nothing else.
+    pub fn inputs(&self) -> ServingInputs<'_> {
+        ServingInputs {
+            q_starts: &self.q_starts,
+            k_starts: &self.k_starts,
+            k_used: &self.k_used,
+            table: &self.table,
+            ranges: &self.ranges,
+            ..ServingInputs::default()
+        }
+    }
 }
 
 /// Numbers from a table's first to its last.

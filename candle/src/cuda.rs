@@ -12,12 +12,18 @@ use candle_core::{
         },
     },
 };
-use flashtile::{Device, Stream, serving::ServingPointers};
+use flashtile::{
+    Device, Stream,
+    cache::{AppendProblem, CachePair, CopyProblem, GatherProblem, RotaryPointers, RowsPointers},
+    serving::ServingPointers,
+};
 use half::{bf16, f16};
 
 use crate::{
     attention::Attention,
+    cpu::Metadata,
     error::{bad, from_flashtile},
+    into::{Locked, Named},
     plan::Planned,
     problem::Task,
 };
@@ -65,6 +71,9 @@ pub(crate) fn run_into(
         // SAFETY: scratch memory, which the kernels write before they read it.
         bytes => Some(unsafe { candle_device.alloc::<u8>(bytes)? }),
     };
+    if attention.checked {
+        check_metadata(attention, task)?;
+    }
     let others: Vec<_> = attention
         .others()
         .map(|(argument, tensor)| (argument, tensor.storage_and_layout()))
@@ -97,6 +106,8 @@ pub(crate) fn run_into(
             "seqlens_q" => &mut pointers.q_starts,
             "seqlens_k" => &mut pointers.k_starts,
             "seqused_k" => &mut pointers.k_used,
+            "k_scale" => &mut pointers.k_scale,
+            "v_scale" => &mut pointers.v_scale,
             _ => &mut pointers.table,
         };
         *pointer = address(argument, storage, layout)?;
@@ -127,6 +138,130 @@ pub(crate) fn run_into(
         )
     }
     .map_err(from_flashtile)
+}
+
+/// Copies what says where sequences are to the host, and checks it there.
+fn check_metadata(attention: &Attention, task: &Task) -> Result<()> {
+    let mut here = attention.clone();
+    let lengths = [&mut here.q_starts, &mut here.k_starts, &mut here.k_used];
+    let lengths = lengths.into_iter().flatten().map(|it| &mut it.numbers);
+    let others = [&mut here.table, &mut here.ranges].into_iter().flatten();
+    for tensor in lengths.chain(others) {
+        *tensor = tensor.to_device(&candle_core::Device::Cpu)?;
+    }
+    let metadata = Metadata::new(&here, &task.problem)?;
+    let checked = task.problem.check_metadata(&metadata.inputs());
+    checked.map_err(from_flashtile)
+}
+
+/// A tensor that is written, what errors call it, and its layout.
+pub(crate) type Written<'a> = (&'static str, &'a mut CudaStorage, &'a Layout);
+
+/// Launches something on tensors, whose addresses it gets by their names: 0 where there is none.
+fn launch(
+    reads: &[Named<'_>],
+    written: Vec<Written<'_>>,
+    launch: impl FnOnce(&dyn Device, Stream, &dyn Fn(&str) -> u64) -> flashtile::Result<()>,
+) -> Result<()> {
+    let Some((_, first, _)) = written.first() else {
+        return Ok(());
+    };
+    let stream = &first.device.cuda_stream();
+    let device = device(stream.context())?;
+    let tensors: Vec<_> = reads.iter().map(|(_, tensor)| *tensor).collect();
+    let locked = Locked::new(&tensors);
+    // Guards of cudarc's: when they are dropped, after the launch, the new uses of the memory are recorded.
+    let mut uses = Vec::new();
+    let mut addresses = Vec::new();
+    for (index, (argument, tensor)) in reads.iter().enumerate() {
+        let Storage::Cuda(storage) = locked.storage(index) else {
+            return Err(elsewhere(argument));
+        };
+        let (address, used) = read_address(argument, storage, tensor.layout(), stream)?;
+        addresses.push((*argument, address));
+        uses.push(used);
+    }
+    for (argument, storage, layout) in written {
+        let (address, used) = write_address(argument, storage, layout, stream)?;
+        addresses.push((argument, address));
+        uses.push(used);
+    }
+    let address = |name: &str| {
+        let found = addresses.iter().find(|(argument, _)| *argument == name);
+        found.map_or(0, |(_, address)| *address)
+    };
+    let stream = Stream::from_raw(stream.cu_stream().cast());
+    launch(&*device, stream, &address).map_err(from_flashtile)
+}
+
+/// Writes rows into caches.
+pub(crate) fn append(
+    problem: &AppendProblem,
+    reads: &[Named<'_>],
+    written: Vec<Written<'_>>,
+) -> Result<()> {
+    launch(reads, written, |device, stream, address| {
+        let rows = RowsPointers {
+            k: address("k"),
+            v: address("v"),
+            k_cache: address("k_cache"),
+            v_cache: address("v_cache"),
+            slots: address("slot_mapping"),
+            starts: 0,
+            used: address("seqused"),
+            first: address("seqlens"),
+            table: address("block_table"),
+        };
+        let rotary = RotaryPointers {
+            cos: address("cos"),
+            sin: address("sin"),
+            positions: address("positions"),
+            q: address("q"),
+            q_out: address("q_out"),
+        };
+        let plan = problem.plan(device.info())?;
+        // SAFETY: all memory is of the stream's device: candle's own, which layouts that candle made keep within, and which is locked until
+        // the launch is enqueued; what is freed or used later, candle and cudarc order after the launch by the guards. What is written is
+        // locked for that, and shares its storage with nothing else.
+        unsafe { plan.launch(device, stream, &rows, &rotary) }
+    })
+}
+
+/// Reads rows from caches.
+pub(crate) fn gather(
+    problem: &GatherProblem,
+    reads: &[Named<'_>],
+    written: Vec<Written<'_>>,
+) -> Result<()> {
+    launch(reads, written, |device, stream, address| {
+        let rows = RowsPointers {
+            k: address("k"),
+            v: address("v"),
+            k_cache: address("k_cache"),
+            v_cache: address("v_cache"),
+            starts: address("seqlens"),
+            table: address("block_table"),
+            ..RowsPointers::default()
+        };
+        let plan = problem.plan(device.info())?;
+        // SAFETY: as in `append`.
+        unsafe { plan.launch(device, stream, &rows) }
+    })
+}
+
+/// Copies blocks, from `src` or within `dst`.
+pub(crate) fn copy_blocks(
+    problem: &CopyProblem,
+    reads: &[Named<'_>],
+    written: Vec<Written<'_>>,
+) -> Result<()> {
+    launch(reads, written, |device, stream, address| {
+        let (src, dst) = (address("src"), address("dst"));
+        let src = if src == 0 { dst } else { src };
+        let plan = problem.plan(device.info())?;
+        // SAFETY: as in `append`.
+        unsafe { plan.launch(device, stream, address("pairs"), &[CachePair { src, dst }]) }
+    })
 }
 
 /// flashtile's device of a context of candle's: made once, since it holds the kernels that the driver has compiled.
@@ -181,13 +316,15 @@ fn read_address<'a>(
         CudaStorageSlice::F16(slice) => start(slice, stream),
         CudaStorageSlice::BF16(slice) => start(slice, stream),
         CudaStorageSlice::F32(slice) => start(slice, stream),
+        CudaStorageSlice::F8E4M3(slice) => start(slice, stream),
         CudaStorageSlice::U8(slice) => start(slice, stream),
         CudaStorageSlice::U32(slice) => start(slice, stream),
         CudaStorageSlice::I32(slice) => start(slice, stream),
+        CudaStorageSlice::I64(slice) => start(slice, stream),
         _ => {
             return Err(bad(
                 argument,
-                "f16, bf16, f32, u8, u32 or i32",
+                "f16, bf16, f32, f8e4m3, u8, u32, i32 or i64",
                 "another type",
             ));
         }
@@ -216,7 +353,15 @@ fn write_address<'a>(
         CudaStorageSlice::F16(slice) => start(slice, stream),
         CudaStorageSlice::BF16(slice) => start(slice, stream),
         CudaStorageSlice::F32(slice) => start(slice, stream),
-        _ => return Err(bad(argument, "f16, bf16 or f32", "another type")),
+        CudaStorageSlice::F8E4M3(slice) => start(slice, stream),
+        CudaStorageSlice::U8(slice) => start(slice, stream),
+        _ => {
+            return Err(bad(
+                argument,
+                "f16, bf16, f32, f8e4m3 or u8",
+                "another type",
+            ));
+        }
     };
     Ok((address + (layout.start_offset() * bytes) as u64, used))
 }

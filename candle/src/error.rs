@@ -33,6 +33,9 @@ fn name(argument: &str) -> &str {
         "alibi" => "alibi_slopes",
         "ranges" => "mm_prefix_ranges",
         "scale" => "softmax_scale",
+        "slots" => "slot_mapping",
+        "starts" | "first" => "seqlens",
+        "used" => "seqused",
         other => other,
     }
 }

@@ -11,8 +11,16 @@ use crate::{attention::Attention, cpu, error::bad, problem::Task};
 /// A tensor's memory, to be written.
 pub(crate) enum Memory<'a> {
     Cpu(&'a mut CpuStorage),
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "for GPUs"))]
     Cuda(&'a mut CudaStorage),
+}
+
+impl Memory<'_> {
+    fn reborrow(&mut self) -> Memory<'_> {
+        match self {
+            Self::Cpu(storage) => Memory::Cpu(storage),
+            Self::Cuda(storage) => Memory::Cuda(storage),
+        }
+    }
 }
 
 /// See [`Attention::forward_into`].
@@ -22,17 +30,6 @@ pub(crate) fn forward(
     out: &Tensor,
     lse: Option<&Tensor>,
 ) -> Result<()> {
-    let named = || ["q", "k", "v"].into_iter().zip(inputs);
-    if let Some((name, _)) = named()
-        .chain(attention.others())
-        .find(|(_, t)| t.track_op())
-    {
-        return Err(bad(
-            name,
-            "a tensor without gradients (`detach`), since writes into tensors are not tracked",
-            "one that candle tracks",
-        ));
-    }
     let task = Task::new(
         attention,
         inputs.map(Tensor::dtype),
@@ -63,30 +60,17 @@ pub(crate) fn forward(
         }
     }
     let outputs = [Some(("out", out)), lse.map(|lse| ("lse", lse))];
-    for (index, (output, written)) in outputs
-        .iter()
-        .enumerate()
-        .filter_map(|(i, o)| Some((i, (*o)?)))
-    {
-        let other_output = outputs[..index].iter().flatten().copied();
-        for (name, tensor) in named().chain(attention.others()).chain(other_output) {
-            // Also what would wait for itself: outputs are locked for writing while the others are read.
-            if memory(tensor) == memory(written) {
-                return Err(bad(
-                    output,
-                    "a tensor with storage of its own",
-                    format!("one that shares its storage with {name}"),
-                ));
-            }
-        }
-    }
+    let written: Vec<_> = outputs.into_iter().flatten().collect();
+    let named = ["q", "k", "v"].into_iter().zip(inputs);
+    let read: Vec<_> = named.chain(attention.others()).collect();
+    check_writes(&written, &read)?;
 
     if out.elem_count() == 0 {
         // Nothing to write, which candle does not do; the numbers are checked all the same.
         return attention.forward(inputs[0], inputs[1], inputs[2]).map(drop);
     }
-    let locked = Locked::new(inputs);
-    let storages = locked.storages();
+    let locked = Locked::new(&inputs);
+    let storages = [0, 1, 2].map(|index| locked.storage(index));
     let [q_l, k_l, v_l] = inputs.map(Tensor::layout);
     write(out, |memory, out_l| match (storages, memory) {
         ([Storage::Cpu(q), Storage::Cpu(k), Storage::Cpu(v)], Memory::Cpu(to)) => {
@@ -123,37 +107,72 @@ pub(crate) fn forward(
     })
 }
 
-/// q, k and v, locked for reading. Tensors of one storage share its lock: waiting for it twice could be waiting for ever.
-struct Locked<'a> {
+/// A tensor and what errors call it.
+pub(crate) type Named<'a> = (&'static str, &'a Tensor);
+
+/// Refuses to read tensors whose gradient would be lost, and outputs that share their storage with each other or with what is read: also
+/// what would wait for itself, since outputs are locked for writing while the others are read.
+pub(crate) fn check_writes(written: &[Named<'_>], read: &[Named<'_>]) -> Result<()> {
+    if let Some((name, _)) = read.iter().find(|(_, tensor)| tensor.track_op()) {
+        return Err(bad(
+            name,
+            "a tensor without gradients (`detach`), since writes into tensors are not tracked",
+            "one that candle tracks",
+        ));
+    }
+    for (index, (output, tensor)) in written.iter().enumerate() {
+        for (name, other) in read.iter().chain(&written[..index]) {
+            if memory(other) == memory(tensor) {
+                return Err(bad(
+                    output,
+                    "a tensor with storage of its own",
+                    format!("one that shares its storage with {name}"),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Tensors, locked for reading. Those of one storage share its lock: waiting for it twice could be waiting for ever.
+pub(crate) struct Locked<'a> {
     guards: Vec<(usize, StorageRef<'a>)>,
-    of: [usize; 3],
+    of: Vec<usize>,
 }
 
 impl<'a> Locked<'a> {
-    fn new(inputs: [&'a Tensor; 3]) -> Self {
-        let of = inputs.map(memory);
-        let mut guards: Vec<(usize, StorageRef<'a>)> = Vec::with_capacity(3);
-        for (tensor, of) in inputs.into_iter().zip(of) {
-            if guards.iter().all(|(key, _)| *key != of) {
-                guards.push((of, tensor.storage_and_layout().0));
+    pub fn new(inputs: &[&'a Tensor]) -> Self {
+        let of: Vec<_> = inputs.iter().map(|tensor| memory(tensor)).collect();
+        let mut guards: Vec<(usize, StorageRef<'a>)> = Vec::with_capacity(inputs.len());
+        for (tensor, of) in inputs.iter().zip(&of) {
+            if guards.iter().all(|(key, _)| key != of) {
+                guards.push((*of, tensor.storage_and_layout().0));
             }
         }
         Self { guards, of }
     }
 
-    fn storages(&self) -> [&Storage; 3] {
-        self.of.map(|of| {
-            let position = self.guards.iter().position(|(key, _)| *key == of);
-            // Each has a guard: see `new`.
-            &*self.guards[position.unwrap_or_default()].1
-        })
+    /// One tensor's.
+    pub fn storage(&self, index: usize) -> &Storage {
+        let of = self.of[index];
+        let position = self.guards.iter().position(|(key, _)| *key == of);
+        // Each has a guard: see `new`.
+        &self.guards[position.unwrap_or_default()].1
+    }
+
+    /// One tensor's, on the CPU.
+    pub fn cpu(&self, argument: &str, index: usize) -> Result<&CpuStorage> {
+        match self.storage(index) {
+            Storage::Cpu(storage) => Ok(storage),
+            _ => Err(elsewhere(argument)),
+        }
     }
 }
 
-fn elsewhere(argument: &str) -> candle_core::Error {
+pub(crate) fn elsewhere(argument: &str) -> candle_core::Error {
     bad(
         argument,
-        "q, k, v and outputs on one device, the CPU or a GPU",
+        "all tensors on one device, the CPU or a GPU",
         "another device",
     )
 }
@@ -167,6 +186,36 @@ fn memory(tensor: &Tensor) -> usize {
 /// Calls a function with a tensor's memory, locked for writing.
 fn write(tensor: &Tensor, function: impl FnMut(Memory<'_>, &Layout) -> Result<()>) -> Result<()> {
     tensor.inplace_op1(&Write(RefCell::new(function)))
+}
+
+/// What is done with the memory of up to three tensors.
+type WithMemory<'f> = &'f mut dyn FnMut([Option<Memory<'_>>; 3]) -> Result<()>;
+
+/// Calls a function with the memory of up to three tensors, locked for writing: the first of them there is. Each has storage of its own.
+pub(crate) fn write_up_to_three(
+    tensors: [Option<&Tensor>; 3],
+    function: WithMemory<'_>,
+) -> Result<()> {
+    let [first, second, third] = tensors;
+    optional(first, &mut |mut first| {
+        optional(second, &mut |mut second| {
+            optional(third, &mut |third| {
+                let first = first.as_mut().map(Memory::reborrow);
+                let second = second.as_mut().map(Memory::reborrow);
+                function([first, second, third])
+            })
+        })
+    })
+}
+
+fn optional(
+    tensor: Option<&Tensor>,
+    function: &mut dyn FnMut(Option<Memory<'_>>) -> Result<()>,
+) -> Result<()> {
+    match tensor {
+        Some(tensor) => write(tensor, |memory, _| function(Some(memory))),
+        None => function(None),
+    }
 }
 
 struct Write<F>(RefCell<F>);

@@ -1,7 +1,6 @@
 //! Numbers of tensors in the host's memory.
 
-use candle_core::{CpuStorage, Layout, Result, Storage, StorageRef, Tensor};
-use half::{bf16, f16};
+use candle_core::{CpuStorage, Layout, Result, Storage, StorageRef, Tensor, WithDType};
 
 use crate::error::bad;
 
@@ -57,6 +56,22 @@ pub(crate) fn ints(argument: &'static str, tensor: &Tensor, count: usize) -> Res
     }
 }
 
+/// The numbers of a contiguous tensor, i64, u32 or i32.
+pub(crate) fn longs(argument: &'static str, tensor: &Tensor) -> Result<Vec<i64>> {
+    let reading = Reading::new(argument, tensor);
+    let (at, count) = (reading.layout.start_offset(), tensor.elem_count());
+    match reading.cpu()? {
+        CpuStorage::I64(numbers) => Ok(rest(numbers, at, count).to_vec()),
+        CpuStorage::I32(numbers) => {
+            Ok(rest(numbers, at, count).iter().map(|&n| n.into()).collect())
+        }
+        CpuStorage::U32(numbers) => {
+            Ok(rest(numbers, at, count).iter().map(|&n| n.into()).collect())
+        }
+        other => Err(bad(argument, "i64, u32 or i32", dtype(other))),
+    }
+}
+
 /// The numbers of a contiguous tensor, f32.
 pub(crate) fn floats(argument: &'static str, tensor: &Tensor) -> Result<Vec<f32>> {
     let reading = Reading::new(argument, tensor);
@@ -78,8 +93,9 @@ pub(crate) fn bytes<'a>(
         CpuStorage::F16(elements) => elements_bytes(rest(elements, at, usize::MAX)),
         CpuStorage::BF16(elements) => elements_bytes(rest(elements, at, usize::MAX)),
         CpuStorage::F32(elements) => elements_bytes(rest(elements, at, usize::MAX)),
+        CpuStorage::F8E4M3(elements) => elements_bytes(rest(elements, at, usize::MAX)),
         CpuStorage::U8(elements) => rest(elements, at, usize::MAX),
-        other => return Err(bad(argument, "f16, bf16, f32 or u8", dtype(other))),
+        other => return Err(bad(argument, "f16, bf16, f32, f8e4m3 or u8", dtype(other))),
     })
 }
 
@@ -92,14 +108,32 @@ fn dtype(storage: &CpuStorage) -> &'static str {
     candle_core::backend::BackendStorage::dtype(storage).as_str()
 }
 
-/// Types that are nothing but bytes.
-trait Element {}
-impl Element for f16 {}
-impl Element for bf16 {}
-impl Element for f32 {}
+/// Elements as bytes, from a tensor's first to the end of its memory, to be written.
+pub(crate) fn bytes_mut<'a>(
+    argument: &str,
+    storage: &'a mut CpuStorage,
+    layout: &Layout,
+) -> Result<&'a mut [u8]> {
+    fn rest<T: WithDType>(elements: &mut [T], at: usize) -> &mut [u8] {
+        let elements = elements.get_mut(at..).unwrap_or_default();
+        // SAFETY: as in `elements_bytes`; and any bits are a number.
+        unsafe {
+            std::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), size_of_val(elements))
+        }
+    }
+    let at = layout.start_offset();
+    match storage {
+        CpuStorage::F16(elements) => Ok(rest(elements, at)),
+        CpuStorage::BF16(elements) => Ok(rest(elements, at)),
+        CpuStorage::F32(elements) => Ok(rest(elements, at)),
+        CpuStorage::F8E4M3(elements) => Ok(rest(elements, at)),
+        CpuStorage::U8(elements) => Ok(rest(elements, at)),
+        other => Err(bad(argument, "f16, bf16, f32, f8e4m3 or u8", dtype(other))),
+    }
+}
 
-fn elements_bytes<T: Element>(elements: &[T]) -> &[u8] {
-    // SAFETY: f16, bf16 and f32 have no padding, every byte may be read as a u8, and the slice covers exactly the elements that are
-    // borrowed.
+fn elements_bytes<T: WithDType>(elements: &[T]) -> &[u8] {
+    // SAFETY: candle's element types are plain numbers without padding, every byte of which may be read as a u8, and the slice covers
+    // exactly the elements that are borrowed.
     unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }
 }

@@ -3,7 +3,9 @@
 use candle_core::{DType, Layout, Result, Shape, Tensor};
 use flashtile::{
     CausalAlignment, TensorLayout,
-    serving::{BiasType, CacheLayout, MaskType, PageTable, PairLayout, ServingProblem},
+    serving::{
+        BiasType, CacheLayout, CacheScales, MaskType, PageTable, PairLayout, ServingProblem,
+    },
 };
 
 use crate::{attention::Attention, error::bad};
@@ -28,11 +30,11 @@ impl Task {
         out: Option<&Layout>,
         lse: bool,
     ) -> Result<Self> {
-        let dtype = element(dtypes)?;
+        let (dtype, narrow) = element(dtypes)?;
         let varlen_q = attention.q_starts.is_some();
         let q = queries("q", q, varlen_q)?;
         let [k, v] = match &attention.table {
-            Some(_) => [page_keys(k)?, CacheLayout::from_tensor(dense("v", v)?)],
+            Some(_) => [page_keys("k", k)?, CacheLayout::from_tensor(dense("v", v)?)],
             None => {
                 let varlen = attention.k_starts.is_some();
                 let rows = |argument, layout| {
@@ -64,6 +66,14 @@ impl Task {
         problem = lengths(problem, attention, batch)?;
         problem = masks(problem, attention);
         problem = additions(problem, attention, dtypes[0])?;
+        let scales = scales(attention, batch, k.shape[2])?;
+        if narrow || scales != CacheScales::None {
+            let kv_dtype = match narrow {
+                true => flashtile::DType::E4m3,
+                false => problem.dtype,
+            };
+            problem = problem.kv_dtype(kv_dtype, scales);
+        }
 
         let [blocks, rows, heads, _] = q.shape;
         let dim = v.shape[3];
@@ -110,7 +120,8 @@ impl Task {
             .any(|l| l.starts || l.used);
         let added = p.alibi.is_some() || p.sink || p.bias.is_some();
         let masked = p.mask.is_some() || p.ranges.is_some();
-        if varied || added || masked || p.pages.is_some() || p.splits != Splits::Auto {
+        let narrow = p.kv_dtype != p.dtype;
+        if varied || added || masked || narrow || p.pages.is_some() || p.splits != Splits::Auto {
             return None;
         }
         let tensor = |cache: &CacheLayout| {
@@ -129,25 +140,55 @@ impl Task {
     }
 }
 
-/// The one type of q, k and v.
-fn element([q, k, v]: [DType; 3]) -> Result<DType> {
+/// The type of q, and whether k and v are e4m3 numbers; else they are as q.
+fn element([q, k, v]: [DType; 3]) -> Result<(DType, bool)> {
     if !matches!(q, DType::F16 | DType::BF16 | DType::F32) {
         return Err(bad("q", "f16, bf16 or f32", q.as_str()));
     }
-    for (argument, dtype) in [("k", k), ("v", v)] {
-        if dtype != q {
-            return Err(bad(
-                argument,
-                format!("{}, as q", q.as_str()),
-                dtype.as_str(),
-            ));
-        }
+    let narrow = q != DType::F32 && matches!(k, DType::F8E4M3 | DType::U8);
+    if k != q && !narrow {
+        let narrow = match q {
+            DType::F32 => "",
+            _ => ", or f8e4m3, or u8 as its codes",
+        };
+        return Err(bad(
+            "k",
+            format!("{}, as q{narrow}", q.as_str()),
+            k.as_str(),
+        ));
     }
-    Ok(q)
+    if v != k {
+        return Err(bad("v", format!("{}, as k", k.as_str()), v.as_str()));
+    }
+    Ok((q, narrow))
+}
+
+/// How many scales k and v have.
+fn scales(attention: &Attention, batch: usize, heads_kv: usize) -> Result<CacheScales> {
+    let (Some(k), Some(v)) = (&attention.k_scale, &attention.v_scale) else {
+        return Ok(CacheScales::None);
+    };
+    let kinds = [
+        (CacheScales::PerTensor, &[1][..]),
+        (CacheScales::PerHead, &[heads_kv]),
+        (CacheScales::PerSequence, &[batch, heads_kv]),
+    ];
+    let found = kinds.iter().find(|(_, shape)| k.dims() == *shape);
+    let Some(&(kind, shape)) = found else {
+        return Err(bad(
+            "k_scale",
+            format!("shape [1], [{heads_kv}] or [{batch}, {heads_kv}]"),
+            format!("shape {:?}", k.dims()),
+        ));
+    };
+    for (argument, scale) in [("k_scale", k), ("v_scale", v)] {
+        expect(argument, scale, shape, &[DType::F32])?;
+    }
+    Ok(kind)
 }
 
 /// flashtile's name of a type that [`element`] lets pass.
-fn dtype_of(dtype: DType) -> flashtile::DType {
+pub(crate) fn dtype_of(dtype: DType) -> flashtile::DType {
     match dtype {
         DType::F16 => flashtile::DType::F16,
         DType::BF16 => flashtile::DType::Bf16,
@@ -156,7 +197,7 @@ fn dtype_of(dtype: DType) -> flashtile::DType {
 }
 
 /// [batch, seqlen, heads, head_dim]; of sequences that follow each other [tokens, heads, head_dim], as one block.
-fn queries(argument: &str, layout: &Layout, varlen: bool) -> Result<TensorLayout> {
+pub(crate) fn queries(argument: &str, layout: &Layout, varlen: bool) -> Result<TensorLayout> {
     let layout = match varlen {
         false => dense(argument, layout)?,
         true => {
@@ -180,7 +221,7 @@ fn queries(argument: &str, layout: &Layout, varlen: bool) -> Result<TensorLayout
     }
 }
 
-fn dense(argument: &str, layout: &Layout) -> Result<TensorLayout> {
+pub(crate) fn dense(argument: &str, layout: &Layout) -> Result<TensorLayout> {
     let &[a, b, c, d] = layout.dims() else {
         return Err(rank(argument, "four dimensions", layout));
     };
@@ -191,9 +232,9 @@ fn dense(argument: &str, layout: &Layout) -> Result<TensorLayout> {
 }
 
 /// Keys in pages: [pages, rows, heads, head_dim], or vLLM's [pages, heads, head_dim / x, rows, x].
-fn page_keys(layout: &Layout) -> Result<CacheLayout> {
+pub(crate) fn page_keys(argument: &str, layout: &Layout) -> Result<CacheLayout> {
     let &[pages, heads, chunks, rows, chunk] = layout.dims() else {
-        return Ok(CacheLayout::from_tensor(dense("k", layout)?));
+        return Ok(CacheLayout::from_tensor(dense(argument, layout)?));
     };
     let [page, head, chunk_stride, row, element_stride] = strides(layout);
     Ok(CacheLayout {
@@ -206,7 +247,7 @@ fn page_keys(layout: &Layout) -> Result<CacheLayout> {
 }
 
 /// Strides of a layout whose rank is known. One that no memory has is the largest there is, which flashtile refuses.
-fn strides<const N: usize>(layout: &Layout) -> [i64; N] {
+pub(crate) fn strides<const N: usize>(layout: &Layout) -> [i64; N] {
     let mut strides = [0; N];
     for (to, &from) in strides.iter_mut().zip(layout.stride()) {
         *to = i64::try_from(from).unwrap_or(i64::MAX);
@@ -219,7 +260,7 @@ fn rank(argument: &str, expected: &str, layout: &Layout) -> candle_core::Error {
 }
 
 /// Number of sequences, from where they start.
-fn sequences(argument: &str, starts: &Tensor) -> Result<usize> {
+pub(crate) fn sequences(argument: &str, starts: &Tensor) -> Result<usize> {
     match starts.dims() {
         &[count] if count > 0 => Ok(count - 1),
         found => Err(bad(
@@ -231,7 +272,12 @@ fn sequences(argument: &str, starts: &Tensor) -> Result<usize> {
 }
 
 /// Refuses another shape, gaps, and other types.
-fn expect(argument: &str, tensor: &Tensor, shape: &[usize], dtypes: &[DType]) -> Result<()> {
+pub(crate) fn expect(
+    argument: &str,
+    tensor: &Tensor,
+    shape: &[usize],
+    dtypes: &[DType],
+) -> Result<()> {
     if tensor.dims() != shape {
         return Err(bad(
             argument,
@@ -249,7 +295,7 @@ fn expect(argument: &str, tensor: &Tensor, shape: &[usize], dtypes: &[DType]) ->
     typed(argument, tensor, dtypes)
 }
 
-fn typed(argument: &str, tensor: &Tensor, dtypes: &[DType]) -> Result<()> {
+pub(crate) fn typed(argument: &str, tensor: &Tensor, dtypes: &[DType]) -> Result<()> {
     if dtypes.contains(&tensor.dtype()) {
         return Ok(());
     }
@@ -258,7 +304,7 @@ fn typed(argument: &str, tensor: &Tensor, dtypes: &[DType]) -> Result<()> {
 }
 
 /// Types of numbers that say where sequences and pages are.
-const INDICES: [DType; 2] = [DType::U32, DType::I32];
+pub(crate) const INDICES: [DType; 2] = [DType::U32, DType::I32];
 
 fn lengths(
     mut problem: ServingProblem,

@@ -35,11 +35,11 @@ fn types_ranks_and_shapes() -> Result<()> {
     );
     refused(
         dense(x, &x.to_dtype(DType::BF16)?, x),
-        &["k: expected f16, as q, found bf16"],
+        &["k: expected f16, as q, or f8e4m3, or u8 as its codes, found bf16"],
     );
     refused(
         dense(x, x, &x.to_dtype(DType::F32)?),
-        &["v: expected f16, as q, found f32"],
+        &["v: expected f16, as k, found f32"],
     );
     refused(
         dense(&x.get(0)?, x, x),

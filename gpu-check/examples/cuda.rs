@@ -1,4 +1,5 @@
-//! `libcuda.so` without a GPU: the part of NVIDIA's driver API that flashtile calls, over the emulator.
+//! `libcuda.so` without a GPU: the part of NVIDIA's driver API that flashtile calls, and what cudarc and cust call of it in the tests of
+//! their front doors, over the emulator.
 //!
 //! It is there to rehearse. Put it where the loader looks (`LD_LIBRARY_PATH`), and everything that would run on a GPU
 //! runs its whole way: the driver table, contexts, modules, launches, the suite, the benches (whose times then mean
@@ -188,6 +189,8 @@ mod calls;
 mod host_memory;
 #[path = "cuda/launch.rs"]
 mod launch;
+#[path = "cuda/others.rs"]
+mod others;
 #[path = "cuda/tensor_map.rs"]
 mod tensor_map;
 #[path = "cuda/timing.rs"]
@@ -258,6 +261,7 @@ api! {
                 75 => capability().0, // COMPUTE_CAPABILITY_MAJOR
                 76 => capability().1, // COMPUTE_CAPABILITY_MINOR
                 97 => SHARED_OPTIN, // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+                115 => 0,           // MEMORY_POOLS_SUPPORTED
                 _ => return Err(INVALID_VALUE),
             };
             // SAFETY: see cuDriverGetVersion.

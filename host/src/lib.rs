@@ -48,7 +48,7 @@ pub mod cpu;
 pub mod device;
 pub mod element;
 mod error;
-#[cfg(feature = "cudarc")]
+mod extent;
 pub mod front;
 mod kernels;
 mod layout;

@@ -126,6 +126,11 @@ impl Device for Wrapped<'_> {
         unsafe { self.note("write_pinned").write_pinned(memory, word, value) }
     }
 
+    unsafe fn order(&self, before: Stream, after: Stream) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { self.note("order").order(before, after) }
+    }
+
     fn load(&self, kernel: &'static Entry) -> Result<()> {
         self.note("load").load(kernel)
     }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod door;
+
 use std::{env, fs, process::Command};
 
 /// A folder with the stand-in under the driver's name.

@@ -2,10 +2,7 @@
 
 use flashtile_abi::{TensorView, serving::CacheView};
 
-use crate::{
-    error::{Error, Result},
-    plan::check_pointer,
-};
+use crate::error::{Error, Result};
 
 /// Whether all units of a row are eight elements that begin at a multiple of eight.
 pub(super) fn whole_units(head_dim: u32, pairs: u32) -> bool {
@@ -40,36 +37,4 @@ pub(super) fn expect(argument: &'static str, found: [usize; 4], wanted: [usize; 
         format!("shape {wanted:?}"),
         format!("shape {found:?}"),
     ))
-}
-
-/// Refuses an address from which a tensor cannot start, and one of a tensor that there is not.
-pub(super) fn address(
-    argument: &'static str,
-    ptr: u64,
-    element_bytes: u32,
-    is_empty: bool,
-    exists: bool,
-    low: i64,
-    high: i64,
-) -> Result<()> {
-    if !exists && ptr != 0 {
-        return Err(Error::bad(
-            argument,
-            "no address, since the problem has no such tensor",
-            format!("{ptr:#x}"),
-        ));
-    }
-    check_pointer(argument, is_empty || !exists, ptr, element_bytes, low, high)
-}
-
-/// As [`address`], of so many contiguous numbers.
-pub(super) fn numbers(
-    argument: &'static str,
-    ptr: u64,
-    bytes: u32,
-    exists: bool,
-    count: i64,
-) -> Result<()> {
-    let last = (count - 1).max(0);
-    address(argument, ptr, bytes, count <= 0, exists, 0, last)
 }

@@ -122,6 +122,25 @@ fn of_slot(token: usize, slot: i64, cache: &CacheLayout) -> Result<Option<[usize
 }
 
 impl Sequences {
+    /// A sequence's first token, how many count, and the row of the first. The numbers have passed their checks.
+    pub(super) fn span(
+        &self,
+        sequence: usize,
+        rows: usize,
+        data: &PlaceData<'_>,
+    ) -> (usize, usize, usize) {
+        let (begin, length) = match *data.starts {
+            [] => (sequence * rows, rows),
+            ref starts => {
+                let [begin, end] = [starts[sequence], starts[sequence + 1]];
+                (begin as usize, (end - begin) as usize)
+            }
+        };
+        let used = data.used.get(sequence).map_or(length, |&n| n as usize);
+        let first = data.first.get(sequence).map_or(0, |&n| n as usize);
+        (begin, used, first)
+    }
+
     /// Writes down the rows of one sequence's tokens.
     fn place(
         &self,

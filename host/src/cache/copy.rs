@@ -6,14 +6,13 @@ use flashtile_abi::{
 };
 
 use super::{
-    address::numbers,
     plan::{MAX_GRID, config, variant},
     problem::IndexType,
 };
 use crate::{
     device::{Device, DeviceInfo, Stream},
     error::{Error, Result},
-    plan::check_pointer,
+    extent::Extent,
     serving::CacheLayout,
 };
 
@@ -82,6 +81,11 @@ impl CopyProblem {
         })
     }
 
+    /// The numbers of blocks.
+    pub(crate) fn pairs_extent(&self) -> Extent {
+        Extent::numbers(self.pairs.saturating_mul(2), self.index.bytes())
+    }
+
     /// Checks the problem. Touches no device.
     ///
     /// # Errors
@@ -136,6 +140,12 @@ impl CopyProblem {
 }
 
 impl BlocksLayout {
+    /// Its bytes; the layout has passed its checks.
+    pub(crate) fn extent(&self, block_bytes: usize) -> Extent {
+        let is_empty = self.blocks == 0 || block_bytes == 0;
+        Extent::new(self.offsets("", block_bytes).ok(), is_empty, 1)
+    }
+
     /// Offsets of the lowest and the highest byte from the first of block 0.
     pub(super) fn offsets(&self, argument: &'static str, block_bytes: usize) -> Result<(i64, i64)> {
         let offsets = || {
@@ -194,22 +204,19 @@ impl CopyPlan {
             src,
             dst,
             block_bytes,
-            index,
             ..
         } = self.problem;
         if self.blocks == 0 || src.blocks == 0 || dst.blocks == 0 {
             return Ok(());
         }
-        let count = 2 * self.problem.pairs as i64;
-        numbers("pairs", pairs, index.bytes(), true, count)?;
+        self.problem.pairs_extent().check("pairs", pairs)?;
         let mut params = self.params;
         params.pairs = pairs;
         let sizes = [block_bytes as u64, src.stride as u64, dst.stride as u64];
         let mut pieces = sizes.iter().all(|n| n.is_multiple_of(16));
         for cache in caches {
             for (argument, layout, ptr) in [("src", src, cache.src), ("dst", dst, cache.dst)] {
-                let (low, high) = layout.offsets(argument, block_bytes)?;
-                check_pointer(argument, false, ptr, 1, low, high)?;
+                layout.extent(block_bytes).check(argument, ptr)?;
                 pieces &= ptr.is_multiple_of(16);
             }
         }

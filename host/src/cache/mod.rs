@@ -7,6 +7,8 @@
 //! positions, numbers of blocks) may then change between launches. It may be anything: what lies outside of a cache is neither read nor
 //! written. Where the host has the same numbers, it can check them beforehand: [`Place::rows`], [`check_slots`], [`check_pairs`].
 //!
+//! [`append_cpu`], [`gather_cpu`] and [`copy_blocks_cpu`] do the same without a device.
+//!
 //! Blocks between host and device are the driver's business (`cuMemcpyHtoDAsync` and its like): a block without gaps is one copy.
 //!
 //! ```
@@ -36,6 +38,7 @@ mod address;
 mod check;
 mod checked;
 mod copy;
+mod cpu;
 mod layout;
 mod plan;
 mod problem;
@@ -45,6 +48,7 @@ mod run;
 
 pub use check::{PlaceData, check_pairs, check_slots};
 pub use copy::{BlocksLayout, CopyPlan, CopyProblem};
+pub use cpu::{append_cpu, copy_blocks_cpu, gather_cpu};
 pub use flashtile_abi::{
     BlocksParams, CacheVariant, CacheWork, RowsParams,
     cache::{CachePair, cache_variants},

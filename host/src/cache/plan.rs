@@ -8,7 +8,7 @@ use flashtile_abi::{
 use super::{
     problem::{AppendProblem, GatherProblem},
     rotary,
-    rows::Moved,
+    rows::{Moved, RowsExtents},
 };
 use crate::{
     device::{Device, DeviceInfo, LaunchConfig, Stream},
@@ -95,6 +95,11 @@ impl AppendProblem {
         })
     }
 
+    /// The problem has passed its checks.
+    pub(crate) fn extents(&self) -> RowsExtents {
+        self.moved().extents()
+    }
+
     fn moved(&self) -> Moved<'_> {
         Moved {
             dtype: self.dtype,
@@ -124,6 +129,11 @@ impl GatherProblem {
             problem: *self,
             rows,
         })
+    }
+
+    /// The problem has passed its checks.
+    pub(crate) fn extents(&self) -> RowsExtents {
+        self.moved().extents()
     }
 
     fn moved(&self) -> Moved<'_> {

@@ -3,12 +3,13 @@
 use flashtile_abi::{RowsParams, cache::flags};
 
 use super::{
-    address::{address, expect, in_pieces, numbers, whole_units},
+    address::{expect, in_pieces, whole_units},
     plan::{MAX_GRID, RotaryPointers},
     problem::{AppendProblem, IndexType, Place, QueryRows, Rotary, RotaryTable},
 };
 use crate::{
     error::{Error, Result},
+    extent::{Extent, check_address},
     layout::TensorLayout,
 };
 
@@ -58,49 +59,60 @@ impl Rotary {
     }
 }
 
+/// Extents of what turns keys and queries; none of what the problem does not have.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RotaryExtents {
+    /// Cosines and, as many, sines.
+    pub table: Option<Extent>,
+    pub positions: Option<Extent>,
+    pub q: Option<Extent>,
+    pub q_out: Option<Extent>,
+}
+
+impl AppendProblem {
+    /// The problem has passed its checks.
+    pub(crate) fn rotary_extents(&self) -> RotaryExtents {
+        let Some(rotary) = &self.rotary else {
+            return RotaryExtents::default();
+        };
+        let [batch, rows, ..] = self.k.tensor.shape;
+        let element = self.dtype.bytes();
+        let angles = table_of_angles(&rotary.table, rotary.rotary_dim / 2);
+        let angle_bytes = rotary.table.element.of(self.dtype).bytes();
+        let index = rotary.positions.map(IndexType::bytes);
+        RotaryExtents {
+            table: Some(Extent::tensor(&angles, angle_bytes)),
+            positions: index.map(|bytes| Extent::numbers(batch * rows, bytes)),
+            q: rotary.queries.map(|it| Extent::tensor(&it.q, element)),
+            q_out: rotary.queries.map(|it| Extent::tensor(&it.out, element)),
+        }
+    }
+}
+
 /// Fills in addresses, and the flags that depend on them.
 pub(super) fn addresses(
     problem: &AppendProblem,
     params: &mut RowsParams,
     pointers: &RotaryPointers,
 ) -> Result<()> {
-    let rotary = problem.rotary.as_ref();
-    let tokens = i64::from(params.lengths.tokens);
-    let element = problem.dtype.bytes();
-    for (argument, ptr) in [("cos", pointers.cos), ("sin", pointers.sin)] {
-        let table = rotary.map(|it| (table_of_angles(&it.table, it.rotary_dim / 2), it.table));
-        let bytes = table.map_or(4, |(_, it)| it.element.of(problem.dtype).bytes());
-        let layout = table.map(|(layout, _)| layout);
-        let (low, high) = layout.and_then(|it| it.offsets()).unwrap_or_default();
-        let empty = layout.is_none_or(|it| it.is_empty());
-        address(argument, ptr, bytes, empty, rotary.is_some(), low, high)?;
+    let has = problem.rotary_extents();
+    for (argument, extent, ptr) in [
+        ("cos", has.table, pointers.cos),
+        ("sin", has.table, pointers.sin),
+        ("positions", has.positions, pointers.positions),
+        ("q", has.q, pointers.q),
+        ("q_out", has.q_out, pointers.q_out),
+    ] {
+        check_address(argument, extent, ptr)?;
     }
-    let index = rotary.and_then(|it| it.positions);
-    let bytes = index.map_or(4, IndexType::bytes);
-    numbers(
-        "positions",
-        pointers.positions,
-        bytes,
-        index.is_some(),
-        tokens,
-    )?;
-    let queries = rotary.and_then(|it| it.queries);
-    let mut ranges = [(0i128, 0i128); 2];
-    for (range, (argument, layout, ptr)) in ranges.iter_mut().zip([
-        ("q", queries.map(|it| it.q), pointers.q),
-        ("q_out", queries.map(|it| it.out), pointers.q_out),
-    ]) {
-        let (low, high) = layout.and_then(|it| it.offsets()).unwrap_or_default();
-        let empty = layout.is_none_or(|it| it.is_empty());
-        address(argument, ptr, element, empty, queries.is_some(), low, high)?;
-        if !empty {
-            let at = |offset: i64| i128::from(ptr) + i128::from(offset) * i128::from(element);
-            *range = (at(low), at(high) + i128::from(element));
-        }
-    }
-    if let Some(QueryRows { q, out }) = queries {
-        let in_place = pointers.q == pointers.q_out && same_elements(&q, &out);
-        if !in_place && ranges[0].0 < ranges[1].1 && ranges[1].0 < ranges[0].1 {
+    if let (Some(q), Some(out)) = (has.q, has.q_out)
+        && let Some(QueryRows {
+            q: from,
+            out: layout,
+        }) = problem.rotary.and_then(|it| it.queries)
+    {
+        let in_place = pointers.q == pointers.q_out && same_elements(&from, &layout);
+        if !in_place && q.overlaps(pointers.q, &out, pointers.q_out) {
             return Err(Error::bad(
                 "q_out",
                 "q's own memory in q's layout, or memory that does not overlap it",

@@ -7,13 +7,13 @@ use flashtile_abi::{
 };
 
 use super::{
-    address::{address, cache_in_pieces, expect, in_pieces, numbers, whole_units},
+    address::{cache_in_pieces, expect, in_pieces, whole_units},
     plan::{MAX_GRID, RowsPointers},
     problem::{IndexType, Place, Rotary, RotaryPairs, Rows, Sequences},
 };
 use crate::{
     error::{Error, Result},
-    layout::TensorLayout,
+    extent::{Extent, check_address},
     plan::view,
     serving::{CacheLayout, cache_view},
 };
@@ -24,6 +24,20 @@ pub(super) struct Moved<'a> {
     pub k: &'a Rows,
     pub v: Option<&'a Rows>,
     pub place: &'a Place,
+}
+
+/// Extents of a problem's tensors; none of those that it does not have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RowsExtents {
+    pub k: Extent,
+    pub k_cache: Extent,
+    pub v: Option<Extent>,
+    pub v_cache: Option<Extent>,
+    pub slots: Option<Extent>,
+    pub starts: Option<Extent>,
+    pub used: Option<Extent>,
+    pub first: Option<Extent>,
+    pub table: Option<Extent>,
 }
 
 impl Moved<'_> {
@@ -188,27 +202,51 @@ impl Moved<'_> {
         Ok(params)
     }
 
+    /// The problem has passed its checks.
+    pub(super) fn extents(&self) -> RowsExtents {
+        let element = self.dtype.bytes();
+        let [batch, rows, ..] = self.k.tensor.shape;
+        let (slots, sequences) = match self.place {
+            Place::Slots => (Some(Extent::numbers(batch * rows, 8)), None),
+            Place::Sequences(sequences) => (None, Some(sequences)),
+        };
+        let numbers = |count: fn(&Sequences) -> Option<usize>| {
+            let count = sequences.and_then(count)?;
+            Some(Extent::numbers(count, 4))
+        };
+        RowsExtents {
+            k: Extent::tensor(&self.k.tensor, element),
+            k_cache: Extent::cache(&self.k.cache, element),
+            v: self.v.map(|v| Extent::tensor(&v.tensor, element)),
+            v_cache: self.v.map(|v| Extent::cache(&v.cache, element)),
+            slots,
+            starts: numbers(|it| it.starts.then_some(it.batch + 1)),
+            used: numbers(|it| it.used.then_some(it.batch)),
+            first: numbers(|it| it.first.then_some(it.batch)),
+            table: sequences.and_then(|it| {
+                let table = it.pages?.tensor(it.batch);
+                Some(Extent::tensor(&table, 4))
+            }),
+        }
+    }
+
     /// Fills in addresses, and the flags that depend on them.
     pub(super) fn addresses(&self, params: &mut RowsParams, pointers: &RowsPointers) -> Result<()> {
-        let element = self.dtype.bytes();
-        let none = Rows {
-            tensor: TensorLayout::contiguous([0; 4]),
-            cache: CacheLayout::contiguous([0; 4]),
-        };
-        let v = self.v.unwrap_or(&none);
+        let has = self.extents();
+        for (argument, extent, ptr) in [
+            ("k", Some(has.k), pointers.k),
+            ("k_cache", Some(has.k_cache), pointers.k_cache),
+            ("v", has.v, pointers.v),
+            ("v_cache", has.v_cache, pointers.v_cache),
+            ("slots", has.slots, pointers.slots),
+            ("starts", has.starts, pointers.starts),
+            ("used", has.used, pointers.used),
+            ("first", has.first, pointers.first),
+            ("block_table", has.table, pointers.table),
+        ] {
+            check_address(argument, extent, ptr)?;
+        }
         let turned = params.rotary.pairs;
-        let of_tensor = |argument, layout: &TensorLayout, ptr, exists| {
-            let (low, high) = layout.offsets().unwrap_or_default();
-            address(argument, ptr, element, layout.is_empty(), exists, low, high)
-        };
-        let of_cache = |argument, layout: &CacheLayout, ptr, exists| {
-            let (low, high) = layout.offsets().unwrap_or_default();
-            address(argument, ptr, element, layout.is_empty(), exists, low, high)
-        };
-        of_tensor("k", &self.k.tensor, pointers.k, true)?;
-        of_cache("k_cache", &self.k.cache, pointers.k_cache, true)?;
-        of_tensor("v", &v.tensor, pointers.v, self.v.is_some())?;
-        of_cache("v_cache", &v.cache, pointers.v_cache, self.v.is_some())?;
         params.k.ptr = pointers.k;
         params.v.ptr = pointers.v;
         params.k_cache.ptr = pointers.k_cache;
@@ -232,30 +270,6 @@ impl Moved<'_> {
             }
         }
 
-        let tokens = i64::from(params.lengths.tokens);
-        let (slots, sequences) = match self.place {
-            Place::Slots => (true, None),
-            Place::Sequences(sequences) => (false, Some(sequences)),
-        };
-        let has = |has: fn(&Sequences) -> bool| sequences.is_some_and(has);
-        let batch = sequences.map_or(0, |it| it.batch as i64);
-        numbers("slots", pointers.slots, 8, slots, tokens)?;
-        numbers("starts", pointers.starts, 4, has(|it| it.starts), batch + 1)?;
-        numbers("used", pointers.used, 4, has(|it| it.used), batch)?;
-        numbers("first", pointers.first, 4, has(|it| it.first), batch)?;
-        let table = sequences.and_then(|it| it.pages);
-        let layout = table.as_ref().map(|table| table.tensor(batch as usize));
-        let (low, high) = layout.and_then(|it| it.offsets()).unwrap_or_default();
-        let empty = layout.is_none_or(|it| it.is_empty());
-        address(
-            "block_table",
-            pointers.table,
-            4,
-            empty,
-            table.is_some(),
-            low,
-            high,
-        )?;
         params.slots = pointers.slots;
         params.lengths.starts = pointers.starts;
         params.lengths.used = pointers.used;

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     device::{Device, DeviceBuffer, Stream},
     error::{Error, Result},
+    extent::Extent,
     layout::TensorLayout,
-    serving::CacheLayout,
 };
 
 /// What goes into a cache, in the host's memory: little-endian elements, each slice from its tensor's lowest one on and at least as long as
@@ -36,51 +36,6 @@ pub struct CacheData<'a> {
     pub q: &'a [u8],
 }
 
-/// Where the elements of a tensor or of a cache are, in bytes.
-#[derive(Clone, Copy)]
-struct Extent {
-    /// From element [0, 0, 0, 0] back to the lowest one.
-    low: u64,
-    span: usize,
-}
-
-impl Extent {
-    fn new(
-        argument: &'static str,
-        offsets: Option<(i64, i64)>,
-        span: Option<usize>,
-        bytes: u32,
-    ) -> Result<Self> {
-        let span = span.and_then(|n| n.checked_mul(bytes as usize));
-        match (offsets, span) {
-            (Some((low, _)), Some(span)) => Ok(Self {
-                low: low.unsigned_abs().wrapping_mul(u64::from(bytes)),
-                span,
-            }),
-            _ => Err(Error::bad(argument, "a tensor that fits in memory", "more")),
-        }
-    }
-
-    fn tensor(argument: &'static str, layout: &TensorLayout, bytes: u32) -> Result<Self> {
-        Self::new(argument, layout.offsets(), layout.span(), bytes)
-    }
-
-    fn cache(argument: &'static str, layout: &CacheLayout, bytes: u32) -> Result<Self> {
-        Self::new(argument, layout.offsets(), layout.span(), bytes)
-    }
-
-    /// The bytes that a tensor has of a slice.
-    fn of<'a>(&self, argument: &'static str, bytes: &'a [u8]) -> Result<&'a [u8]> {
-        bytes.get(..self.span).ok_or_else(|| {
-            Error::bad(
-                argument,
-                format!("at least {} bytes", self.span),
-                bytes.len().to_string(),
-            )
-        })
-    }
-}
-
 /// Copies of the host's tensors on a device.
 struct Uploads<'d> {
     device: &'d dyn Device,
@@ -101,7 +56,7 @@ impl<'d> Uploads<'d> {
 
     /// As [`Uploads::add`], of zeros.
     fn zeroed(&mut self, extent: Extent) -> Result<u64> {
-        let buffer = DeviceBuffer::zeroed(self.device, extent.span)?;
+        let buffer = DeviceBuffer::zeroed(self.device, extent.bytes())?;
         Ok(self.keep(extent, buffer))
     }
 
@@ -110,16 +65,13 @@ impl<'d> Uploads<'d> {
         self.buffers.push(buffer);
         match address {
             0 => 0,
-            _ => address.wrapping_add(extent.low),
+            _ => extent.origin(address),
         }
     }
 
     fn numbers<const N: usize>(&mut self, numbers: impl Iterator<Item = [u8; N]>) -> Result<u64> {
         let bytes: Vec<u8> = numbers.flatten().collect();
-        let extent = Extent {
-            low: 0,
-            span: bytes.len(),
-        };
+        let extent = Extent::numbers(bytes.len(), 1);
         self.add("numbers", extent, &bytes)
     }
 
@@ -133,7 +85,7 @@ impl<'d> Uploads<'d> {
             Some((table, batch)) => table.tensor(*batch),
             None => TensorLayout::contiguous([0; 4]),
         };
-        let extent = Extent::tensor("block_table", &layout, 4)?;
+        let extent = Extent::tensor(&layout, 4);
         Ok(RowsPointers {
             slots: self.numbers(data.slots.iter().map(|n| n.to_le_bytes()))?,
             starts: self.numbers(data.starts.iter().map(|n| n.to_le_bytes()))?,
@@ -146,7 +98,7 @@ impl<'d> Uploads<'d> {
 }
 
 /// The first two dimensions: batch and rows.
-fn tokens(rows: &Rows) -> [usize; 2] {
+pub(super) fn tokens(rows: &Rows) -> [usize; 2] {
     [rows.tensor.shape[0], rows.tensor.shape[1]]
 }
 
@@ -190,9 +142,9 @@ pub fn append(
             .zip(&mut cache_extents)
     {
         if let Some(side) = side {
-            let tensor = Extent::tensor(argument, &side.tensor, element)?;
+            let tensor = Extent::tensor(&side.tensor, element);
             *to = uploads.add(argument, tensor, from)?;
-            let extent = Extent::cache(cache, &side.cache, element)?;
+            let extent = Extent::cache(&side.cache, element);
             *to_cache = uploads.add(cache, extent, into)?;
             *kept = Some((extent, uploads.buffers.len() - 1));
         }
@@ -202,7 +154,7 @@ pub fn append(
     if let Some(by) = &problem.rotary {
         let table = table_of_angles(&by.table, by.rotary_dim / 2);
         let bytes = by.table.element.of(problem.dtype).bytes();
-        let extent = Extent::tensor("cos", &table, bytes)?;
+        let extent = Extent::tensor(&table, bytes);
         rotary.cos = uploads.add("cos", extent, data.cos)?;
         rotary.sin = uploads.add("sin", extent, data.sin)?;
         rotary.positions = match by.positions {
@@ -216,9 +168,9 @@ pub fn append(
             }
         };
         if let Some(queries) = &by.queries {
-            let extent = Extent::tensor("q", &queries.q, element)?;
+            let extent = Extent::tensor(&queries.q, element);
             rotary.q = uploads.add("q", extent, data.q)?;
-            let extent = Extent::tensor("q_out", &queries.out, element)?;
+            let extent = Extent::tensor(&queries.out, element);
             rotary.q_out = uploads.zeroed(extent)?;
             turned = Some(uploads.buffers.len() - 1);
         }
@@ -229,7 +181,7 @@ pub fn append(
     device.synchronize()?;
     for (cache, kept) in caches.into_iter().zip(cache_extents) {
         if let Some((extent, buffer)) = kept
-            && let Some(cache) = cache.get_mut(..extent.span)
+            && let Some(cache) = cache.get_mut(..extent.bytes())
         {
             uploads.buffers[buffer].read(cache)?;
         }
@@ -241,7 +193,7 @@ pub fn append(
 }
 
 /// Refuses positions that the tables do not have, of tokens that are some sequence's.
-fn check_positions(
+pub(super) fn check_positions(
     problem: &AppendProblem,
     data: &CacheData<'_>,
     rows: &[Option<[usize; 2]>],
@@ -261,23 +213,17 @@ fn check_positions(
         }
         Some(_) => data.positions.iter().copied().find(outside),
         // The last row of a sequence is its last position.
-        None => {
-            let lasts = data.place.first.len();
-            let sequence = |n: usize| {
-                let first = data.place.first.get(n).map_or(0, |&n| i64::from(n));
-                let length = match (data.place.used.get(n), data.place.starts.get(n..n + 2)) {
-                    (Some(&used), _) => i64::from(used),
-                    (None, Some(&[begin, end])) => i64::from(end) - i64::from(begin),
-                    (None, _) => problem.k.tensor.shape[1] as i64,
+        None => match problem.place {
+            Place::Slots => None,
+            Place::Sequences(sequences) => {
+                let last = |n: usize| {
+                    let rows = problem.k.tensor.shape[1];
+                    let (_, length, first) = sequences.span(n, rows, &data.place);
+                    (length > 0).then(|| (first + length - 1) as i64)
                 };
-                (length > 0).then_some(first + length - 1)
-            };
-            let batch = match problem.place {
-                Place::Slots => lasts,
-                Place::Sequences(sequences) => sequences.batch,
-            };
-            (0..batch).filter_map(sequence).find(outside)
-        }
+                (0..sequences.batch).filter_map(last).find(outside)
+            }
+        },
     };
     match wrong {
         None => Ok(()),
@@ -308,20 +254,19 @@ pub fn gather(
     let mut uploads = Uploads::new(device);
     let mut pointers = uploads.place(&problem.place, place)?;
     let mut outputs = [None; 2];
-    for (((([argument, cache], side), from), [to, to_cache]), output) in
-        sides(&problem.k, &problem.v)
-            .into_iter()
-            .zip(caches)
-            .zip([
-                [&mut pointers.k, &mut pointers.k_cache],
-                [&mut pointers.v, &mut pointers.v_cache],
-            ])
-            .zip(&mut outputs)
+    for (((([_, cache], side), from), [to, to_cache]), output) in sides(&problem.k, &problem.v)
+        .into_iter()
+        .zip(caches)
+        .zip([
+            [&mut pointers.k, &mut pointers.k_cache],
+            [&mut pointers.v, &mut pointers.v_cache],
+        ])
+        .zip(&mut outputs)
     {
         if let Some(side) = side {
-            let extent = Extent::cache(cache, &side.cache, element)?;
+            let extent = Extent::cache(&side.cache, element);
             *to_cache = uploads.add(cache, extent, from)?;
-            let extent = Extent::tensor(argument, &side.tensor, element)?;
+            let extent = Extent::tensor(&side.tensor, element);
             *to = uploads.zeroed(extent)?;
             *output = Some(uploads.buffers.len() - 1);
         }
@@ -363,11 +308,7 @@ pub fn copy_blocks(
         // They are below the number of blocks.
         IndexType::I32 => uploads.numbers(numbers.map(|&n| (n as i32).to_le_bytes()))?,
     };
-    let (low, high) = problem.src.offsets("src", problem.block_bytes)?;
-    let span = usize::try_from(high - low)
-        .ok()
-        .and_then(|n| n.checked_add(1));
-    let extent = Extent::new("src", Some((low, high)), span, 1)?;
+    let extent = problem.src.extent(problem.block_bytes);
     let first = uploads.buffers.len();
     let mut addresses = Vec::new();
     for cache in caches.iter() {
@@ -381,7 +322,7 @@ pub fn copy_blocks(
     unsafe { plan.launch(device, Stream::DEFAULT, numbers, &addresses)? };
     device.synchronize()?;
     for (cache, buffer) in caches.iter_mut().zip(&uploads.buffers[first..]) {
-        if let Some(cache) = cache.get_mut(..extent.span) {
+        if let Some(cache) = cache.get_mut(..extent.bytes()) {
             buffer.read(cache)?;
         }
     }

@@ -2,14 +2,10 @@
 
 use flashtile_abi::check::{What, length};
 
-use super::{
-    layout::CacheLayout,
-    problem::{SequenceLengths, ServingProblem},
-};
+use super::problem::{SequenceLengths, ServingProblem};
 use crate::{
     checked::Broken,
     error::{Error, Result},
-    run::bytes_of,
 };
 
 /// The inputs of a [`ServingProblem`] in the host's memory.
@@ -53,49 +49,24 @@ pub struct ServingInputs<'a> {
 impl ServingInputs<'_> {
     /// Refuses slices that are shorter than the tensors and numbers that are not what they must be. The problem has passed its checks.
     pub(super) fn check(&self, problem: &ServingProblem) -> Result<()> {
-        let element = problem.dtype.bytes();
-        let cache = |argument, layout: &CacheLayout| {
-            layout
-                .span()
-                .and_then(|n| n.checked_mul(problem.kv_dtype.bytes() as usize))
-                .ok_or_else(|| Error::bad(argument, "a tensor that fits in memory", "a larger one"))
-        };
-        let values = match problem.latent {
-            true if !self.v.is_empty() => {
-                return Err(Error::bad(
-                    "v",
-                    "no bytes, since values are elements of keys",
-                    format!("{} bytes", self.v.len()),
-                ));
-            }
-            true => 0,
-            false => cache("v", &problem.v)?,
-        };
-        let bias = match &problem.bias {
-            Some(bias) => {
-                let bytes = problem.bias_element(bias.element).bytes();
-                bytes_of("bias", &bias.tensor(), bytes)?
-            }
-            None => 0,
-        };
-        let mask = match &problem.mask {
-            Some(mask) => bytes_of("mask", &mask.tensor(), mask.element_bytes())?,
-            None => 0,
-        };
-        for (argument, wanted, found) in [
-            ("q", bytes_of("q", &problem.q, element)?, self.q.len()),
-            ("k", cache("k", &problem.k)?, self.k.len()),
-            ("v", values, self.v.len()),
-            ("bias", bias, self.bias.len()),
-            ("mask", mask, self.mask.len()),
+        let has = problem.extents();
+        for (argument, extent, slice) in [
+            ("q", Some(has.q), self.q),
+            ("k", Some(has.k), self.k),
+            ("v", has.v, self.v),
+            ("bias", has.bias, self.bias),
+            ("mask", has.mask, self.mask),
         ] {
-            if found < wanted {
-                return Err(Error::bad(
-                    argument,
-                    format!("at least {wanted} bytes"),
-                    format!("{found} bytes"),
-                ));
+            if let Some(extent) = extent {
+                extent.of(argument, slice)?;
             }
+        }
+        if problem.latent && !self.v.is_empty() {
+            return Err(Error::bad(
+                "v",
+                "no bytes, since values are elements of keys",
+                format!("{} bytes", self.v.len()),
+            ));
         }
         problem.check_metadata(self)?;
         let heads_q = problem.q.shape[2];

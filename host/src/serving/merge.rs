@@ -10,9 +10,10 @@ use super::tiling;
 use crate::{
     device::{Device, DeviceBuffer, DeviceInfo, LaunchConfig, Stream},
     error::{Error, Result},
+    extent::{Extent, check_address},
     layout::TensorLayout,
-    plan::{MAX_GRID, check_pointer, lse_view, view},
-    run::{Outputs, bytes_of, origin},
+    plan::{MAX_GRID, lse_view, view},
+    run::Outputs,
 };
 
 /// Merges attention over parts of the keys: `out = sum_p exp(lse_p - lse) out_p`, `lse = ln sum_p exp(lse_p)`. For cascades, shared
@@ -81,6 +82,16 @@ pub struct MergeInputs<'a> {
     pub lse: &'a [f32],
     /// Sinks; empty if there are none.
     pub sink: &'a [f32],
+}
+
+/// Extents of a problem's tensors; none of those that it does not have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MergeExtents {
+    pub parts: Extent,
+    pub parts_lse: Extent,
+    pub out: Extent,
+    pub lse: Option<Extent>,
+    pub sink: Option<Extent>,
 }
 
 /// What a launch will do, decided once.
@@ -269,6 +280,19 @@ impl MergeProblem {
         }
     }
 
+    /// The problem has passed its checks.
+    pub(crate) fn extents(&self) -> MergeExtents {
+        let no_parts = self.part.is_empty() || self.count == 0;
+        let rows = self.rows();
+        MergeExtents {
+            parts: Extent::new(self.offsets(), no_parts, self.dtype.bytes()),
+            parts_lse: Extent::numbers(rows.saturating_mul(self.count), 4),
+            out: Extent::tensor(&self.out, self.out_dtype.bytes()),
+            lse: self.lse.then(|| Extent::numbers(rows, 4)),
+            sink: self.sink.then(|| Extent::numbers(self.part.shape[2], 4)),
+        }
+    }
+
     /// Rows of all heads and sequences.
     fn rows(&self) -> usize {
         self.part.shape[..3].iter().product()
@@ -299,27 +323,18 @@ impl MergePlan {
     pub fn params(&self, pointers: &MergePointers) -> Result<MergeParams> {
         let problem = &self.problem;
         let mut params = self.kernel.params;
-        let empty = problem.part.is_empty();
-        let (low, high) = problem.offsets().unwrap_or_default();
-        let no_parts = empty || problem.count == 0;
-        let part_bytes = problem.dtype.bytes();
-        check_pointer("parts", no_parts, pointers.parts, part_bytes, low, high)?;
-        let (low, high) = problem.out.offsets().unwrap_or_default();
-        let out_bytes = problem.out_dtype.bytes();
-        check_pointer("out", empty, pointers.out, out_bytes, low, high)?;
-        let rows = problem.rows() as i64;
-        let last = (rows * problem.count as i64 - 1).max(0);
-        check_pointer("parts_lse", no_parts, pointers.parts_lse, 4, 0, last)?;
+        let has = problem.extents();
         check_wanted("lse", problem.lse, pointers.lse.is_some())?;
-        if let Some(ptr) = pointers.lse {
-            check_pointer("lse", empty, ptr, 4, 0, (rows - 1).max(0))?;
-            params.lse.ptr = ptr;
+        for (argument, extent, ptr) in [
+            ("parts", Some(has.parts), pointers.parts),
+            ("parts_lse", Some(has.parts_lse), pointers.parts_lse),
+            ("out", Some(has.out), pointers.out),
+            ("lse", has.lse, pointers.lse.unwrap_or(0)),
+            ("sink", has.sink, pointers.sink),
+        ] {
+            check_address(argument, extent, ptr)?;
         }
-        check_wanted("sink", problem.sink, pointers.sink != 0)?;
-        if problem.sink {
-            let last = problem.part.shape[2] as i64 - 1;
-            check_pointer("sink", false, pointers.sink, 4, 0, last)?;
-        }
+        params.lse.ptr = pointers.lse.unwrap_or(0);
         params.parts.out.ptr = pointers.parts;
         params.parts.lse.ptr = pointers.parts_lse;
         params.out.ptr = pointers.out;
@@ -380,42 +395,30 @@ pub fn merge(
     inputs: &MergeInputs<'_>,
 ) -> Result<Outputs> {
     let plan = problem.plan(device.info())?;
-    let element = problem.dtype.bytes();
-    let bytes = problem.span().unwrap_or(0) * element as usize;
-    let heads = problem.part.shape[2];
-    let sinks = if problem.sink { heads } else { 0 };
-    for (argument, wanted, found) in [
-        ("parts", bytes, inputs.parts.len()),
-        (
-            "parts_lse",
-            problem.rows() * problem.count,
-            inputs.lse.len(),
-        ),
-        ("sink", sinks, inputs.sink.len()),
-    ] {
-        if found < wanted {
-            return Err(Error::bad(
+    let has = problem.extents();
+    let numbers = |argument, wanted: Option<Extent>, found: &[f32]| {
+        let wanted = wanted.map_or(0, |extent| extent.bytes() / 4);
+        match found.len() < wanted {
+            true => Err(Error::bad(
                 argument,
                 format!("a length of at least {wanted}"),
-                found.to_string(),
-            ));
+                found.len().to_string(),
+            )),
+            false => upload(device, &found[..wanted]),
         }
-    }
-    let parts = DeviceBuffer::from_bytes(device, &inputs.parts[..bytes])?;
-    let parts_lse = upload(device, inputs.lse)?;
-    let sink = upload(device, &inputs.sink[..sinks])?;
-    let out_bytes = problem.out_dtype.bytes();
-    let out = DeviceBuffer::zeroed(device, bytes_of("out", &problem.out, out_bytes)?)?;
-    let lse = match problem.lse {
-        true => Some(DeviceBuffer::zeroed(device, problem.rows() * 4)?),
-        false => None,
     };
-    let (low, _) = problem.offsets().unwrap_or_default();
-    let first = (low as u64).wrapping_mul(u64::from(element));
+    let parts = DeviceBuffer::from_bytes(device, has.parts.of("parts", inputs.parts)?)?;
+    let parts_lse = numbers("parts_lse", Some(has.parts_lse), inputs.lse)?;
+    let sink = numbers("sink", has.sink, inputs.sink)?;
+    let out = DeviceBuffer::zeroed(device, has.out.bytes())?;
+    let lse = match has.lse {
+        Some(lse) => Some(DeviceBuffer::zeroed(device, lse.bytes())?),
+        None => None,
+    };
     let pointers = MergePointers {
-        parts: parts.address().wrapping_sub(first),
+        parts: has.parts.origin(parts.address()),
         parts_lse: parts_lse.address(),
-        out: origin(&out, &problem.out, out_bytes),
+        out: has.out.origin(out.address()),
         lse: lse.as_ref().map(DeviceBuffer::address),
         sink: sink.address(),
     };

@@ -1,12 +1,13 @@
 //! Attention as inference engines need it: sequences of their own lengths in one launch, caches in pages, keys split over blocks,
 //! and what models add to scores.
 //!
-//! A [`CacheScales, ServingProblem`] says what there is; [`CacheScales, ServingProblem::plan`] checks it and chooses kernels; [`ServingPlan::launch`] enqueues
+//! A [`ServingProblem`] says what there is; [`ServingProblem::plan`] checks it and chooses kernels; [`ServingPlan::launch`] enqueues
 //! them on addresses in device memory. For tensors in the host's memory, [`attention`] does it all on a device, [`attention_cpu`]
 //! without one.
 
 mod checked;
 mod cpu;
+mod extents;
 mod inputs;
 mod layout;
 mod merge;

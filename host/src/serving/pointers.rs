@@ -1,7 +1,7 @@
 //! Addresses on the device.
 
 use super::{merge::check_wanted, problem::ServingProblem};
-use crate::{error::Result, layout::TensorLayout, plan::check_pointer};
+use crate::{error::Result, extent::check_address};
 
 /// Device addresses of one launch. Each is the address of element 0 in every dimension (which is not the lowest one if strides are
 /// negative). What the problem does not have is 0, and what has no elements may be.
@@ -49,74 +49,28 @@ pub struct ServingPointers {
 impl ServingPointers {
     /// Refuses addresses from which tensors cannot start.
     pub(super) fn check(&self, problem: &ServingProblem) -> Result<()> {
-        let element = problem.dtype.bytes();
-        let out = problem.out_element().bytes();
-        let tensor = |argument, layout: &TensorLayout, ptr, bytes| {
-            let (low, high) = layout.offsets().unwrap_or_default();
-            check_pointer(argument, layout.is_empty(), ptr, bytes, low, high)
-        };
-        tensor("q", &problem.q, self.q, element)?;
-        tensor("out", &problem.out, self.out, out)?;
-        if problem.latent {
-            check_wanted("v", false, self.v != 0)?;
-        }
-        let v = if problem.latent { self.k } else { self.v };
-        for (argument, layout, ptr) in [("k", &problem.k, self.k), ("v", &problem.v, v)] {
-            let (low, high) = layout.offsets().unwrap_or_default();
-            let bytes = problem.kv_dtype.bytes();
-            check_pointer(argument, layout.is_empty(), ptr, bytes, low, high)?;
-        }
         check_wanted("lse", problem.lse, self.lse.is_some())?;
-        let sequences = problem.batch;
-        let heads = problem.q.shape[2];
-        let lse: usize = problem.lse_shape().iter().product();
-        let slopes = match problem.alibi {
-            Some(true) => sequences * heads,
-            _ => heads,
-        };
-        let scales = problem.kv_scales.count(sequences, problem.k.shape[2]);
-        let ranges = 2 * sequences * problem.ranges.unwrap_or(0);
-        let (q, k) = (&problem.q_lengths, &problem.k_lengths);
-        // Contiguous tensors of four-byte numbers.
-        for (argument, present, ptr, numbers) in [
-            ("lse", problem.lse, self.lse.unwrap_or(0), lse),
-            ("q_starts", q.starts, self.q_starts, sequences + 1),
-            ("q_used", q.used, self.q_used, sequences),
-            ("k_starts", k.starts, self.k_starts, sequences + 1),
-            ("k_used", k.used, self.k_used, sequences),
-            ("k_scale", scales > 0, self.k_scale, scales),
-            (
-                "v_scale",
-                scales > 0 && !problem.latent,
-                self.v_scale,
-                scales,
-            ),
-            ("alibi", problem.alibi.is_some(), self.alibi, slopes),
-            ("sink", problem.sink, self.sink, heads),
-            ("ranges", ranges > 0, self.ranges, ranges),
+        let has = problem.extents();
+        for (argument, extent, ptr) in [
+            ("q", Some(has.q), self.q),
+            ("out", Some(has.out), self.out),
+            ("k", Some(has.k), self.k),
+            ("v", has.v, self.v),
+            ("lse", has.lse, self.lse.unwrap_or(0)),
+            ("q_starts", has.q_starts, self.q_starts),
+            ("q_used", has.q_used, self.q_used),
+            ("k_starts", has.k_starts, self.k_starts),
+            ("k_used", has.k_used, self.k_used),
+            ("k_scale", has.k_scale, self.k_scale),
+            ("v_scale", has.v_scale, self.v_scale),
+            ("alibi", has.alibi, self.alibi),
+            ("sink", has.sink, self.sink),
+            ("ranges", has.ranges, self.ranges),
+            ("table", has.table, self.table),
+            ("bias", has.bias, self.bias),
+            ("mask", has.mask, self.mask),
         ] {
-            let is_empty = !present || numbers == 0;
-            check_wanted(argument, !is_empty, ptr != 0)?;
-            let last = numbers.max(1) as i64 - 1;
-            check_pointer(argument, is_empty, ptr, 4, 0, last)?;
-        }
-        let table = problem.pages.map(|pages| (pages.tensor(sequences), 4));
-        let bias = problem.bias.map(|bias| {
-            let bytes = problem.bias_element(bias.element).bytes();
-            (bias.tensor(), bytes)
-        });
-        let mask = problem
-            .mask
-            .map(|mask| (mask.tensor(), mask.element_bytes()));
-        for (argument, layout, ptr) in [
-            ("table", table, self.table),
-            ("bias", bias, self.bias),
-            ("mask", mask, self.mask),
-        ] {
-            match layout {
-                Some((layout, bytes)) => tensor(argument, &layout, ptr, bytes)?,
-                None => check_wanted(argument, false, ptr != 0)?,
-            }
+            check_address(argument, extent, ptr)?;
         }
         Ok(())
     }

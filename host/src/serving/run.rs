@@ -2,7 +2,6 @@
 
 use super::{
     inputs::ServingInputs,
-    layout::CacheLayout,
     merge::{download, upload},
     plan::ServingPlan,
     pointers::ServingPointers,
@@ -11,7 +10,7 @@ use super::{
 use crate::{
     device::{Device, DeviceBuffer, Stream},
     error::Result,
-    layout::TensorLayout,
+    extent::Extent,
     run::{Outputs, bytes_of, origin},
 };
 
@@ -95,26 +94,16 @@ impl<'d> Uploaded<'d> {
         problem: &ServingProblem,
         inputs: &ServingInputs<'_>,
     ) -> Result<Self> {
-        let element = problem.dtype.bytes();
-        let tensor = |argument, layout: &TensorLayout, bytes: &[u8], element| {
-            DeviceBuffer::from_bytes(device, &bytes[..bytes_of(argument, layout, element)?])
+        let has = problem.extents();
+        let upload_bytes = |argument, extent: Option<Extent>, bytes| match extent {
+            Some(extent) => DeviceBuffer::from_bytes(device, extent.of(argument, bytes)?),
+            None => DeviceBuffer::uninitialized(device, 0),
         };
-        let cache = |layout: &CacheLayout, bytes: &[u8]| {
-            let span = layout.span().unwrap_or(0) * problem.kv_dtype.bytes() as usize;
-            DeviceBuffer::from_bytes(device, &bytes[..span])
-        };
-        let empty = || DeviceBuffer::uninitialized(device, 0);
-        let entries = problem
-            .pages
-            .and_then(|pages| pages.span(problem.batch))
-            .unwrap_or(0);
+        let entries = has.table.map_or(0, |table| table.bytes() / 4);
         Ok(Self {
-            q: tensor("q", &problem.q, inputs.q, element)?,
-            k: cache(&problem.k, inputs.k)?,
-            v: match problem.latent {
-                true => empty()?,
-                false => cache(&problem.v, inputs.v)?,
-            },
+            q: upload_bytes("q", Some(has.q), inputs.q)?,
+            k: upload_bytes("k", Some(has.k), inputs.k)?,
+            v: upload_bytes("v", has.v, inputs.v)?,
             q_starts: upload(device, inputs.q_starts)?,
             q_used: upload(device, inputs.q_used)?,
             k_starts: upload(device, inputs.k_starts)?,
@@ -124,61 +113,33 @@ impl<'d> Uploaded<'d> {
             v_scale: upload(device, inputs.v_scale)?,
             alibi: upload(device, inputs.alibi)?,
             sink: upload(device, inputs.sink)?,
-            bias: match &problem.bias {
-                Some(bias) => {
-                    let bytes = problem.bias_element(bias.element).bytes();
-                    tensor("bias", &bias.tensor(), inputs.bias, bytes)?
-                }
-                None => empty()?,
-            },
-            mask: match &problem.mask {
-                Some(mask) => {
-                    let bytes = mask.element_bytes();
-                    tensor("mask", &mask.tensor(), inputs.mask, bytes)?
-                }
-                None => empty()?,
-            },
+            bias: upload_bytes("bias", has.bias, inputs.bias)?,
+            mask: upload_bytes("mask", has.mask, inputs.mask)?,
             ranges: upload(device, inputs.ranges)?,
         })
     }
 
     /// Where they are; no outputs.
     fn pointers(&self, problem: &ServingProblem) -> ServingPointers {
-        let element = problem.dtype.bytes();
-        let cache = |buffer: &DeviceBuffer<'_>, layout: &CacheLayout| {
-            let (low, _) = layout.offsets().unwrap_or_default();
-            let first = (low as u64).wrapping_mul(u64::from(problem.kv_dtype.bytes()));
-            buffer.address().wrapping_sub(first)
+        let has = problem.extents();
+        let maybe = |buffer: &DeviceBuffer<'_>, extent: Option<Extent>| {
+            extent.map_or(0, |extent| extent.origin(buffer.address()))
         };
-        let maybe = |buffer: &DeviceBuffer<'_>, layout: Option<(TensorLayout, u32)>| {
-            layout.map_or(0, |(layout, bytes)| origin(buffer, &layout, bytes))
-        };
-        let table = problem.pages.map(|pages| (pages.tensor(problem.batch), 4));
-        let bias = problem.bias.map(|bias| {
-            let bytes = problem.bias_element(bias.element).bytes();
-            (bias.tensor(), bytes)
-        });
-        let mask = problem
-            .mask
-            .map(|mask| (mask.tensor(), mask.element_bytes()));
         ServingPointers {
-            q: origin(&self.q, &problem.q, element),
-            k: cache(&self.k, &problem.k),
-            v: match problem.latent {
-                true => 0,
-                false => cache(&self.v, &problem.v),
-            },
+            q: has.q.origin(self.q.address()),
+            k: has.k.origin(self.k.address()),
+            v: maybe(&self.v, has.v),
             q_starts: self.q_starts.address(),
             q_used: self.q_used.address(),
             k_starts: self.k_starts.address(),
             k_used: self.k_used.address(),
-            table: maybe(&self.table, table),
+            table: maybe(&self.table, has.table),
             k_scale: self.k_scale.address(),
             v_scale: self.v_scale.address(),
             alibi: self.alibi.address(),
             sink: self.sink.address(),
-            bias: maybe(&self.bias, bias),
-            mask: maybe(&self.mask, mask),
+            bias: maybe(&self.bias, has.bias),
+            mask: maybe(&self.mask, has.mask),
             ranges: self.ranges.address(),
             ..ServingPointers::default()
         }

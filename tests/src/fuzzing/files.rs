@@ -33,8 +33,8 @@ fn check(outcome: Result<()>) {
 }
 
 /// As [`attend`], where the file has lengths, pages and the like.
-fn serve(source: Source<Cursor<&[u8]>>) -> Result<()> {
-    let contents = source.read_serving()?;
+fn serve(source: Source<Cursor<&[u8]>>, latent: Option<usize>) -> Result<()> {
+    let contents = source.read_serving(latent)?;
     let (problem, inputs) = (contents.problem().lse(true), contents.inputs());
     match problem.plan(&DeviceInfo::emulator()) {
         Err(error) if error.class() == ErrorClass::BadInput => return Err(error.into()),
@@ -64,8 +64,10 @@ fn serve(source: Source<Cursor<&[u8]>>) -> Result<()> {
 fn attend(file: &[u8]) -> Result<()> {
     let source = Source::new(Cursor::new(file), file.len() as u64, "in.safetensors")?;
     assert!(source.bytes() <= file.len() as u64);
-    if source.is_serving() {
-        return serve(source);
+    // As with --latent 3, where there are no values.
+    let latent = source.check_values(None).is_err().then_some(3);
+    if source.is_serving() || latent.is_some() {
+        return serve(source, latent);
     }
     let problem = source.problem(None)?.lse(true);
     match problem.plan(&DeviceInfo::emulator()) {
