@@ -152,6 +152,7 @@ fn every_instruction_of_the_kernels_is_compared() {
     let plain = [
         "bra",
         "bra.uni",
+        "brx.idx",
         "ret",
         "or.pred",
         "and.pred",

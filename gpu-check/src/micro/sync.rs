@@ -103,22 +103,40 @@ fn atomics() -> Vec<Test> {
                     "noftz.bf16x2" => Target::Sm90,
                     _ => Target::Sm80,
                 };
-                tests.push(atomic(space, operation, dtype, kind, formats, target));
+                let opcode = format!("atom.{space}");
+                tests.push(atomic(&opcode, operation, dtype, kind, formats, target));
             }
         }
+    }
+    // As kernels spell them.
+    let wide = (Kind::B64, &[Format::Bits; 2][..]);
+    for (opcode, operation, dtype, (kind, formats)) in [
+        (
+            "atom.acq_rel.gpu.global",
+            "inc",
+            "u32",
+            (Kind::B32, &[Format::Bits][..]),
+        ),
+        ("atom.relaxed.gpu.global", "exch", "b64", wide),
+        ("red.relaxed.gpu.global", "max", "u64", wide),
+    ] {
+        let target = Target::Sm80;
+        tests.push(atomic(opcode, operation, dtype, kind, formats, target));
     }
     tests
 }
 
+/// `opcode` ends with the space. `red` returns nothing: the operand stands for it.
 fn atomic(
-    space: &str,
+    opcode: &str,
     operation: &str,
     dtype: &str,
     kind: Kind,
     formats: &[Format],
     target: Target,
 ) -> Test {
-    let name = format!("atom.{space}.{operation}.{dtype}");
+    let name = format!("{opcode}.{operation}.{dtype}");
+    let space = opcode.rsplit('.').next().unwrap_or_default();
     let words = kind.words();
     // The place holds %a0, the operand is the next, and `cas` has one more.
     let operands_in = match operation {
@@ -153,8 +171,12 @@ fn atomic(
         }
         _ => operand.to_owned(),
     };
+    let update = match opcode.starts_with("red") {
+        true => format!("{name} [{place}], {sources};\nmov.b{bits} {old}, {operand};"),
+        false => format!("{name} {old}, [{place}], {sources};"),
+    };
     body += &format!(
-        "st.{space}.b{bits} [{place}], {held};\n{name} {old}, [{place}], {sources};\nld.{space}.b{bits} {held}, [{place}];\n"
+        "st.{space}.b{bits} [{place}], {held};\n{update}\nld.{space}.b{bits} {held}, [{place}];\n"
     );
     body += match words {
         2 => "mov.b64 {%o0, %o1}, %d13;\nmov.b64 {%o2, %o3}, %d10;",
