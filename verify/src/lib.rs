@@ -15,6 +15,7 @@ pub mod data;
 pub mod judge;
 pub mod memory;
 pub mod parallel;
+pub mod serving;
 pub mod shrink;
 pub mod sweep;
 pub mod text;

@@ -290,6 +290,11 @@ impl MergePlan {
         self.kernel.variant
     }
 
+    /// Grid, block and dynamic shared memory of the kernel.
+    pub fn config(&self) -> &LaunchConfig {
+        &self.kernel.config
+    }
+
     /// The kernel's parameters for these addresses.
     ///
     /// # Errors

@@ -462,7 +462,7 @@ pub fn wrong(campaign: &Campaign, outcomes: &[Outcome], all: bool) -> Vec<&'stat
     let is_wrong = |explanation: &&Explanation| {
         let (mut described, mut killed) = (0, 0);
         for (mutant, outcome) in campaign.mutants.iter().zip(outcomes) {
-            if explanation.describes(campaign.variants[mutant.kernel].name, &mutant.mutation) {
+            if explanation.describes(campaign.name(mutant.kernel), &mutant.mutation) {
                 described += 1;
                 killed += usize::from(matches!(outcome, Outcome::Killed(_)));
             }

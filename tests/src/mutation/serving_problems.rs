@@ -1,0 +1,93 @@
+//! The problems of inference engines that a mutant has to survive: the sweep's, and some that no case can say.
+
+use flashtile::{DType, ServingVariant};
+
+use crate::serving::{
+    ServingCase,
+    sweep::{Class, case, of_variant},
+};
+
+/// One problem: a case, and what is special about it.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// What is computed, on which data.
+    pub case: ServingCase,
+    /// Whether the log-sum-exp is wanted.
+    pub lse: bool,
+    /// Whether each row is an allocation of its own, so that nothing beyond it can be read.
+    pub rows_apart: bool,
+    /// Whether tensors begin at an address that is no multiple of 16 bytes.
+    pub unaligned: bool,
+    /// The first query is so many times as large.
+    pub spoilt: Option<f32>,
+}
+
+impl Problem {
+    /// Most bytes before a tensor.
+    pub const OFFSET: usize = 4;
+
+    /// Nothing special.
+    pub fn of(case: ServingCase) -> Self {
+        Self {
+            case,
+            lse: true,
+            rows_apart: false,
+            unaligned: false,
+            spoilt: None,
+        }
+    }
+
+    /// Bytes before a tensor: one element.
+    pub fn offset(&self, dtype: DType) -> usize {
+        match self.unaligned {
+            true => dtype.bytes() as usize,
+            false => 0,
+        }
+    }
+}
+
+/// The problems of a variant. The first is the one that most mutants fail.
+pub fn problems(variant: &'static ServingVariant) -> Vec<Problem> {
+    let of = |class| case(variant, class).map(Problem::of);
+    let apart = |class, unaligned| {
+        of(class).map(|problem| Problem {
+            rows_apart: true,
+            unaligned,
+            ..problem
+        })
+    };
+    let mut problems: Vec<_> = [
+        of(Class::Whole),
+        apart(Class::Narrow, false),
+        apart(Class::Narrow, true),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if let Some(mut wide) = apart(Class::Narrow, false) {
+        wide.case.wide_out = true;
+        problems.push(wide);
+    }
+    let rest = of_variant(variant).map(Problem::of);
+    problems.extend(rest.filter(|it| Some(&it.case) != case(variant, Class::Whole).as_ref()));
+    problems.extend(of(Class::Whole).map(|problem| Problem {
+        spoilt: Some(1e4),
+        ..problem
+    }));
+    problems.extend(of(Class::Whole).map(|problem| Problem {
+        unaligned: true,
+        ..problem
+    }));
+    problems.extend(of(Class::LargeSequences).map(|problem| Problem {
+        lse: false,
+        ..problem
+    }));
+    // Other numbers that are anything.
+    for seed in 2..6 {
+        problems.extend(of(Class::Hostile(seed % 3)).map(|mut problem| {
+            problem.case.seed = seed as u64;
+            problem
+        }));
+    }
+    problems
+}
