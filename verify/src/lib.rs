@@ -10,6 +10,7 @@
 //!
 //! The command `flashtile verify` and the project's own tests both are made of this.
 
+pub mod any;
 pub mod case;
 pub mod data;
 pub mod judge;
@@ -20,6 +21,7 @@ pub mod shrink;
 pub mod sweep;
 pub mod text;
 
+pub use any::{AnyCase, Wrong};
 pub use case::{Case, Placement, sizes};
 pub use data::{Distribution, Encoded, Tensors};
 pub use judge::{bound, judge, oracle};

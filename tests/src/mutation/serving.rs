@@ -3,9 +3,9 @@
 use std::sync::OnceLock;
 
 use flashtile::{
-    DType, DeviceInfo, Outputs, ServingVariant, element,
+    DType, DeviceInfo, Outputs, ServingVariant, TensorLayout, element,
     reference::ErrorBound,
-    serving::{ServingPlan, ServingPointers},
+    serving::{BiasType, ServingPlan, ServingPointers},
 };
 
 use super::{
@@ -62,6 +62,28 @@ impl Serving {
                 element::write(case.dtype, &mut built.tensors[0], at, x);
             }
         }
+        let (mut bias, mut mask) = (built.tensors[3].clone(), built.tensors[4].clone());
+        let [mut bias_row, mut mask_row] = [0, 0];
+        if problem.rows_apart {
+            let shape = &mut built.problem;
+            if let Some(layout) = &mut shape.bias {
+                let bytes = match layout.element {
+                    BiasType::Same => shape.dtype.bytes(),
+                    BiasType::F32 => 4,
+                };
+                (bias, bias_row) = rows_apart(&bias, layout.tensor(), bytes, &mut layout.strides);
+            }
+            if let Some(layout) = &mut shape.mask {
+                let (tensor, bytes) = (layout.tensor(), layout.element_bytes());
+                (mask, mask_row) = rows_apart(&mask, tensor, bytes, &mut layout.strides);
+            }
+        }
+        (built.tensors[3], built.tensors[4]) = (bias.clone(), mask.clone());
+        let pairs = |bytes: Vec<u8>, row| match row {
+            0 => Buffer::whole(bytes),
+            _ => Buffer::rows(bytes, row),
+        };
+        let (bias, mask) = (pairs(bias, bias_row), pairs(mask, mask_row));
         let plan = built.problem.plan(&DeviceInfo::emulator());
         let plan = plan.map_err(|error| format!("{case}: {error}"))?;
         let shape = &built.problem;
@@ -80,14 +102,14 @@ impl Serving {
             }
         };
         let words = |words: Vec<[u8; 4]>| Buffer::whole(words.concat());
-        let [q, k, v, bias, mask] = &built.tensors;
+        let [q, k, v, ..] = &built.tensors;
         let kv_dtype = shape.kv_dtype;
         let tensors = [
             tensor(q, case.dims[0], case.dtype),
             tensor(k, case.dims[0], kv_dtype),
             tensor(v, case.dims[1], kv_dtype),
-            Buffer::whole(bias.clone()),
-            Buffer::whole(mask.clone()),
+            bias,
+            mask,
         ];
         let numbers = built.numbers.iter();
         let numbers = numbers.map(|all| words(all.iter().map(|x| x.to_le_bytes()).collect()));
@@ -110,6 +132,31 @@ impl Serving {
             bound: OnceLock::new(),
         })
     }
+}
+
+/// The elements of a tensor without gaps, whose rows become so far apart as allocations are, and bytes from one to the next.
+fn rows_apart(
+    bytes: &[u8],
+    tensor: TensorLayout,
+    element: u32,
+    strides: &mut [i64; 4],
+) -> (Vec<u8>, usize) {
+    let [_, heads, rows, elements] = tensor.shape;
+    let width = elements * element as usize;
+    let row = distance(width);
+    let mut apart = Vec::new();
+    for bytes in bytes.chunks(width) {
+        apart.resize(apart.len().next_multiple_of(row), GAP);
+        apart.extend(bytes);
+    }
+    let row_stride = (row / element as usize) as i64;
+    *strides = [
+        row_stride * (heads * rows) as i64,
+        row_stride * rows as i64,
+        row_stride,
+        1,
+    ];
+    (apart, row)
 }
 
 impl Work for Serving {

@@ -1,9 +1,12 @@
 //! The problems of inference engines that a mutant has to survive: the sweep's, and some that no case can say.
 
-use flashtile::{DType, ServingVariant};
+use flashtile::{
+    DType, ServingVariant,
+    serving::{BiasType, MaskType},
+};
 
 use crate::serving::{
-    ServingCase,
+    Bias, MaskCase, ServingCase,
     sweep::{Class, case, of_variant},
 };
 
@@ -49,24 +52,9 @@ impl Problem {
 /// The problems of a variant. The first is the one that most mutants fail.
 pub fn problems(variant: &'static ServingVariant) -> Vec<Problem> {
     let of = |class| case(variant, class).map(Problem::of);
-    let apart = |class, unaligned| {
-        of(class).map(|problem| Problem {
-            rows_apart: true,
-            unaligned,
-            ..problem
-        })
-    };
-    let mut problems: Vec<_> = [
-        of(Class::Whole),
-        apart(Class::Narrow, false),
-        apart(Class::Narrow, true),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    if let Some(mut wide) = apart(Class::Narrow, false) {
-        wide.case.wide_out = true;
-        problems.push(wide);
+    let mut problems: Vec<_> = of(Class::Whole).into_iter().collect();
+    if let Some(narrow) = case(variant, Class::Narrow) {
+        problems.extend(lonely(&narrow));
     }
     let rest = of_variant(variant).map(Problem::of);
     problems.extend(rest.filter(|it| Some(&it.case) != case(variant, Class::Whole).as_ref()));
@@ -89,5 +77,50 @@ pub fn problems(variant: &'static ServingVariant) -> Vec<Problem> {
             problem
         }));
     }
+    problems
+}
+
+/// Rows that are allocations of their own: a read or a write past one is a fault.
+fn lonely(narrow: &ServingCase) -> Vec<Problem> {
+    // All rows of a warp, or so few that some lanes have none.
+    let [queries, keys] = narrow.lengths[0];
+    let few = ServingCase {
+        lengths: vec![[if queries < 16 { 3 } else { 17 }, keys]],
+        ..narrow.clone()
+    };
+    let pairs = |case: &ServingCase, bias, mask| ServingCase {
+        bias: Some(Bias {
+            element: bias,
+            whole: [true; 4],
+        }),
+        mask: Some(MaskCase {
+            element: mask,
+            whole: [true; 4],
+        }),
+        room: 0,
+        ..case.clone()
+    };
+    let mut problems = Vec::new();
+    for case in [narrow, &few] {
+        let wide = ServingCase {
+            wide_out: true,
+            ..case.clone()
+        };
+        problems.extend([
+            case.clone(),
+            wide,
+            pairs(case, BiasType::Same, MaskType::Byte),
+            pairs(case, BiasType::F32, MaskType::Bit),
+        ]);
+    }
+    let apart = |case| Problem {
+        rows_apart: true,
+        ..Problem::of(case)
+    };
+    let mut problems: Vec<_> = problems.into_iter().map(apart).collect();
+    problems.push(Problem {
+        unaligned: true,
+        ..apart(narrow.clone())
+    });
     problems
 }

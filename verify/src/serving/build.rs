@@ -471,7 +471,7 @@ fn layout(
     }
 }
 
-/// A table of pages in no order, garbage behind each sequence's last, and how many pages there are.
+/// A table of pages in no order, the first page being nobody's, garbage behind each sequence's last, and how many pages there are.
 fn pages(
     lengths: &[[usize; 2]],
     longest: usize,
@@ -481,8 +481,8 @@ fn pages(
     let entries = longest.div_ceil(page);
     let wanted: usize = lengths.iter().map(|it| it[1].div_ceil(page)).sum();
     let blocks = wanted + 2;
-    let order = random.permutation(blocks);
-    let mut order = order.into_iter();
+    let order = random.permutation(blocks - 1);
+    let mut order = order.into_iter().map(|block| block + 1);
     let mut table = Vec::new();
     for [_, keys] in lengths {
         for at in 0..entries {

@@ -148,14 +148,25 @@ impl MergeCase {
         parts.filter(|bytes| *bytes < 1 << 62)
     }
 
+    /// The problem, without gaps.
+    pub fn problem(&self) -> MergeProblem {
+        let mut problem =
+            MergeProblem::new(self.dtype, self.count, TensorLayout::contiguous(self.shape));
+        (problem.out_dtype, problem.sink, problem.lse) = (self.out_dtype, self.sink, self.lse);
+        problem
+    }
+
     /// Merges and judges.
     ///
     /// # Errors
     /// The library's, or what is wrong with the result.
     pub fn attempt(&self, device: &dyn Device) -> Result<Result<(), String>, flashtile::Error> {
+        // Refused before any number is drawn.
+        self.problem().plan(device.info())?;
         let built = BuiltMerge::with_rows(self, &|dim, _| dim);
         let found = merge(device, &built.problem, &built.inputs())?;
-        Ok(judge_merge(&built.problem, &built.inputs(), &found))
+        let judged = judge_merge(&built.problem, &built.inputs(), &found);
+        Ok(judged.map_err(|reason| format!("{self}\n  {reason}")))
     }
 }
 
