@@ -135,6 +135,7 @@ fn parse(cell: &Value) -> Done<Cell> {
             }),
             _ => return Err("what mask is that?".into()),
         },
+        cache: cell["cache"].as_str().unwrap_or_default().parse()?,
     })
 }
 

@@ -10,7 +10,11 @@ use flashtile::{
 };
 use rayon::prelude::*;
 
-use crate::{cell::Cell, inputs::part, workload::seeds};
+use crate::{
+    cell::{Cache, Cell},
+    inputs::part,
+    workload::seeds,
+};
 
 /// Queries that are looked at.
 const QUERIES: usize = 4;
@@ -165,7 +169,17 @@ fn rows(cell: &Cell, query: usize, heads: &[[usize; 2]]) -> Result<Rows> {
         };
         heads.par_iter().flat_map_iter(of).collect()
     };
-    let (k, v) = (keys(k_seed, s.head_dim_qk), keys(v_seed, s.head_dim_v));
+    let k = keys(k_seed, s.head_dim_qk);
+    let v = match cell.cache {
+        Cache::Latent(_) => {
+            let bytes = cell.dtype.bytes() as usize;
+            let rows = k.chunks(s.head_dim_qk * bytes);
+            rows.flat_map(|row| &row[..s.head_dim_v * bytes])
+                .copied()
+                .collect()
+        }
+        _ => keys(v_seed, s.head_dim_v),
+    };
     let shape = [s.seqlen_q, s.heads_q, s.head_dim_qk];
     let q = heads
         .iter()

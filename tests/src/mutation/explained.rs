@@ -18,6 +18,8 @@ pub struct Explanation {
     pub after: &'static str,
     /// Where it stands: a [`Mutation::place`].
     pub place: &'static str,
+    /// After what: a [`Mutation::since`].
+    pub since: &'static str,
     /// Which of the kernel's mutants of the class, if not any: its [`Mutation::ordinal`].
     pub ordinal: Option<usize>,
     /// Why no result and no rule of the machine depends on it.
@@ -42,11 +44,54 @@ pub const EXPLAINED: &[Explanation] = &[
         "*",
         RESCALING,
     ),
-    empty_group("*_d64*_sm80"),
-    empty_group("*_d96*_sm80"),
-    empty_group("*_d128*_sm80"),
-    empty_group("*_d192*_sm80"),
-    empty_group("*_d256*_sm80"),
+    of(
+        SERVING,
+        Class::Vote,
+        "vote.sync.any.pred *",
+        "mov.pred *, %*;",
+        "*",
+        RESCALING,
+    ),
+    of(
+        SERVING,
+        Class::Vote,
+        "vote.sync.any.pred *",
+        "mov.pred *, -1;",
+        "*",
+        RESCALING,
+    ),
+    of_since(
+        "wait",
+        SERVING,
+        Class::Guard,
+        "@* bra *",
+        "",
+        "*setp.ge.s32 *[] cvt.u64.u32 *mul.lo.s64 *shr.u64 *and.b64 *guards ld.global.nc.u32",
+        ROWS_EXIST,
+    ),
+    of_since(
+        "wait",
+        SERVING,
+        Class::GuardPart,
+        "or.pred *",
+        "mov.pred *",
+        "keeps the second: *setp.le.u32 *or.pred *[]*guards ld.global.nc.*",
+        ROWS_EXIST,
+    ),
+    of_since(
+        "vote",
+        SERVING,
+        Class::Guard,
+        "@* bra *",
+        "",
+        "*[] *guards cp.async.cg.shared.global ld.global.nc.u16 ld.global.nc.u32 st.shared.u32",
+        HAS_TILES,
+    ),
+    empty_group("fused_*_d64*_sm80|t*_pass_*_d64*_sm80"),
+    empty_group("fused_*_d96*_sm80|t*_pass_*_d96*_sm80"),
+    empty_group("fused_*_d128*_sm80|t*_pass_*_d128*_sm80"),
+    empty_group("fused_*_d192*_sm80|t*_pass_*_d192*_sm80"),
+    empty_group("fused_*_d256*_sm80|t*_pass_*_d256*_sm80"),
     empty_group("*_f32_d32*"),
     of(
         HOPPER,
@@ -342,6 +387,9 @@ const HALF: &str = "fused_*f16_*_sm90a";
 /// The kernels of the sm_90a tier.
 const HOPPER: &str = "fused_*_sm90a";
 
+/// Kernels of inference engines.
+const SERVING: &str = "serving_*|decode_*|mla_*";
+
 /// The mutants of a class with such texts, wherever they stand in such places.
 const fn of(
     kernels: &'static str,
@@ -357,8 +405,25 @@ const fn of(
         before,
         after,
         place,
+        since: "*",
         ordinal: None,
         reason,
+    }
+}
+
+/// So, of those that come after this.
+const fn of_since(
+    since: &'static str,
+    kernels: &'static str,
+    class: Class,
+    before: &'static str,
+    after: &'static str,
+    place: &'static str,
+    reason: &'static str,
+) -> Explanation {
+    Explanation {
+        since,
+        ..of(kernels, class, before, after, place, reason)
     }
 }
 
@@ -382,6 +447,10 @@ const EMPTY_GROUP: &str = "A group without copies, after which a block without t
 
 const RESCALING: &str = "The vote skips a multiplication by 1 where no row of the warp has a new maximum. Lanes that multiply \
      without need, or skip it by themselves, compute the same.";
+
+const ROWS_EXIST: &str = "Of the tiles that are copied in the loop all rows exist: only the last tile of a sequence, which is copied before it, can have others.";
+
+const HAS_TILES: &str = "A block that is computed again has tiles: what spoils it came from one.";
 
 const REGISTERS: &str = "An emulated thread has all the registers that it names. That one of a GPU has them only if it asks is seen on a GPU.";
 
@@ -446,6 +515,7 @@ impl Explanation {
             && matches(self.before, &mutation.before)
             && matches(self.after, &mutation.after)
             && matches(self.place, &mutation.place)
+            && matches(self.since, &mutation.since)
     }
 }
 

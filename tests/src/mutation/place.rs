@@ -39,7 +39,7 @@ impl Place {
             for (at, part) in buffer.parts.iter().enumerate() {
                 let address = allocate(part.len())?;
                 if at == 0 {
-                    first = address;
+                    first = address.wrapping_sub(part.start as u64);
                 }
                 if address != first + part.start as u64 {
                     return Err("allocations are not as far apart as rows".into());

@@ -102,7 +102,7 @@ impl<'c> Report<'c> {
                 };
                 json!({
                     "variant": kernel, "class": change.class.as_str(), "ordinal": change.ordinal, "line": change.line,
-                    "before": change.before, "after": change.after, "place": change.place, "outcome": fate,
+                    "before": change.before, "after": change.after, "place": change.place, "since": change.since, "outcome": fate,
                 })
             })
             .collect();

@@ -14,7 +14,7 @@ use super::{
     serving_problems::{Problem, problems},
     work::{Buffer, Images, Left, Step, Work, distance},
 };
-use crate::serving::{Built, GAP, bound, judge_by};
+use crate::serving::{Built, Cache, GAP, bound, judge_by};
 
 /// A problem with its tensors and its plan.
 pub(super) struct Serving {
@@ -103,11 +103,16 @@ impl Serving {
         };
         let words = |words: Vec<[u8; 4]>| Buffer::whole(words.concat());
         let [q, k, v, ..] = &built.tensors;
+        // The first page is in no table.
+        let nobodys = match (case.cache, problem.rows_apart) {
+            (Cache::Paged(page), true) => page * case.heads_kv,
+            _ => 0,
+        };
         let kv_dtype = shape.kv_dtype;
         let tensors = [
             tensor(q, case.dims[0], case.dtype),
-            tensor(k, case.dims[0], kv_dtype),
-            tensor(v, case.dims[1], kv_dtype),
+            tensor(k, case.dims[0], kv_dtype).without(nobodys),
+            tensor(v, case.dims[1], kv_dtype).without(nobodys),
             bias,
             mask,
         ];

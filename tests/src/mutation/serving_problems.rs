@@ -6,7 +6,7 @@ use flashtile::{
 };
 
 use crate::serving::{
-    Bias, MaskCase, ServingCase,
+    Bias, Cache, MaskCase, ServingCase,
     sweep::{Class, case, of_variant},
 };
 
@@ -70,6 +70,21 @@ pub fn problems(variant: &'static ServingVariant) -> Vec<Problem> {
         lse: false,
         ..problem
     }));
+    // Computed a second time, from tensors as the first time.
+    let twice = [
+        Class::SequencesApart,
+        Class::WholeApart,
+        Class::Pages(3),
+        Class::WholePages(1),
+        Class::WholePages(16),
+        Class::Chunked,
+    ];
+    for class in twice {
+        problems.extend(of(class).map(|mut problem| {
+            problem.case.scale = Some(1e4);
+            problem
+        }));
+    }
     // Other numbers that are anything.
     for seed in 2..6 {
         problems.extend(of(Class::Hostile(seed % 3)).map(|mut problem| {
@@ -118,9 +133,33 @@ fn lonely(narrow: &ServingCase) -> Vec<Problem> {
         ..Problem::of(case)
     };
     let mut problems: Vec<_> = problems.into_iter().map(apart).collect();
-    problems.push(Problem {
-        unaligned: true,
-        ..apart(narrow.clone())
-    });
+    let large = |case: &ServingCase| ServingCase {
+        scale: Some(1e4),
+        ..case.clone()
+    };
+    // Rows that do not exist would be read where there is no page.
+    let paged = ServingCase {
+        cache: Cache::Paged(2),
+        ..narrow.clone()
+    };
+    // The other way round: keys of a single element.
+    let [qk, v] = narrow.dims;
+    let turned = ServingCase {
+        dims: [v, qk],
+        ..narrow.clone()
+    };
+    let mut alone = vec![narrow.clone(), paged];
+    if !narrow.latent && qk <= 256 && qk != 129 {
+        alone.push(turned);
+    }
+    for case in alone {
+        for case in [large(&case), case] {
+            problems.push(apart(case.clone()));
+            problems.push(Problem {
+                unaligned: true,
+                ..apart(case)
+            });
+        }
+    }
     problems
 }

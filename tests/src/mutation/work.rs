@@ -72,6 +72,14 @@ impl Buffer {
     }
 }
 
+impl Buffer {
+    /// Without so many of the first rows: what reads them is at fault.
+    pub(super) fn without(mut self, rows: usize) -> Self {
+        self.parts.drain(..rows.min(self.parts.len()));
+        self
+    }
+}
+
 /// How far apart the emulator puts two allocations of so many bytes.
 pub(super) const fn distance(bytes: usize) -> usize {
     bytes.next_multiple_of(256) + 4096

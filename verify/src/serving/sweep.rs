@@ -233,9 +233,10 @@ fn example(variant: &ServingVariant, class: Class) -> ServingCase {
             lengths: vec![[queries, 4 * n + 5]],
             ..negated(None, Some(n as u32 + 3), Some(2))
         },
+        // Who is in none sees next to nothing.
         Class::Ranges => ServingCase {
-            ranges: 2,
-            ..again(Class::BottomRight)
+            ranges: 4,
+            ..negated(None, Some(1), Some(1))
         },
         Class::Everything => ServingCase {
             softcap: Some(2.0),
