@@ -354,7 +354,7 @@ pub fn dtype(name: &str) -> Result<DType, String> {
     })
 }
 
-/// Lists of which every combination is a cell.
+/// Lists of which every combination is a cell, and cells besides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Grid {
     /// Element types.
@@ -502,6 +502,11 @@ impl Grid {
 
     /// Every cell, so that a run that is cut short has measured what others publish.
     pub fn cells(&self) -> Vec<Cell> {
+        [self.dense(), self.serving.clone()].concat()
+    }
+
+    /// Every combination of the lists.
+    fn dense(&self) -> Vec<Cell> {
         let mut cells = Vec::new();
         for &dtype in &self.dtypes {
             for &group in &self.groups {
@@ -521,7 +526,6 @@ impl Grid {
                 }
             }
         }
-        cells.extend(&self.serving);
         cells
     }
 
@@ -550,6 +554,7 @@ fn narrow() -> Vec<DType> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flashtile::Sharing;
 
     fn cell(queries: usize, keys: usize, mask: Mask) -> Cell {
         let shape = Shape {
@@ -625,7 +630,7 @@ mod tests {
             Grid::emulator(),
             Grid::emulator_quick(),
         ] {
-            let cells = grid.cells();
+            let cells = grid.dense();
             let lists = [
                 grid.dtypes.len(),
                 grid.head_dims.len(),
@@ -643,9 +648,46 @@ mod tests {
                 assert!(s.heads_q * s.head_dim_qk >= grid.hidden);
             }
         }
-        let mha: Vec<_> = Grid::gpu().cells();
+        let mha: Vec<_> = Grid::gpu().dense();
         let all_hidden = |cell: &Cell| cell.shape.heads_q * cell.shape.head_dim_qk == 2048;
         assert!(mha.iter().all(all_hidden));
+    }
+
+    /// Those of a kind of their own: their kernels, and what must be read of them.
+    #[test]
+    fn serving_cells_have_their_kernels() {
+        for grid in [
+            Grid::gpu(),
+            Grid::gpu_quick(),
+            Grid::emulator(),
+            Grid::emulator_quick(),
+        ] {
+            for (at, cell) in grid.serving.iter().enumerate() {
+                assert!(!grid.serving[..at].contains(cell), "{cell} comes twice");
+                let problem = cell.serving_problem().unwrap();
+                let plan = problem.plan(&DeviceInfo::emulator()).unwrap();
+                let kind = plan.variant().sharing;
+                assert_eq!(
+                    kind,
+                    match cell.cache {
+                        Cache::Latent(_) => Sharing::Columns,
+                        Cache::Pages(_) => Sharing::Keys,
+                        Cache::Packed | Cache::Dense => Sharing::Rows,
+                    },
+                    "{cell}"
+                );
+                let s = &cell.shape;
+                let keys = s.batch * s.seqlen_k * s.heads_kv * s.head_dim_qk * 2;
+                let twice = !matches!(cell.cache, Cache::Latent(_));
+                let rest = s.batch * s.seqlen_q * s.heads_q * (s.head_dim_qk + s.head_dim_v) * 2;
+                let all = if twice { 2 * keys } else { keys } + rest;
+                assert_eq!(cell.bytes(), Some(all as u64), "{cell}");
+                assert_eq!(cell.cache.to_string().parse(), Ok(cell.cache));
+            }
+        }
+        for bad in ["", "pages", "pages0", "pagesx", "paged16", "latent-1"] {
+            assert!(bad.parse::<Cache>().is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -70,15 +70,6 @@ pub const EXPLAINED: &[Explanation] = &[
         ROWS_EXIST,
     ),
     of_since(
-        "wait",
-        SERVING,
-        Class::GuardPart,
-        "or.pred *",
-        "mov.pred *",
-        "keeps the second: *setp.le.u32 *or.pred *[]*guards ld.global.nc.*",
-        ROWS_EXIST,
-    ),
-    of_since(
         "vote",
         SERVING,
         Class::Guard,

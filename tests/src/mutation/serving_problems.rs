@@ -148,7 +148,15 @@ fn lonely(narrow: &ServingCase) -> Vec<Problem> {
         dims: [v, qk],
         ..narrow.clone()
     };
-    let mut alone = vec![narrow.clone(), paged];
+    let mut alone = vec![narrow.clone(), paged.clone()];
+    // So would pages that are none.
+    for seed in 0..3 {
+        alone.push(ServingCase {
+            hostile: true,
+            seed,
+            ..paged.clone()
+        });
+    }
     if !narrow.latent && qk <= 256 && qk != 129 {
         alone.push(turned);
     }
