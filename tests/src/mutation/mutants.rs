@@ -34,8 +34,8 @@ pub struct Mutation {
     /// Where it is: of two conditions, which is kept; the role in whose code, if it is that of one; four instructions before and four
     /// after; what memory accesses a branch decides about. `producer: mov.b32 %r1, 4; bar.sync 0; [] bra L; ret; guards st.global.u32`
     pub place: String,
-    /// Which wait for copies, or vote of the block, the threads that come here have passed last: `wait`, `vote`, or neither since the
-    /// `start`.
+    /// What the threads that come here may have passed last: a `copy`, the first group of copies (`queries`) or another (`commit`), a
+    /// `wait` for copies, the `vote` of the block, or none of them since the `start`. `commit wait`
     pub since: String,
     range: Range<usize>,
 }
@@ -97,11 +97,23 @@ pub fn mutants(text: &str) -> Result<Mutants, String> {
         begin.map_or_else(HashSet::new, |begin| flow.reachable_from(begin, &decided))
     };
     let roles = ["setmaxnreg.dec", "setmaxnreg.inc"].map(role);
-    let since = flow.since(|at| {
-        let i = &listing.instructions[at];
+    let mut committed = false;
+    let marks = listing.instructions.iter().map(|i| {
         let mark = |opcode, mark| i.is(opcode).then_some(mark);
-        mark("cp.async.wait_group", "wait").or(mark("bar.red", "vote"))
+        let commit = match i.is("cp.async.commit_group") {
+            true if std::mem::replace(&mut committed, true) => Some("commit"),
+            true => Some("queries"),
+            false => None,
+        };
+        let others = [
+            mark("cp.async.cg", "copy"),
+            mark("cp.async.wait_group", "wait"),
+            mark("bar.red", "vote"),
+        ];
+        others.into_iter().flatten().next().or(commit)
     });
+    let marks: Vec<_> = marks.collect();
+    let since = flow.since(|at| marks[at]);
     let mut search = Search {
         listing: &listing,
         decided,

@@ -150,13 +150,18 @@ fn lonely(narrow: &ServingCase) -> Vec<Problem> {
     };
     let mut alone = vec![narrow.clone(), paged.clone()];
     // So would pages that are none.
+    let words = ServingCase {
+        dims: narrow.dims.map(|dim| dim + 3),
+        ..paged
+    };
     for seed in 0..3 {
         alone.push(ServingCase {
             hostile: true,
             seed,
-            ..paged.clone()
+            ..words.clone()
         });
     }
+    alone.push(words);
     if !narrow.latent && qk <= 256 && qk != 129 {
         alone.push(turned);
     }
