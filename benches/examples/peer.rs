@@ -23,8 +23,11 @@ use std::{
     time::Duration,
 };
 
-use flashtile::{ArchChoice, DType, Inputs, Shape, Window, cpu, element};
-use flashtile_benches::{Cell, Mask, cell, values};
+use flashtile::{
+    ArchChoice, DType, Inputs, Shape, Window, cpu, element,
+    serving::{CacheLayout, ServingInputs, ServingProblem, attention_cpu},
+};
+use flashtile_benches::{Cache, Cell, Mask, cell, values};
 use serde_json::{Value, json};
 
 type Done<T> = Result<T, Box<dyn Error>>;
@@ -135,6 +138,7 @@ fn parse(cell: &Value) -> Done<Cell> {
             }),
             _ => return Err("what mask is that?".into()),
         },
+        cache: cell["cache"].as_str().unwrap_or_default().parse()?,
     })
 }
 
@@ -148,19 +152,36 @@ fn compute(ask: &Value) -> Done<Vec<f32>> {
     let tensor = |layout: &flashtile::TensorLayout, which| {
         values(cell.dtype, layout.elements().unwrap_or(0), seed(which))
     };
-    let (q, k, v) = (
-        tensor(&problem.q, 0),
-        tensor(&problem.k, 1),
-        tensor(&problem.v, 2),
-    );
-    let inputs = Inputs {
-        q: &q,
-        k: &k,
-        v: &v,
-        ..Inputs::default()
-    };
-    let out = cpu::attention(&problem, &inputs)?.out;
+    let (q, k) = (tensor(&problem.q, 0), tensor(&problem.k, 1));
     let s = &cell.shape;
+    let out = match cell.cache {
+        Cache::Latent(_) => {
+            let mut problem = ServingProblem::latent(
+                cell.dtype,
+                s.batch,
+                problem.q,
+                CacheLayout::contiguous(problem.k.shape),
+                s.head_dim_v,
+            );
+            problem.out_dtype = flashtile::OutDType::F32;
+            let inputs = ServingInputs {
+                q: &q,
+                k: &k,
+                ..ServingInputs::default()
+            };
+            attention_cpu(&problem, &inputs)?.out
+        }
+        _ => {
+            let v = tensor(&problem.v, 2);
+            let inputs = Inputs {
+                q: &q,
+                k: &k,
+                v: &v,
+                ..Inputs::default()
+            };
+            cpu::attention(&problem, &inputs)?.out
+        }
+    };
     let mut rows = Vec::new();
     for place in ask["rows"].as_array().into_iter().flatten() {
         let at = |n: usize| place[n].as_u64().unwrap_or_default() as usize;

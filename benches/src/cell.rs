@@ -3,7 +3,10 @@
 use std::{fmt, str::FromStr};
 
 use flashtile::{
-    Algorithm, ArchChoice, CausalAlignment, DType, Problem, Shape, Window, reference::visible,
+    Algorithm, ArchChoice, CausalAlignment, DType, DeviceInfo, Problem, Shape, TensorLayout,
+    Window,
+    reference::visible,
+    serving::{CacheLayout, PageTable, ServingProblem},
     variants,
 };
 
@@ -25,6 +28,49 @@ impl Mask {
             Self::Full => "full",
             Self::Causal => "causal",
             Self::Window(_) => "window",
+        }
+    }
+}
+
+/// How keys and values lie in memory, which decides what kind of kernel has the work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// [batch, seqlen, heads, head_dim]: dense kernels.
+    #[default]
+    Dense,
+    /// One sequence after the other, as queries are too (varlen): serving kernels.
+    Packed,
+    /// In pages of so many rows, in no order: serving kernels.
+    Pages(usize),
+    /// So, values being the first elements of keys (MLA).
+    Latent(usize),
+}
+
+impl fmt::Display for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dense => f.write_str("dense"),
+            Self::Packed => f.write_str("packed"),
+            Self::Pages(rows) => write!(f, "pages{rows}"),
+            Self::Latent(rows) => write!(f, "latent{rows}"),
+        }
+    }
+}
+
+impl FromStr for Cache {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rows = |name| {
+            let rows: Option<usize> = text.strip_prefix(name)?.parse().ok();
+            rows.filter(|&rows| rows > 0)
+        };
+        match (text, rows("pages"), rows("latent")) {
+            ("dense", ..) => Ok(Self::Dense),
+            ("packed", ..) => Ok(Self::Packed),
+            (_, Some(rows), _) => Ok(Self::Pages(rows)),
+            (_, _, Some(rows)) => Ok(Self::Latent(rows)),
+            _ => Err("expected dense, packed, pagesN or latentN".into()),
         }
     }
 }
@@ -104,6 +150,8 @@ pub struct Cell {
     pub shape: Shape,
     /// Mask.
     pub mask: Mask,
+    /// Where keys and values are.
+    pub cache: Cache,
 }
 
 impl fmt::Display for Cell {
@@ -125,15 +173,78 @@ impl fmt::Display for Cell {
         match self.mask {
             Mask::Window(Window { left, right }) => {
                 let side = |side: Option<u32>| side.map_or(-1, i64::from);
-                write!(f, "={},{}", side(left), side(right))
+                write!(f, "={},{}", side(left), side(right))?;
             }
-            _ => Ok(()),
+            Mask::Full | Mask::Causal => {}
+        }
+        match self.cache {
+            Cache::Dense => Ok(()),
+            cache => write!(f, " {cache}"),
         }
     }
 }
 
 impl Cell {
-    /// The problem: contiguous tensors [batch, seqlen, heads, head_dim], fused, out alone.
+    /// The problem, if serving kernels have the work: out alone, keys split as the library splits them.
+    pub fn serving_problem(&self) -> Option<ServingProblem> {
+        let s = &self.shape;
+        let q = TensorLayout::contiguous([s.batch, s.seqlen_q, s.heads_q, s.head_dim_qk]);
+        let pages = |rows: usize, dim: usize| {
+            let blocks = s.batch.saturating_mul(s.seqlen_k.div_ceil(rows));
+            CacheLayout::contiguous([blocks, rows, s.heads_kv, dim])
+        };
+        let in_pages = |problem: ServingProblem, rows: usize| {
+            let table = PageTable::contiguous(s.seqlen_k.div_ceil(rows));
+            problem.pages(table).k_used(s.seqlen_k)
+        };
+        let problem = match self.cache {
+            Cache::Dense => return None,
+            Cache::Packed => {
+                let tokens = Shape {
+                    seqlen_q: s.batch.saturating_mul(s.seqlen_q),
+                    seqlen_k: s.batch.saturating_mul(s.seqlen_k),
+                    ..*s
+                };
+                ServingProblem::varlen(self.dtype, tokens, s.seqlen_q, s.seqlen_k)
+            }
+            Cache::Pages(rows) => {
+                let (k, v) = (pages(rows, s.head_dim_qk), pages(rows, s.head_dim_v));
+                in_pages(ServingProblem::new(self.dtype, s.batch, q, k, v), rows)
+            }
+            Cache::Latent(rows) => {
+                let k = pages(rows, s.head_dim_qk);
+                let problem = ServingProblem::latent(self.dtype, s.batch, q, k, s.head_dim_v);
+                in_pages(problem, rows)
+            }
+        };
+        Some(match self.mask {
+            Mask::Full => problem,
+            Mask::Causal => problem.causal(CausalAlignment::BottomRight),
+            Mask::Window(Window { left, right }) => problem.window(left, right),
+        })
+    }
+
+    /// Refuses a cell that is no problem, or for which such a device has no kernel.
+    ///
+    /// # Errors
+    /// What planning says.
+    pub fn check(&self, device: &DeviceInfo, arch: ArchChoice) -> flashtile::Result<()> {
+        match self.serving_problem() {
+            Some(problem) => problem.plan(device).map(|_| ()),
+            None => self.problem(arch).plan(device).map(|_| ()),
+        }
+    }
+
+    /// Type of the output's elements.
+    pub fn out_element(&self) -> DType {
+        match self.serving_problem() {
+            Some(problem) => problem.out_element(),
+            None => self.problem(ArchChoice::Auto).out_element(),
+        }
+    }
+
+    /// The problem: contiguous tensors [batch, seqlen, heads, head_dim], fused, out alone. Where keys are elsewhere, it is what is
+    /// computed all the same.
     pub fn problem(&self, arch: ArchChoice) -> Problem {
         let problem = Problem::contiguous(self.dtype, self.shape).arch(arch);
         match self.mask {
@@ -184,9 +295,13 @@ impl Cell {
     pub fn bytes(&self) -> Option<u64> {
         let problem = self.problem(ArchChoice::Auto);
         let inputs = [&problem.q, &problem.k, &problem.v].map(|input| (input, self.dtype));
-        let tensors = inputs
-            .into_iter()
-            .chain([(&problem.out, problem.out_element())]);
+        // Latent values are the keys.
+        let inputs = match self.cache {
+            Cache::Latent(_) => &inputs[..2],
+            _ => &inputs[..],
+        };
+        let out = [(&problem.out, problem.out_element())];
+        let tensors = inputs.iter().copied().chain(out);
         tensors.into_iter().try_fold(0u64, |sum, (tensor, dtype)| {
             let elements: u64 = tensor.elements()?.try_into().ok()?;
             sum.checked_add(elements.checked_mul(u64::from(dtype.bytes()))?)
@@ -239,7 +354,7 @@ pub fn dtype(name: &str) -> Result<DType, String> {
     })
 }
 
-/// Lists of which every combination is a cell.
+/// Lists of which every combination is a cell, and cells besides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Grid {
     /// Element types.
@@ -256,6 +371,54 @@ pub struct Grid {
     pub hidden: usize,
     /// Batch times sequence length, if the batch is 1 at least.
     pub tokens: usize,
+    /// Cells besides, of serving kernels.
+    pub serving: Vec<Cell>,
+}
+
+/// Decode, one token for each of `batch` sequences that have `keys` already: Llama 3's heads, in pages of so many rows.
+fn decode(batch: usize, keys: usize, page: usize, [heads_q, heads_kv]: [usize; 2]) -> Cell {
+    Cell {
+        dtype: DType::Bf16,
+        shape: Shape {
+            batch,
+            seqlen_q: 1,
+            seqlen_k: keys,
+            heads_q,
+            heads_kv,
+            head_dim_qk: 128,
+            head_dim_v: 128,
+        },
+        mask: Mask::Full,
+        cache: Cache::Pages(page),
+    }
+}
+
+/// So, over DeepSeek's latent cache: 512 elements, and 64 of rotary position.
+fn latent(batch: usize, keys: usize, heads: usize) -> Cell {
+    let cell = decode(batch, keys, 64, [heads, 1]);
+    Cell {
+        shape: Shape {
+            head_dim_qk: 576,
+            head_dim_v: 512,
+            ..cell.shape
+        },
+        cache: Cache::Latent(64),
+        ..cell
+    }
+}
+
+/// Prefill: sequences one after the other, causal.
+fn prefill(batch: usize, tokens: usize, heads: [usize; 2]) -> Cell {
+    let cell = decode(batch, tokens, 1, heads);
+    Cell {
+        shape: Shape {
+            seqlen_q: tokens,
+            ..cell.shape
+        },
+        mask: Mask::Causal,
+        cache: Cache::Packed,
+        ..cell
+    }
 }
 
 impl Grid {
@@ -269,7 +432,20 @@ impl Grid {
             groups: vec![Group(1), Group(8)],
             hidden: 2048,
             tokens: 16_384,
+            serving: Self::gpu_serving(),
         }
+    }
+
+    fn gpu_serving() -> Vec<Cell> {
+        let mut cells = Vec::new();
+        for batch in [1, 8, 64] {
+            for keys in [4096, 8192] {
+                cells.extend([16, 64].map(|page| decode(batch, keys, page, [32, 8])));
+                cells.extend([128, 16].map(|heads| latent(batch, keys, heads)));
+            }
+        }
+        cells.extend([(16, 1024), (4, 4096), (2, 8192)].map(|(b, n)| prefill(b, n, [32, 8])));
+        cells
     }
 
     /// A few cells of it.
@@ -279,6 +455,12 @@ impl Grid {
             head_dims: [128, 64].map(HeadDim::from).to_vec(),
             seqlens: vec![1024, 4096, 16_384],
             groups: vec![Group(1)],
+            serving: vec![
+                decode(1, 4096, 16, [32, 8]),
+                decode(64, 8192, 16, [32, 8]),
+                latent(8, 4096, 128),
+                prefill(4, 4096, [32, 8]),
+            ],
             ..Self::gpu()
         }
     }
@@ -290,6 +472,12 @@ impl Grid {
             seqlens: vec![64, 128, 256],
             hidden: 512,
             tokens: 256,
+            serving: vec![
+                decode(1, 512, 16, [8, 2]),
+                decode(4, 256, 64, [8, 2]),
+                latent(1, 128, 16),
+                prefill(2, 128, [4, 1]),
+            ],
             ..Self::gpu()
         }
     }
@@ -303,12 +491,22 @@ impl Grid {
             groups: vec![Group(1)],
             hidden: 128,
             tokens: 128,
+            serving: vec![
+                decode(1, 128, 16, [4, 1]),
+                latent(1, 64, 16),
+                prefill(2, 64, [2, 1]),
+            ],
             ..Self::gpu()
         }
     }
 
     /// Every cell, so that a run that is cut short has measured what others publish.
     pub fn cells(&self) -> Vec<Cell> {
+        [self.dense(), self.serving.clone()].concat()
+    }
+
+    /// Every combination of the lists.
+    fn dense(&self) -> Vec<Cell> {
         let mut cells = Vec::new();
         for &dtype in &self.dtypes {
             for &group in &self.groups {
@@ -316,7 +514,13 @@ impl Grid {
                     for &mask in &self.masks {
                         for &seqlen in &self.seqlens {
                             let shape = self.shape(head_dim, seqlen, group);
-                            cells.push(Cell { dtype, shape, mask });
+                            let cache = Cache::Dense;
+                            cells.push(Cell {
+                                dtype,
+                                shape,
+                                mask,
+                                cache,
+                            });
                         }
                     }
                 }
@@ -350,6 +554,7 @@ fn narrow() -> Vec<DType> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flashtile::Sharing;
 
     fn cell(queries: usize, keys: usize, mask: Mask) -> Cell {
         let shape = Shape {
@@ -365,6 +570,7 @@ mod tests {
             dtype: DType::F16,
             shape,
             mask,
+            cache: Cache::Dense,
         }
     }
 
@@ -424,7 +630,7 @@ mod tests {
             Grid::emulator(),
             Grid::emulator_quick(),
         ] {
-            let cells = grid.cells();
+            let cells = grid.dense();
             let lists = [
                 grid.dtypes.len(),
                 grid.head_dims.len(),
@@ -442,9 +648,46 @@ mod tests {
                 assert!(s.heads_q * s.head_dim_qk >= grid.hidden);
             }
         }
-        let mha: Vec<_> = Grid::gpu().cells();
+        let mha: Vec<_> = Grid::gpu().dense();
         let all_hidden = |cell: &Cell| cell.shape.heads_q * cell.shape.head_dim_qk == 2048;
         assert!(mha.iter().all(all_hidden));
+    }
+
+    /// Those of a kind of their own: their kernels, and what must be read of them.
+    #[test]
+    fn serving_cells_have_their_kernels() {
+        for grid in [
+            Grid::gpu(),
+            Grid::gpu_quick(),
+            Grid::emulator(),
+            Grid::emulator_quick(),
+        ] {
+            for (at, cell) in grid.serving.iter().enumerate() {
+                assert!(!grid.serving[..at].contains(cell), "{cell} comes twice");
+                let problem = cell.serving_problem().unwrap();
+                let plan = problem.plan(&DeviceInfo::emulator()).unwrap();
+                let kind = plan.variant().sharing;
+                assert_eq!(
+                    kind,
+                    match cell.cache {
+                        Cache::Latent(_) => Sharing::Columns,
+                        Cache::Pages(_) => Sharing::Keys,
+                        Cache::Packed | Cache::Dense => Sharing::Rows,
+                    },
+                    "{cell}"
+                );
+                let s = &cell.shape;
+                let keys = s.batch * s.seqlen_k * s.heads_kv * s.head_dim_qk * 2;
+                let twice = !matches!(cell.cache, Cache::Latent(_));
+                let rest = s.batch * s.seqlen_q * s.heads_q * (s.head_dim_qk + s.head_dim_v) * 2;
+                let all = if twice { 2 * keys } else { keys } + rest;
+                assert_eq!(cell.bytes(), Some(all as u64), "{cell}");
+                assert_eq!(cell.cache.to_string().parse(), Ok(cell.cache));
+            }
+        }
+        for bad in ["", "pages", "pages0", "pagesx", "paged16", "latent-1"] {
+            assert!(bad.parse::<Cache>().is_err(), "{bad}");
+        }
     }
 
     #[test]

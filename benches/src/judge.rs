@@ -5,12 +5,17 @@
 //! takes to measure the textbook's error by (1,024 elements), if there are as many. Inputs are made again from their seeds.
 
 use flashtile::{
-    DType, Inputs, Problem, Result, Shape, element,
+    DType, Inputs, Outputs, Problem, Result, Shape, TensorLayout, element,
     reference::{ErrorBound, attention_f64, attention_low_precision, error_bound},
+    serving::{self, CacheLayout, ServingInputs, ServingProblem},
 };
 use rayon::prelude::*;
 
-use crate::{cell::Cell, inputs::part, workload::seeds};
+use crate::{
+    cell::{Cache, Cell},
+    inputs::part,
+    workload::seeds,
+};
 
 /// Queries that are looked at.
 const QUERIES: usize = 4;
@@ -165,7 +170,11 @@ fn rows(cell: &Cell, query: usize, heads: &[[usize; 2]]) -> Result<Rows> {
         };
         heads.par_iter().flat_map_iter(of).collect()
     };
-    let (k, v) = (keys(k_seed, s.head_dim_qk), keys(v_seed, s.head_dim_v));
+    let k = keys(k_seed, s.head_dim_qk);
+    let v = match cell.cache {
+        Cache::Latent(_) => Vec::new(),
+        _ => keys(v_seed, s.head_dim_v),
+    };
     let shape = [s.seqlen_q, s.heads_q, s.head_dim_qk];
     let q = heads
         .iter()
@@ -188,14 +197,53 @@ fn rows(cell: &Cell, query: usize, heads: &[[usize; 2]]) -> Result<Rows> {
         v: &v,
         ..Inputs::default()
     };
-    let reference = attention_f64(&problem, &inputs)?;
-    let low = attention_low_precision(&problem, &inputs)?;
+    let (reference, bound) = match cell.cache {
+        Cache::Latent(_) => latent(cell, heads.len(), seen.len(), &q, &k)?,
+        _ => {
+            let reference = attention_f64(&problem, &inputs)?;
+            let low = attention_low_precision(&problem, &inputs)?;
+            let bound = error_bound(&problem, &inputs, &reference, &low)?;
+            (reference.out, bound)
+        }
+    };
     Ok(Rows {
         query,
         heads: heads.to_vec(),
-        bound: error_bound(&problem, &inputs, &reference, &low)?,
-        reference: reference.out,
+        reference,
+        bound,
     })
+}
+
+/// What rows of a latent cache should be: their keys are wider than those of dense problems can be.
+fn latent(
+    cell: &Cell,
+    rows: usize,
+    keys: usize,
+    q: &[u8],
+    k: &[u8],
+) -> Result<(Vec<f64>, ErrorBound)> {
+    let s = &cell.shape;
+    let problem = ServingProblem::latent(
+        cell.dtype,
+        rows,
+        TensorLayout::contiguous([rows, 1, 1, s.head_dim_qk]),
+        CacheLayout::contiguous([rows, keys, 1, s.head_dim_qk]),
+        s.head_dim_v,
+    );
+    let inputs = ServingInputs {
+        q,
+        k,
+        ..ServingInputs::default()
+    };
+    let reference = serving::attention_f64(&problem, &inputs)?;
+    let out: Vec<f64> = reference.into_iter().flat_map(|rows| rows.out).collect();
+    // The bound does not depend on what is compared.
+    let any = Outputs {
+        out: vec![0; out.len() * problem.out_element().bytes() as usize],
+        lse: None,
+    };
+    let bound = serving::compare(&problem, &inputs, &any)?.bound;
+    Ok((out, bound))
 }
 
 #[cfg(test)]
@@ -216,6 +264,7 @@ mod tests {
         grid.masks.push(Mask::Window(window));
         grid.head_dims = [64].map(HeadDim::from).to_vec();
         grid.seqlens = vec![128];
+        grid.serving.clear();
         grid.cells()
     }
 

@@ -21,7 +21,7 @@ pub mod stats;
 pub mod timer;
 pub mod workload;
 
-pub use cell::{Cell, Grid, Group, HeadDim, Mask};
+pub use cell::{Cache, Cell, Grid, Group, HeadDim, Mask};
 pub use inputs::values;
 pub use report::Report;
 pub use run::{Options, Progress, plan, run};

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use flashtile::{ArchChoice, DType, Error, ErrorClass, Result, Variant};
+use flashtile::{ArchChoice, DType, Entry, Error, ErrorClass, Result};
 
 use crate::{
     cell::{Cell, Grid},
@@ -16,6 +16,7 @@ use crate::{
     report::{OURS, Report, Row, State},
     stats::Quartiles,
     timer::{Clock, Target, Timed},
+    workload::Workload,
 };
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -59,8 +60,8 @@ pub fn plan(target: Target<'_>, grid: &Grid, arch: ArchChoice) -> Result<Vec<Cel
     let mut missing = None;
     let mut able = cells.is_empty();
     for cell in &cells {
-        match cell.problem(arch).plan(target.device().info()) {
-            Ok(_) => able = true,
+        match cell.check(target.device().info(), arch) {
+            Ok(()) => able = true,
             // Its row says so; peers may do it.
             Err(error) if error.class() == ErrorClass::NoVariant => {
                 missing.get_or_insert(error);
@@ -171,7 +172,7 @@ struct Contender {
     name: String,
     version: String,
     /// The kernel, if it is one of ours.
-    variant: Option<&'static Variant>,
+    variant: Option<&'static Entry>,
     /// How it is timed and whether it is right; or why it cannot be.
     ready: Result<Ready, String>,
     times: Vec<f64>,
@@ -185,7 +186,7 @@ struct Ready {
 }
 
 /// Ourselves.
-fn ours(variant: Option<&'static Variant>, ready: Result<Ready, String>) -> Contender {
+fn ours(variant: Option<&'static Entry>, ready: Result<Ready, String>) -> Contender {
     Contender {
         name: OURS.into(),
         version: VERSION.into(),
@@ -246,8 +247,9 @@ impl<'d> Session<'d> {
         judge: &Judge,
         sets: usize,
     ) -> (Contender, Option<Timed<'d>>) {
-        let problem = cell.problem(self.arch);
-        let prepared = Timed::new(self.target, &problem, sets).and_then(|timed| {
+        let workload = Workload::of_cell(self.target.device(), cell, self.arch, sets);
+        let prepared = workload.and_then(|workload| {
+            let timed = Timed::new(self.target, workload)?;
             let output = timed.workload().output()?;
             Ok((timed, output))
         });
@@ -259,9 +261,9 @@ impl<'d> Session<'d> {
             clock: timed.clock(),
             method: timed.method().as_str().into(),
             launches: timed.launches(),
-            verdict: judge.judge_output(cell, problem.out_element(), &output),
+            verdict: judge.judge_output(cell, cell.out_element(), &output),
         };
-        let variant = timed.workload().plan().variant();
+        let variant = timed.workload().kernel();
         (ours(Some(variant), Ok(ready)), Some(timed))
     }
 
@@ -348,6 +350,10 @@ impl<'d> Session<'d> {
             row.q1_us = Some(times.first * 1e6);
             row.q3_us = Some(times.third * 1e6);
             if self.target.is_gpu() {
+                let rate = row.bytes.map(|bytes| bytes as f64 / times.median);
+                row.gb_per_second = rate.map(|rate| rate / 1e9);
+                let copies = self.report.copy_bytes_per_second;
+                row.percent_of_copy = rate.zip(copies).map(|(rate, copy)| 100.0 * rate / copy);
                 let tflops = cell.flops() / times.median / 1e12;
                 let peak = self.report.peak_tflops.get(cell.dtype.as_str());
                 row.tflops = Some(tflops);
@@ -358,7 +364,7 @@ impl<'d> Session<'d> {
     }
 
     /// Notes which PTX a kernel is.
-    fn know(&mut self, variant: &'static Variant) {
+    fn know(&mut self, variant: &'static Entry) {
         let known = flashtile::kernels().find(|kernel| kernel.entry.name == variant.name);
         if let Some(kernel) = known {
             let hash = kernel.ptx_sha256.iter().map(|byte| format!("{byte:02x}"));

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use flashtile::{
-    CudaDevice, Device, DeviceBuffer, EmulatorDevice, Problem, Result,
+    CudaDevice, Device, DeviceBuffer, EmulatorDevice, Result,
     device::cuda::{Event, Graph, OwnedStream},
 };
 
@@ -180,13 +180,12 @@ impl std::fmt::Debug for Timed<'_> {
 }
 
 impl<'d> Timed<'d> {
-    /// Uploads so many sets of tensors, warms up, decides how many launches make a sample, and runs one, into outputs
-    /// that held NaN: [`Workload::output`] then has what the timed launches compute.
+    /// Warms up, decides how many launches make a sample, and runs one, into outputs that held NaN: [`Workload::output`] then has what the
+    /// timed launches compute. The tensors are on the target's device.
     ///
     /// # Errors
-    /// What planning or the device says.
-    pub fn new(target: Target<'d>, problem: &Problem, sets: usize) -> Result<Self> {
-        let workload = Workload::with_sets(target.device(), problem, sets)?;
+    /// What the device says.
+    pub fn new(target: Target<'d>, workload: Workload<'d>) -> Result<Self> {
         let Target::Gpu(device) = target else {
             let timed = Self {
                 workload,
@@ -299,8 +298,8 @@ mod tests {
         let cell = Grid::emulator_quick().cells()[0];
         assert_eq!(target.sets(1).unwrap(), 1);
         assert_eq!(target.copy_bandwidth().unwrap(), None);
-        let problem = cell.problem(ArchChoice::Auto);
-        let timed = Timed::new(target, &problem, 1).unwrap();
+        let workload = Workload::of_cell(&device, &cell, ArchChoice::Auto, 1).unwrap();
+        let timed = Timed::new(target, workload).unwrap();
         let once = timed.workload().output().unwrap();
         let samples = timed.samples(Duration::ZERO).unwrap();
         assert_eq!(samples.len(), FEWEST_SAMPLES);

@@ -51,6 +51,7 @@ fn alone() -> Options {
 
 fn cells() -> Vec<Cell> {
     let mut grid = Grid::emulator_quick();
+    grid.serving.clear();
     grid.seqlens = vec![64];
     grid.masks.push(Mask::Window(Window {
         left: Some(10),
@@ -108,6 +109,32 @@ fn ours_and_peers_are_timed_in_the_same_cells_and_right() {
     let summary = report.summary();
     assert!(summary.contains("nothing about a GPU"), "{summary}");
     assert!(!summary.contains("best peer"), "{summary}");
+}
+
+#[test]
+fn serving_cells_are_timed_and_right() {
+    let cells = Grid::emulator_quick().serving;
+    let report = with_peers(&cells, &["torch-flash"], "", 60.0);
+    assert!(report.is_right(), "{}", report.summary());
+    assert_eq!(report.rows.len(), 2 * cells.len());
+    let kernels: Vec<_> = of(&report, OURS).iter().map(|row| row.variant).collect();
+    assert_eq!(
+        kernels,
+        [
+            "decode_bf16_d128_sm80",
+            "mla_bf16_m16_sm80",
+            "serving_bf16_d128_sm80"
+        ]
+    );
+    for row in &report.rows {
+        assert_eq!(row.state, State::Ok, "{row:?}");
+        assert!(row.max_abs_error > Some(0.0) && row.max_abs_error <= row.error_bound);
+        // Neither is a GPU's.
+        assert_eq!((row.gb_per_second, row.percent_of_copy), (None, None));
+        assert_eq!(row.bytes, row.cell.bytes());
+    }
+    let summary = report.summary();
+    assert!(summary.contains("bf16 gqa4 d128 pages16 b1"), "{summary}");
 }
 
 #[test]
@@ -249,6 +276,7 @@ fn cells_that_cannot_be_done_are_rows_with_a_reason() {
     let go_on = |_: flashtile_benches::Progress<'_>| ControlFlow::Continue(());
     // The Hopper tier has no f32 kernel.
     let mut grid = Grid::emulator_quick();
+    grid.serving.clear();
     grid.dtypes = vec![DType::F32];
     let options = Options {
         arch: ArchChoice::Sm90a,

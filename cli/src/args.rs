@@ -157,6 +157,10 @@ pub struct BenchArgs {
     /// A few cells only
     #[arg(long)]
     pub quick: bool,
+    /// Only cells of dense tensors, or only those of inference engines: decode over pages and latent caches (MLA), prefill of sequences
+    /// that follow each other [default: both; dense if a list below is given]
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub only: Option<OnlyArg>,
     /// Element types [default: those of at most 16 bits]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = flashtile_benches::cell::dtype)]
     pub dtype: Vec<DType>,
@@ -190,6 +194,15 @@ pub struct BenchArgs {
     /// Print one JSON object on standard output: that of results.json
     #[arg(long)]
     pub json: bool,
+}
+
+/// `--only`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnlyArg {
+    /// Dense tensors.
+    Dense,
+    /// Problems of inference engines.
+    Serving,
 }
 
 /// `--peers`.

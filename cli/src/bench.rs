@@ -10,7 +10,7 @@ use std::{
 use flashtile_benches::{Cell, Grid, Mask, Options, Report, peers, plan};
 
 use crate::{
-    args::{BenchArgs, MaskArg},
+    args::{BenchArgs, MaskArg, OnlyArg},
     failure::{Failure, Outcome, Result},
     memory,
     output::{Pending, print},
@@ -89,6 +89,30 @@ fn grid(args: &BenchArgs, on_gpu: bool) -> Result<Grid> {
         if !new.is_empty() {
             *list = new;
         }
+    }
+    let lists = [
+        args.dtype.len(),
+        args.head_dim.len(),
+        args.mask.len(),
+        args.seqlen.len(),
+        args.heads.len(),
+    ];
+    let shaped = lists.iter().any(|&len| len > 0)
+        || args.window.is_some()
+        || args.hidden.is_some()
+        || args.tokens.is_some();
+    match args.only {
+        Some(OnlyArg::Serving) if shaped => {
+            let expected = "no list of element types, head dimensions, masks, lengths or heads: those are of dense tensors";
+            return Err(Failure::bad("--only serving", expected, "one"));
+        }
+        Some(OnlyArg::Serving) => grid.dtypes.clear(),
+        Some(OnlyArg::Dense) => grid.serving.clear(),
+        None if shaped => grid.serving.clear(),
+        None => {}
+    }
+    if args.only == Some(OnlyArg::Serving) {
+        return Ok(grid);
     }
     given(&mut grid.dtypes, args.dtype.iter().copied());
     given(&mut grid.head_dims, args.head_dim.iter().copied());

@@ -6,7 +6,6 @@ use flashtile::{
     Arch, ArchChoice, CudaDevice, Device, DeviceInfo, EmulatorDevice, Error, ErrorClass, Inputs,
     Outputs, Plan, Problem, Variant,
 };
-use flashtile_verify::{Case, Results, Tensors, memory as verify};
 
 use crate::{
     args::DeviceChoice,
@@ -142,14 +141,6 @@ impl Target {
             });
         }
         Ok(device.load(variant)?)
-    }
-
-    /// Runs a case of `verify`.
-    pub fn run(&self, case: &Case, tensors: &Tensors) -> Result<Results, Error> {
-        match self.device() {
-            None => verify::run_on_cpu(case, tensors),
-            Some(device) => verify::run(device, case, tensors),
-        }
     }
 
     /// Computes attention.

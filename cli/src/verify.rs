@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flashtile::{Algorithm, Arch, ArchChoice, ScoreModKind, device::emulator::Report};
+use flashtile::DeviceInfo;
 use flashtile_verify::{
-    Case, Tensors, judge,
+    AnyCase, Wrong,
+    any::sweep,
     parallel::{cores, in_order},
     shrink::shrink,
-    sweep,
 };
 use serde_json::json;
 
@@ -29,19 +29,12 @@ const SHRUNK: usize = 3;
 /// Longest search for a smaller case.
 const SHRINKING: Duration = Duration::from_secs(10);
 
-/// What is wrong with a case.
-struct Wrong {
-    reason: String,
-    /// What the sanitizer found.
-    findings: Option<Box<Report>>,
-}
-
 /// A case whose result is wrong.
 struct Failed {
-    case: Case,
+    case: AnyCase,
     wrong: Wrong,
     /// A smaller one.
-    smallest: Option<Case>,
+    smallest: Option<AnyCase>,
 }
 
 /// Runs the command.
@@ -49,34 +42,33 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
     let targets = open(args)?;
     let target = &targets[0];
     let all = select(args)?;
+    let count = all.len();
     if args.case.is_some() {
         // A single case is wanted on this device, or not at all.
-        target.plan(&all[0].problem())?;
+        require(target, &all[0])?;
     }
-    let cases: Vec<Case> = all
-        .iter()
-        .copied()
-        .filter(|case| has(target, case))
-        .collect();
-    let skipped = all.len() - cases.len();
+    let able = |case: &AnyCase| target.supports(case.arch());
+    let cases: Vec<AnyCase> = all.into_iter().filter(able).collect();
+    let skipped = count - cases.len();
     let sanitize = if args.sanitize { " --sanitize" } else { "" };
     let command = format!("flashtile verify --device {}{sanitize}", target.name());
     let bar = progress::bar(cases.len(), "cases", args.json);
     let start = Instant::now();
     let mut failures: Vec<Failed> = Vec::new();
     let mut printed = Ok(());
+    let attempt = |target: &Target, case: &AnyCase| case.attempt(target.device());
     in_order(&targets, &cases, attempt, |at, outcome| {
         bar.set_message(cases[at].to_string());
         bar.inc(1);
         if let Err(wrong) = outcome {
             let mut failed = Failed {
-                case: cases[at],
+                case: cases[at].clone(),
                 wrong,
                 smallest: None,
             };
             if failures.len() < SHRUNK {
-                let (case, reason) = (failed.case, failed.wrong.reason.clone());
-                let failure = |c: &Case| attempt(target, c).err().map(|wrong| wrong.reason);
+                let (case, reason) = (failed.case.clone(), failed.wrong.reason.clone());
+                let failure = |c: &AnyCase| attempt(target, c).err().map(|wrong| wrong.reason);
                 let (smallest, _) = shrink(case, reason, SHRINKING, failure);
                 failed.smallest = (smallest != failed.case).then_some(smallest);
             }
@@ -100,7 +92,7 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
             let failures = failures.iter().map(|failed| {
                 json!({
                     "case": failed.case.to_string(),
-                    "smallest": failed.smallest.map(|case| case.to_string()),
+                    "smallest": failed.smallest.as_ref().map(AnyCase::to_string),
                     "reason": failed.wrong.reason,
                     "findings": failed.wrong.findings.as_deref().map(findings::json),
                 })
@@ -132,12 +124,18 @@ pub fn run(args: &VerifyArgs) -> Result<Outcome> {
     })
 }
 
-/// Whether the device runs the tier of kernels that the case asks for.
-fn has(target: &Target, case: &Case) -> bool {
-    match case.arch {
-        ArchChoice::Sm90a => target.supports(Arch::Sm90a),
-        ArchChoice::Auto | ArchChoice::Sm80 => true,
+/// Refuses a case that this device cannot run.
+fn require(target: &Target, case: &AnyCase) -> Result<()> {
+    if target.device().is_none() && !case.has_reference() {
+        let expected = "a case that the CPU computes, without `hostile`, and no `merge`";
+        return Err(Failure::bad("--case", expected, format!("`{case}`")));
     }
+    Ok(match (target.device(), case) {
+        // The reference takes any tensors, whatever the tier.
+        (None, AnyCase::Dense(case)) => target.plan(&case.problem()).map(|_| ())?,
+        (None, case) => case.plan(&DeviceInfo::emulator())?,
+        (Some(device), case) => case.plan(device.info())?,
+    })
 }
 
 /// The device; the emulator as often as there are cores, so that each case has one to itself.
@@ -171,56 +169,32 @@ fn report(command: &str, failed: &Failed) -> String {
 }
 
 /// The cases asked for.
-fn select(args: &VerifyArgs) -> Result<Vec<Case>> {
+fn select(args: &VerifyArgs) -> Result<Vec<AnyCase>> {
     if let Some(line) = &args.case {
         return Ok(vec![single(line)?]);
     }
-    let mut cases = match args.quick {
-        true => sweep::quick(),
-        false => sweep::full(),
-    };
+    let mut cases = sweep(args.quick);
     if args.device == DeviceChoice::Cpu {
         // There is one implementation, so one kernel's cases are enough of each kind.
-        cases.retain(|case| {
-            case.algorithm == Algorithm::Fused
-                && (case.softcap.is_some() || case.variant().score_mod == ScoreModKind::None)
-        });
+        cases.retain(|(_, case)| case.is_of_reference());
     }
     if let Some(filter) = &args.filter {
-        cases.retain(|case| {
-            case.to_string().contains(filter) || case.variant().name.contains(filter)
-        });
+        cases.retain(|(kernel, case)| kernel.contains(filter) || case.to_string().contains(filter));
         if cases.is_empty() {
             let expected = "part of a case's line or of a kernel's name";
             return Err(Failure::bad("--filter", expected, format!("`{filter}`")));
         }
     }
-    Ok(cases)
+    Ok(cases.into_iter().map(|(_, case)| case).collect())
 }
 
 /// The case of a line, if it can be run.
-fn single(line: &str) -> Result<Case> {
+fn single(line: &str) -> Result<AnyCase> {
     let refused = |found: String| Failure::bad("--case", "a case", found);
-    let case: Case = line.parse().map_err(refused)?;
+    let case: AnyCase = line.parse().map_err(refused)?;
     memory::require("--case", case.bytes())?;
-    case.planned()?;
+    case.plan(&DeviceInfo::emulator())?;
     Ok(case)
-}
-
-/// Runs a case; `Err` says what is wrong with its result.
-fn attempt(target: &Target, case: &Case) -> Result<(), Wrong> {
-    let tensors = Tensors::of(case);
-    let results = target.run(case, &tensors).map_err(|error| Wrong {
-        reason: format!("{case}\n  {error}"),
-        findings: match error {
-            flashtile::Error::Findings { report, .. } => Some(report),
-            _ => None,
-        },
-    })?;
-    judge(case, &tensors, &results).map_err(|reason| Wrong {
-        reason,
-        findings: None,
-    })
 }
 
 #[cfg(test)]
@@ -229,9 +203,8 @@ mod tests {
 
     #[test]
     fn a_failure_is_reported_with_the_commands_that_repeat_it() {
-        let case: Case = "fused f16 b1 q37 k70 h2/1 d32/32 seed=7".parse().unwrap();
-        let mut smaller = case;
-        smaller.shape.seqlen_q = 1;
+        let case: AnyCase = "fused f16 b1 q37 k70 h2/1 d32/32 seed=7".parse().unwrap();
+        let smaller = "fused f16 b1 q1 k70 h2/1 d32/32 seed=7".parse().unwrap();
         let failed = Failed {
             case,
             wrong: Wrong {

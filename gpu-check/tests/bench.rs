@@ -14,11 +14,17 @@ use flashtile_benches::{
     run,
 };
 
+/// Four cells of dense tensors.
 fn measure() -> Report {
-    let device = CudaDevice::new(0).unwrap();
     let mut grid = Grid::emulator_quick();
     grid.seqlens = vec![64];
     grid.dtypes = vec![DType::Bf16, DType::F16];
+    grid.serving.clear();
+    measure_grid(&grid)
+}
+
+fn measure_grid(grid: &Grid) -> Report {
+    let device = CudaDevice::new(0).unwrap();
     let options = Options {
         arch: ArchChoice::Auto,
         time: Duration::from_millis(1),
@@ -26,7 +32,7 @@ fn measure() -> Report {
         peers: None,
     };
     let target = Target::Gpu(&device);
-    let cells = plan(target, &grid, options.arch).unwrap();
+    let cells = plan(target, grid, options.arch).unwrap();
     run(target, &cells, options, |_| ControlFlow::Continue(())).unwrap()
 }
 
@@ -63,6 +69,35 @@ fn graphs_are_timed_by_events() {
 #[ignore = "run by graphs_are_timed_by_events"]
 fn graphs_are_timed_by_events_inner() {
     is_sound(&measure(), "graph");
+}
+
+/// Serving kernels and the merging of parts can be taken down as a graph, and bytes are counted.
+#[test]
+fn serving_cells_are_timed_by_events() {
+    in_a_process_with_the_stand_in("serving_cells_are_timed_by_events_inner");
+}
+
+#[test]
+#[ignore = "run by serving_cells_are_timed_by_events"]
+fn serving_cells_are_timed_by_events_inner() {
+    let mut grid = Grid::emulator();
+    grid.dtypes.clear();
+    let report = measure_grid(&grid);
+    assert!(report.is_right(), "{report:?}");
+    assert_eq!(report.rows.len(), grid.serving.len());
+    for row in &report.rows {
+        assert_eq!(
+            (row.state, row.clock, &*row.method),
+            (State::Ok, "events", "graph")
+        );
+        let seconds = row.median_us.unwrap() / 1e6;
+        let rate = row.bytes.unwrap() as f64 / seconds;
+        assert!((row.gb_per_second.unwrap() / (rate / 1e9) - 1.0).abs() < 1e-9);
+        let copies = report.copy_bytes_per_second.unwrap();
+        assert!((row.percent_of_copy.unwrap() / (100.0 * rate / copies) - 1.0).abs() < 1e-9);
+    }
+    let summary = report.summary();
+    assert!(summary.contains("percent of what copies move"), "{summary}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use flashtile_tests::{
     generate::factor,
     serving::{
         Axes, Built, Cache, CacheOrder, Queries, ServingCase, bound, case, devices, for_all, judge,
-        merging_error, run, try_launch,
+        judge_merge, run, try_launch,
     },
 };
 use flashtile_verify::data::Random;
@@ -333,54 +333,9 @@ fn merging() {
                 lse: &lse,
                 sink: &sink,
             };
-            let largest = lse.iter().chain(&sink).filter(|x| x.is_finite());
-            let largest = largest.fold(0f32, |max, x| max.max(x.abs()));
-            let relative = merging_error(f64::from(largest), count);
             for device in devices() {
                 let found = merge(device, &problem, &inputs).unwrap();
-                let out = element::gather(out_dtype, &found.out, &problem.out).unwrap();
-                for b in 0..batch {
-                    for h in 0..heads {
-                        for i in 0..rows {
-                            let row_lse =
-                                |p: usize| f64::from(lse[((p * batch + b) * heads + h) * rows + i]);
-                            let logits = (0..count).map(row_lse);
-                            let logits: Vec<f64> =
-                                logits.chain(sink.get(h).map(|&s| f64::from(s))).collect();
-                            let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                            let sum: f64 = logits
-                                .iter()
-                                .filter(|x| **x > f64::NEG_INFINITY)
-                                .map(|x| (x - max).exp())
-                                .sum();
-                            let wanted = if sum == 0.0 { max } else { max + sum.ln() };
-                            let lse =
-                                f64::from(found.lse.as_ref().unwrap()[(b * heads + h) * rows + i]);
-                            let off = (lse - wanted).abs();
-                            assert!(lse == wanted || off <= relative, "{lse}, not {wanted}");
-                            for d in 0..dim {
-                                let at = ((b * rows + i) * heads + h) * dim + d;
-                                let (mut wanted, mut scale) = (0.0, 0.0);
-                                for p in 0..count {
-                                    if row_lse(p) > f64::NEG_INFINITY {
-                                        let share = (row_lse(p) - max).exp() / sum;
-                                        let x = f64::from(parts[p * elements + at]);
-                                        wanted += share * x;
-                                        scale += share * x.abs();
-                                    }
-                                }
-                                let rounding = match out_dtype {
-                                    DType::F16 => wanted.abs() / 2048.0 + 2f64.powi(-25),
-                                    DType::Bf16 => wanted.abs() / 256.0,
-                                    _ => 0.0,
-                                };
-                                let off = (f64::from(out[at]) - wanted).abs();
-                                let allowed = 1.01 * rounding + 2.0 * relative * scale;
-                                assert!(off <= allowed, "{} is not {wanted}", out[at]);
-                            }
-                        }
-                    }
-                }
+                judge_merge(&problem, &inputs, &found).unwrap();
             }
         }
     }
@@ -434,20 +389,8 @@ fn hostile_numbers_stay_inside() {
         for_all(120, case(axes), |case| {
             let sound = Built::of(case);
             let mut random = Random::new(case.seed);
-            let mut hostile = |x: i32| match random.below(6) {
-                0 => i32::MAX,
-                1 => i32::MIN,
-                2 => random.bits() as i32,
-                3 => x.wrapping_add(random.below(40) as i32),
-                4 => x.wrapping_sub(random.below(40) as i32),
-                _ => x,
-            };
-            let mut built = sound.clone();
-            for x in built.numbers.iter_mut().flatten() {
-                *x = hostile(*x);
-            }
-            let mut apart = built.clone();
-            apart.numbers[0] = sound.numbers[0].clone();
+            let apart = sound.hostile(&mut random);
+            let built = sound.hostile_to_rows(&mut random);
             for device in devices() {
                 let launch =
                     |built: &Built| try_launch(device, &built.problem, &built.inputs()).map(|_| ());

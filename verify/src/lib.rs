@@ -10,15 +10,18 @@
 //!
 //! The command `flashtile verify` and the project's own tests both are made of this.
 
+pub mod any;
 pub mod case;
 pub mod data;
 pub mod judge;
 pub mod memory;
 pub mod parallel;
+pub mod serving;
 pub mod shrink;
 pub mod sweep;
 pub mod text;
 
+pub use any::{AnyCase, Wrong};
 pub use case::{Case, Placement, sizes};
 pub use data::{Distribution, Encoded, Tensors};
 pub use judge::{bound, judge, oracle};

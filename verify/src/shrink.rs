@@ -9,23 +9,42 @@ use crate::{
     data::Distribution,
 };
 
+/// What can become smaller.
+pub trait Simplify: Sized {
+    /// Cases with one thing less, the largest steps first. Each is smaller than this one in some order that has no infinite descent,
+    /// so that shrinking ends.
+    fn simpler(&self) -> Vec<Self>;
+    /// Whether there is a kernel for it.
+    fn has_kernel(&self) -> bool;
+}
+
+impl Simplify for Case {
+    fn simpler(&self) -> Vec<Self> {
+        simpler(self)
+    }
+
+    fn has_kernel(&self) -> bool {
+        self.planned().is_ok()
+    }
+}
+
 /// Tries simpler cases as long as one of them fails, and returns the last that did, with its reason.
 ///
 /// `failure` says what is wrong with a case, if anything. Every case it is asked about has a kernel.
-pub fn shrink(
-    case: Case,
+pub fn shrink<C: Simplify>(
+    case: C,
     reason: String,
     limit: Duration,
-    failure: impl Fn(&Case) -> Option<String>,
-) -> (Case, String) {
+    failure: impl Fn(&C) -> Option<String>,
+) -> (C, String) {
     let begin = Instant::now();
     let (mut smallest, mut why) = (case, reason);
     'simpler: loop {
-        for candidate in simpler(&smallest) {
+        for candidate in smallest.simpler() {
             if begin.elapsed() > limit {
                 break 'simpler;
             }
-            if candidate.planned().is_ok()
+            if candidate.has_kernel()
                 && let Some(reason) = failure(&candidate)
             {
                 (smallest, why) = (candidate, reason);
@@ -37,8 +56,7 @@ pub fn shrink(
     (smallest, why)
 }
 
-/// Cases with one thing less, the largest steps first. Each is smaller than the given one in some order
-/// that has no infinite descent, so that shrinking ends.
+/// [`Simplify::simpler`].
 fn simpler(case: &Case) -> Vec<Case> {
     let mut cases = options(case);
     let mut with = |change: &dyn Fn(&mut Shape)| {

@@ -9,7 +9,9 @@
 
 use std::{fmt, str::FromStr};
 
-use flashtile::{Algorithm, ArchChoice, CausalAlignment, DType, OutDType, ScaleLayout, Scales};
+use flashtile::{
+    Algorithm, ArchChoice, CausalAlignment, DType, OutDType, ScaleLayout, Scales, Window,
+};
 
 use crate::{
     case::{Case, Placement, sizes},
@@ -49,10 +51,8 @@ impl fmt::Display for Case {
             Some(CausalAlignment::TopLeft) => write!(f, " causal=top-left")?,
             None => {}
         }
-        let side = |side: Option<u32>| side.map_or("-1".into(), |n| n.to_string());
-        if self.window.left.is_some() || self.window.right.is_some() {
-            let (left, right) = (side(self.window.left), side(self.window.right));
-            write!(f, " window={left},{right}")?;
+        if self.window != Window::default() {
+            write!(f, " window={}", window_text(self.window))?;
         }
         if let Some(scale) = self.scale {
             write!(f, " scale={scale:e}")?;
@@ -163,7 +163,26 @@ fn scales_of(text: &str) -> Result<Scales, String> {
     }
 }
 
-fn number<T: FromStr>(text: &str) -> Result<T, String> {
+/// `LEFT,RIGHT`, -1 for a side without bound.
+pub(crate) fn window_text(window: Window) -> String {
+    let side = |side: Option<u32>| side.map_or("-1".into(), |n| n.to_string());
+    format!("{},{}", side(window.left), side(window.right))
+}
+
+/// What [`window_text`] is of.
+pub(crate) fn window_of(text: &str) -> Result<Window, String> {
+    let side = |text| match text {
+        "-1" => Ok(None),
+        keys => number(keys).map(Some),
+    };
+    let (left, right) = text.split_once(',').ok_or("no `,`")?;
+    Ok(Window {
+        left: side(left)?,
+        right: side(right)?,
+    })
+}
+
+pub(crate) fn number<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("`{text}` is no number"))
 }
 
@@ -224,14 +243,7 @@ impl Case {
         match name {
             "causal" if value == "bottom-right" => self.causal = Some(CausalAlignment::BottomRight),
             "causal" if value == "top-left" => self.causal = Some(CausalAlignment::TopLeft),
-            "window" => {
-                let side = |text| match text {
-                    "-1" => Ok(None),
-                    keys => number(keys).map(Some),
-                };
-                let (left, right) = value.split_once(',').ok_or("no `,`")?;
-                (self.window.left, self.window.right) = (side(left)?, side(right)?);
-            }
+            "window" => self.window = window_of(value)?,
             "scale" => self.scale = Some(number(value)?),
             "softcap" => self.softcap = Some(number(value)?),
             "out-dtype" => {

@@ -371,6 +371,7 @@ fn ask_of(cell: &Cell, sets: usize, judge: &Judge) -> Value {
     json!({
         "dtype": cell.dtype.as_str(),
         "mask": cell.mask.name(),
+        "cache": cell.cache.to_string(),
         "window": window,
         "batch": s.batch,
         "seqlen_q": s.seqlen_q,

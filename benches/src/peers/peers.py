@@ -2,7 +2,9 @@
 
 `flashtile bench --peers` starts this program and asks it one thing at a time: a line of JSON in, a line of JSON out. It
 needs torch; every library that it knows and cannot import, and every cell that a library cannot do, is an answer with
-a reason. Tensors are [batch, seqlen, heads, head_dim], as flashtile's are, and hold the same numbers.
+a reason. Tensors are [batch, seqlen, heads, head_dim], as flashtile's are, and hold the same numbers. Where flashtile reads keys
+from pages, libraries that know pages do too (of other numbers, and in another order, but no two neighbours together); the others
+read them where they are.
 
 | ask | with | answer |
 |---|---|---|
@@ -76,6 +78,44 @@ def refuse_fp8(cell):
         raise Unable("no fp8")
 
 
+def page_of(at, blocks):
+    """As `workload.rs` has it."""
+    step = int(blocks * 0.618) + 1
+    while math.gcd(step, blocks) != 1:
+        step += 1
+    return at * step % blocks
+
+
+class Pages:
+    """Keys and values of all sets once more, in pages; and the table."""
+
+    def __init__(self, torch, cell):
+        page = int(cell["cache"].lstrip("abcdefghijklmnopqrstuvwxyz"))
+        batch, keys = cell["batch"], cell["seqlen_k"]
+        if keys % page:
+            raise Unable("the last pages are not full")
+        blocks, self.page = batch * keys // page, page
+        places = torch.tensor([page_of(at, blocks) for at in range(blocks)], dtype=torch.int64, device=cell["device"])
+        self.table = places.to(torch.int32).view(batch, keys // page)
+        self.used = torch.full((batch,), keys, dtype=torch.int32, device=cell["device"])
+
+        def pages(x):
+            out = torch.empty((blocks, page, *x.shape[2:]), dtype=x.dtype, device=x.device)
+            out[places] = x.reshape(out.shape)
+            return out
+
+        self.of = {k.data_ptr(): (pages(k), pages(v)) for _, k, v in cell["sets"]}
+
+
+def in_pages(cell):
+    return cell["cache"].startswith("pages")
+
+
+def refuse_latent(cell):
+    if cell["cache"].startswith("latent"):
+        raise Unable("no values that are elements of keys")
+
+
 def sdpa(backend):
     def make(torch, cell):
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -100,15 +140,41 @@ def sdpa(backend):
     return make
 
 
-def flash_attn(module, unbounded, fp8=False):
+def flash_attn(module, unbounded, fp8=False, table="block_table", least_page=1):
     def make(torch, cell):
-        attend = importlib.import_module(module).flash_attn_func
+        library = importlib.import_module(module)
         if not fp8:
             refuse_fp8(cell)
+        refuse_latent(cell)
         options = {"causal": cell["mask"] == "causal", "window_size": sides(cell, unbounded)}
+        if in_pages(cell):
+            attend = getattr(library, "flash_attn_with_kvcache", None)
+            if attend is None:
+                raise Unable("no flash_attn_with_kvcache")
+            pages = Pages(torch, cell)
+            if pages.page % least_page:
+                raise Unable(f"only pages of multiples of {least_page} rows")
+            options |= {"cache_seqlens": pages.used, table: pages.table}
+            call = lambda q, k, v: attend(q, *pages.of[k.data_ptr()], **options)
+        elif cell["cache"] == "packed":
+            attend = getattr(library, "flash_attn_varlen_func", None)
+            if attend is None:
+                raise Unable("no flash_attn_varlen_func")
+            lengths = [cell["seqlen_q"], cell["seqlen_k"]]
+            step = torch.arange(cell["batch"] + 1, dtype=torch.int32, device=cell["device"])
+            for name, length in zip("qk", lengths):
+                options |= {f"cu_seqlens_{name}": step * length, f"max_seqlen_{name}": length}
+
+            def call(q, k, v):
+                out = attend(*(x.flatten(0, 1) for x in (q, k, v)), **options)
+                out = out[0] if isinstance(out, tuple) else out
+                return out.unflatten(0, q.shape[:2])
+
+        else:
+            call = lambda q, k, v: library.flash_attn_func(q, k, v, **options)
 
         def run(q, k, v):
-            out = attend(q, k, v, **options)
+            out = call(q, k, v)
             # Some versions return the log-sum-exp as well.
             return out[0] if isinstance(out, tuple) else out
 
@@ -121,11 +187,14 @@ def flashinfer(torch, cell):
     import flashinfer
 
     refuse_fp8(cell)
+    refuse_latent(cell)
     left, right = sides(cell, -1)
     if cell["mask"] == "window" and right != 0:
         raise Unable("no window to the right of the diagonal")
     batch = cell["batch"]
     workspace = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    if in_pages(cell) and cell["seqlen_q"] == 1:
+        return flashinfer_decode(flashinfer, torch, cell, workspace)
     wrapper = flashinfer.BatchPrefillWithRaggedKVCacheWrapper(workspace, "NHD")
     starts = lambda seqlen: torch.arange(batch + 1, dtype=torch.int32, device="cuda") * seqlen
     dtype = getattr(torch, DTYPES[cell["dtype"]])
@@ -142,6 +211,26 @@ def flashinfer(torch, cell):
         kv_data_type=dtype,
     )
     return lambda q, k, v: wrapper.run(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).unflatten(0, (batch, -1))
+
+
+def flashinfer_decode(flashinfer, torch, cell, workspace):
+    pages = Pages(torch, cell)
+    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=cell["heads_q"] > cell["heads_kv"])
+    dtype = getattr(torch, DTYPES[cell["dtype"]])
+    batch, each = pages.table.shape
+    last = torch.full((batch,), pages.page, dtype=torch.int32, device="cuda")
+    wrapper.plan(
+        torch.arange(batch + 1, dtype=torch.int32, device="cuda") * each,
+        pages.table.flatten(),
+        last,
+        cell["heads_q"],
+        cell["heads_kv"],
+        cell["head_dim_qk"],
+        pages.page,
+        q_data_type=dtype,
+        kv_data_type=dtype,
+    )
+    return lambda q, k, v: wrapper.run(q.flatten(0, 1), pages.of[k.data_ptr()]).unflatten(0, (batch, 1))
 
 
 COMPILED = []
@@ -180,8 +269,11 @@ def flex_attention(torch, cell):
 PEERS = {
     "torch-flash": ("torch", sdpa("FLASH_ATTENTION")),
     "torch-cudnn": ("torch", sdpa("CUDNN_ATTENTION")),
-    "flash-attn-2": ("flash_attn.flash_attn_interface", flash_attn("flash_attn.flash_attn_interface", -1)),
-    "flash-attn-3": ("flash_attn_interface", flash_attn("flash_attn_interface", -1, fp8=True)),
+    "flash-attn-2": (
+        "flash_attn.flash_attn_interface",
+        flash_attn("flash_attn.flash_attn_interface", -1, least_page=256),
+    ),
+    "flash-attn-3": ("flash_attn_interface", flash_attn("flash_attn_interface", -1, fp8=True, table="page_table")),
     "flash-attn-4": ("flash_attn.cute", flash_attn("flash_attn.cute", None)),
     "flashinfer": ("flashinfer", flashinfer),
     "flex-attention": ("torch.nn.attention.flex_attention", flex_attention),
@@ -332,11 +424,13 @@ class Server:
             (batch, cell["seqlen_k"], cell["heads_kv"], dims[1]),
         ]
         device = "cuda" if self.on_gpu else "cpu"
-        self.cell = {**cell, "device": device}
         self.sets = [
             [values(torch, shape, dtype, seed, device) for shape, seed in zip(shapes, seeds)] for seeds in cell["seeds"]
         ]
         ends = [x.flatten()[at].float().item() for x in self.sets[0] for at in (0, -1)]
+        if cell["cache"].startswith("latent"):
+            self.sets = [[q, k, k[..., : dims[1]]] for q, k, _ in self.sets]
+        self.cell = {**cell, "device": device, "sets": self.sets}
         return {"probe": ends}
 
     def prepare(self, request):

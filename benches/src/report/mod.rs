@@ -46,6 +46,8 @@ pub struct Row {
     pub dtype: &'static str,
     /// `mha` or `gqaN`.
     pub heads: String,
+    /// `dense`, `packed`, `pagesN` or `latentN`: how keys and values lie.
+    pub cache: String,
     /// `full`, `causal` or `window`.
     pub mask: &'static str,
     /// Keys before the diagonal, of a window.
@@ -70,6 +72,8 @@ pub struct Row {
     pub gflop: f64,
     /// Operations to a byte that must move.
     pub flop_per_byte: f64,
+    /// Bytes that must move.
+    pub bytes: Option<u64>,
     /// `ok`, `wrong` or `failed`.
     pub state: State,
     /// Median of the samples, in microseconds a launch.
@@ -82,6 +86,10 @@ pub struct Row {
     pub tflops: Option<f64>,
     /// Of the fastest matrix product of this run, if there was one.
     pub percent_of_peak: Option<f64>,
+    /// Bytes that must move over the median, in 10^9 a second; on a GPU alone.
+    pub gb_per_second: Option<f64>,
+    /// Of what a large copy reads and writes.
+    pub percent_of_copy: Option<f64>,
     /// Largest error of the rows that were looked at.
     pub max_abs_error: Option<f64>,
     /// Root mean square of their errors.
@@ -120,6 +128,7 @@ impl Row {
             variant: "",
             dtype: cell.dtype.as_str(),
             heads: cell.group().to_string(),
+            cache: cell.cache.to_string(),
             mask: cell.mask.name(),
             window_left: window.left,
             window_right: window.right,
@@ -132,12 +141,15 @@ impl Row {
             head_dim_v: s.head_dim_v,
             gflop: cell.flops() / 1e9,
             flop_per_byte: cell.intensity(),
+            bytes: cell.bytes(),
             state: State::Failed,
             median_us: None,
             q1_us: None,
             q3_us: None,
             tflops: None,
             percent_of_peak: None,
+            gb_per_second: None,
+            percent_of_copy: None,
             max_abs_error: None,
             rms_error: None,
             error_bound: None,

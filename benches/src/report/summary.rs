@@ -3,7 +3,7 @@
 use flashtile::DType;
 
 use super::{OURS, Report, Row, State};
-use crate::cell::{Cell, Mask};
+use crate::cell::{Cache, Cell, Mask};
 
 /// Cells behind the best peer that are listed.
 const LISTED: usize = 20;
@@ -54,7 +54,23 @@ fn series(cell: &Cell) -> Series {
     )
 }
 
+/// Mask, and where keys are if not in a dense tensor.
 pub(super) fn mask(cell: &Cell) -> String {
+    let mask = mask_alone(cell);
+    match cell.cache {
+        Cache::Dense => mask,
+        Cache::Packed => format!("{mask} packed"),
+        // The mask of a single query says nothing.
+        cache => format!("{cache} b{}", cell.shape.batch),
+    }
+}
+
+/// Whether keys are read from a cache by few queries, so that bytes count, not operations.
+fn is_decode(cell: &Cell) -> bool {
+    matches!(cell.cache, Cache::Pages(_) | Cache::Latent(_))
+}
+
+fn mask_alone(cell: &Cell) -> String {
     match cell.mask {
         Mask::Full | Mask::Causal => cell.mask.name().into(),
         Mask::Window(window) => {
@@ -122,8 +138,13 @@ impl Report {
     pub fn summary(&self) -> String {
         let mut lines = self.head();
         lines.push(String::new());
-        lines.extend(self.table());
+        lines.extend(self.table(false));
         lines.push(String::new());
+        let decode = self.table(true);
+        if !decode.is_empty() {
+            lines.extend(decode);
+            lines.push(String::new());
+        }
         lines.extend(self.tail());
         lines.join("\n").trim_end().to_owned()
     }
@@ -165,15 +186,24 @@ impl Report {
         lines
     }
 
-    fn table(&self) -> Vec<String> {
-        let standings = self.standings();
+    /// The table of cells that decode, or of the others.
+    fn table(&self, decode: bool) -> Vec<String> {
+        let mut standings = self.standings();
+        standings.retain(|standing| is_decode(&standing.cell) == decode);
+        if standings.is_empty() {
+            return Vec::new();
+        }
+        let unit = match decode {
+            true => "microseconds, percent of what copies move",
+            false => "TFLOP/s",
+        };
         let columns = distinct(standings.iter().map(|standing| lengths(&standing.cell)));
         let kinds = distinct(standings.iter().map(|standing| series(&standing.cell)));
         let mut lines = vec![match self.machine.kind {
             "cuda" if standings.iter().any(|standing| standing.best.is_some()) => {
-                format!("{OURS}, TFLOP/s (times the best peer's)")
+                format!("{OURS}, {unit} (times the best peer's)")
             }
-            "cuda" => format!("{OURS}, TFLOP/s"),
+            "cuda" => format!("{OURS}, {unit}"),
             _ => format!(
                 "{OURS}, milliseconds on the emulator, by the clock on the wall: nothing about a GPU"
             ),
@@ -255,7 +285,12 @@ fn entry(standing: &Standing<'_>) -> String {
         State::Wrong => " WRONG",
         State::Failed => return "-".into(),
     };
+    let decode = is_decode(&standing.cell);
     let speed = match (ours.tflops, ours.median_us) {
+        (Some(_), Some(median)) if decode => match ours.percent_of_copy {
+            Some(percent) => format!("{median:.1}, {percent:.0} %"),
+            None => format!("{median:.1}"),
+        },
         (Some(tflops), _) if tflops < 10.0 => format!("{tflops:.2}"),
         (Some(tflops), _) => format!("{tflops:.0}"),
         (None, Some(median)) => format!("{:.2}", median / 1e3),

@@ -77,8 +77,34 @@ fn grid() -> Grid {
         head_dims: [64, 128].map(HeadDim::from).to_vec(),
         seqlens: vec![512, 1024, 4096],
         groups: vec![Group(1)],
+        serving: Vec::new(),
         ..Grid::gpu()
     }
+}
+
+/// Cells that decode have a table of their own: bytes count, not operations.
+#[test]
+fn decoding_has_its_own_table() {
+    let none = Grid {
+        dtypes: Vec::new(),
+        ..Grid::gpu_quick()
+    };
+    let mut report = report(&none);
+    for row in &mut report.rows {
+        row.percent_of_copy = Some(87.4);
+    }
+    let summary = report.summary();
+    for line in [
+        "flashtile, TFLOP/s (times the best peer's)",
+        "| bf16 gqa4 d128 causal packed | 420 (0.88) |",
+        "flashtile, microseconds, percent of what copies move (times the best peer's)",
+        "| | 1 to 4k | 1 to 8k |",
+        "| bf16 gqa4 d128 pages16 b1 | 0.2, 87 % (0.88) |  |",
+        "| bf16 gqa4 d128 pages16 b64 |  | 20.0, 87 % (0.83) |",
+    ] {
+        assert!(summary.contains(line), "{line}\n{summary}");
+    }
+    assert!(report.plots().is_ok());
 }
 
 /// As a reader of the file would: a map for each line.

@@ -119,7 +119,7 @@ impl Plan<'_> {
                 true => repeat.extend(["--quick", "--launches", "4", "--filter", &small]),
                 false => repeat.extend(["--filter", tier]),
             }
-            steps.push(self.step(&format!("repeat-{tier}"), 200, &repeat));
+            steps.push(self.step(&format!("repeat-{tier}"), 240, &repeat));
         }
         steps.extend(self.suite());
         let out = self.result("dense.bin");
@@ -128,7 +128,7 @@ impl Plan<'_> {
             dense.extend(["--divisor", "256"]);
         }
         steps.push(self.step("dense", 120, &dense));
-        steps.push(self.bench());
+        steps.extend(self.benches());
         steps.extend(self.sanitizers());
         if !self.quick {
             steps.push(self.step("verify", 240, &["flashtile", "verify", "--device", device]));
@@ -185,21 +185,57 @@ impl Plan<'_> {
         steps
     }
 
-    /// Our times and those of others in the same cells.
-    fn bench(&self) -> Step {
-        let out = self.result("bench");
-        // The harness writes what it has after every cell, and ends by itself before the step's limit. All that can be
-        // imported but FlexAttention, which compiles anew for every cell.
-        let mut command = vec!["flashtile", "bench", "--device", self.device, "--out", &out];
-        command.extend(["--budget", "360", "--peers"]);
-        command.push("torch-flash,torch-cudnn,flash-attn-2,flash-attn-3,flash-attn-4,flashinfer");
-        if self.quick {
-            command.extend([
-                "--quick", "--seqlen", "64", "--tokens", "64", "--hidden", "64",
-            ]);
-            command.extend(["--head-dim", "64", "--seconds-per-cell", "0.01"]);
+    /// The same over the suite's tests of caches, in the folder that has them: `verify` knows no caches.
+    fn cache_sanitizers(&self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for test in ["cache_rows", "cache_blocks"] {
+            let program = self.path(&format!("suite/{test}"));
+            if !std::path::Path::new(&program).is_file() {
+                continue;
+            }
+            let command = [
+                "compute-sanitizer",
+                "--tool",
+                "memcheck",
+                "--error-exitcode",
+                "9",
+                "--print-limit",
+                "40",
+                &program,
+            ];
+            let mut step = self.tool(&format!("sanitize-memcheck-{test}"), 150, &command);
+            step.env = vec![
+                ("FLASHTILE_TEST_DEVICE".into(), "cuda".into()),
+                ("FLASHTILE_TEST_CASES".into(), "0.05".into()),
+            ];
+            steps.push(step);
         }
-        self.step("bench", 480, &command)
+        steps
+    }
+
+    /// Our times and those of others in the same cells: of dense tensors, and of inference engines.
+    fn benches(&self) -> [Step; 2] {
+        [
+            ("bench", "dense", "360"),
+            ("bench-serving", "serving", "150"),
+        ]
+        .map(|(name, kind, budget)| {
+            let out = self.result(name);
+            // The harness writes what it has after every cell, and ends by itself before the step's limit. All that can be
+            // imported but FlexAttention, which compiles anew for every cell.
+            let mut command = vec!["flashtile", "bench", "--device", self.device, "--out", &out];
+            command.extend(["--only", kind, "--budget", budget, "--peers"]);
+            command
+                .push("torch-flash,torch-cudnn,flash-attn-2,flash-attn-3,flash-attn-4,flashinfer");
+            if self.quick {
+                command.extend(["--quick", "--seconds-per-cell", "0.01"]);
+                if kind == "dense" {
+                    command.extend(["--seqlen", "64", "--tokens", "64", "--hidden", "64"]);
+                    command.extend(["--head-dim", "64"]);
+                }
+            }
+            self.step(name, 480, &command)
+        })
     }
 
     /// NVIDIA's own checkers, over every kernel once. The newest tier comes first, by itself: it is what they know least of.
@@ -226,9 +262,11 @@ impl Plan<'_> {
         };
         let tools = ["memcheck", "racecheck", "initcheck", "synccheck"];
         let tiers = TIERS.iter().rev();
-        tiers
+        let mut steps: Vec<_> = tiers
             .flat_map(|tier| tools.map(|tool| step(tier, tool)))
-            .collect()
+            .collect();
+        steps.extend(self.cache_sanitizers());
+        steps
     }
 }
 

@@ -316,6 +316,11 @@ impl MergePlan {
         self
     }
 
+    /// Grid, block and dynamic shared memory of the kernel.
+    pub fn config(&self) -> &LaunchConfig {
+        &self.kernel.config
+    }
+
     /// The kernel's parameters for these addresses.
     ///
     /// # Errors

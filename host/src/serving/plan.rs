@@ -156,6 +156,11 @@ impl ServingPlan {
         &self.config
     }
 
+    /// Those of the merging kernel, if keys are split.
+    pub fn merge_config(&self) -> Option<&LaunchConfig> {
+        self.merge.as_ref().map(|merge| &merge.config)
+    }
+
     /// Parts that the keys are split into.
     pub fn splits(&self) -> u32 {
         self.params.splits

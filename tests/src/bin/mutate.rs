@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use flashtile::device::emulator::Options;
+use flashtile::{Operation, device::emulator::Options};
 use flashtile_tests::mutation::{
     campaign::{Campaign, Outcome},
     explained,
@@ -51,15 +51,16 @@ fn main() -> ExitCode {
 
 /// Whether every mutant was noticed, or is known to be as good as the kernel.
 fn run(arguments: &Arguments) -> Result<bool, String> {
-    let variants: Vec<_> = flashtile_abi::variants()
-        .iter()
-        .filter(|v| v.name.contains(&arguments.filter))
+    // The kernels of caches have a campaign of their own, with generated cases.
+    let kernels: Vec<_> = flashtile_abi::operations()
+        .filter(|kernel| !matches!(kernel, Operation::Cache(_)))
+        .filter(|kernel| kernel.entry().name.contains(&arguments.filter))
         .collect();
     let options = Options {
         sanitize: !arguments.plain,
         ..Options::default()
     };
-    let mut campaign = Campaign::new(variants, options)?;
+    let mut campaign = Campaign::new(kernels, options)?;
     if !arguments.class.is_empty() {
         campaign = campaign.filter(|mutant| arguments.class.contains(&mutant.mutation.class));
     }

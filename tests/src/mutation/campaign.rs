@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use flashtile::{Variant, device::emulator::Options};
+use flashtile::{Operation, device::emulator::Options};
 use flashtile_emulator::AsyncTiming;
 
 use super::{
@@ -38,7 +38,7 @@ pub enum Outcome {
 /// Kernels, their mutants, and how they are run.
 pub struct Campaign {
     /// The kernels.
-    pub variants: Vec<&'static Variant>,
+    pub kernels: Vec<Operation>,
     /// The mutants, those of one kernel next to each other.
     pub mutants: Vec<Mutant>,
     /// Instructions of the kernels that are never reached, whatever the problem.
@@ -56,18 +56,19 @@ impl Campaign {
     ///
     /// # Errors
     /// A kernel's text that cannot be read.
-    pub fn new(variants: Vec<&'static Variant>, options: Options) -> Result<Self, String> {
+    pub fn new(kernels: Vec<Operation>, options: Options) -> Result<Self, String> {
         let (mut all, mut unreachable) = (Vec::new(), 0);
-        for (kernel, variant) in variants.iter().enumerate() {
-            let ptx = flashtile::ptx(variant).map_err(|error| error.to_string())?;
-            let found = mutants(&ptx).map_err(|error| format!("{}: {error}", variant.name))?;
+        for (kernel, operation) in kernels.iter().enumerate() {
+            let entry = operation.entry();
+            let ptx = flashtile::ptx(entry).map_err(|error| error.to_string())?;
+            let found = mutants(&ptx).map_err(|error| format!("{}: {error}", entry.name))?;
             unreachable += found.unreachable;
             let mutants = found.mutations.into_iter();
             all.extend(mutants.map(|mutation| Mutant { kernel, mutation }));
         }
-        let subjects = variants.iter().map(|_| OnceLock::new()).collect();
+        let subjects = kernels.iter().map(|_| OnceLock::new()).collect();
         Ok(Self {
-            variants,
+            kernels,
             mutants: all,
             unreachable,
             options,
@@ -142,9 +143,14 @@ impl Campaign {
 
     /// The unchanged kernel, prepared once.
     fn subject(&self, kernel: usize) -> Result<&Subject, String> {
-        let subject = self.subjects[kernel]
-            .get_or_init(|| Subject::new(self.variants[kernel], &self.options));
+        let subject =
+            self.subjects[kernel].get_or_init(|| Subject::new(self.kernels[kernel], &self.options));
         subject.as_ref().map_err(Clone::clone)
+    }
+
+    /// A kernel's name.
+    pub fn name(&self, kernel: usize) -> &'static str {
+        self.kernels[kernel].entry().name
     }
 
     /// The text of a kernel's problem.

@@ -1,7 +1,7 @@
 //! Where control goes in a listing, and what a branch decides.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     ops::Range,
 };
 
@@ -110,6 +110,43 @@ impl Flow {
         }
         let reached = blocks.into_iter();
         reached.flat_map(|block| self.instructions(block)).collect()
+    }
+
+    /// For each instruction, which of the marked ones has been passed last on the ways to it: all their marks, and `start` for a way past
+    /// none.
+    pub fn since(&self, mark: impl Fn(usize) -> Option<&'static str>) -> Vec<String> {
+        let count = self.successors.len();
+        let mut before = vec![BTreeSet::new(); count + 1];
+        before[0].insert("start");
+        let mut open = vec![0];
+        while let Some(block) = open.pop() {
+            let Some(next) = self.successors.get(block) else {
+                continue;
+            };
+            let last = self.instructions(block).rev().find_map(&mark);
+            let after = match last {
+                Some(mark) => BTreeSet::from([mark]),
+                None => before[block].clone(),
+            };
+            for &next in next {
+                let known = before[next].len();
+                before[next].extend(&after);
+                if before[next].len() > known {
+                    open.push(next);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        for block in 0..count {
+            let mut now = before[block].clone();
+            for at in self.instructions(block) {
+                found.push(now.iter().copied().collect::<Vec<_>>().join(" "));
+                if let Some(mark) = mark(at) {
+                    now = BTreeSet::from([mark]);
+                }
+            }
+        }
+        found
     }
 
     /// What a conditional branch decides. `None` for any other instruction.
@@ -264,5 +301,23 @@ mod tests {
                 passed: vec![]
             })
         );
+    }
+
+    #[test]
+    fn what_was_passed_last() {
+        let text = ".entry e() {
+            setp.eq.b32 %p1, %r1, 0;
+         L: add.s32 %r1, %r1, 1;
+            @%p1 bra M;
+            bar.sync 0;
+            add.s32 %r1, %r1, 1;
+            bra L;
+         M: ret; }";
+        let listing = Listing::read(text).unwrap();
+        let flow = Flow::of(&listing).unwrap();
+        let mark = |at: usize| listing.instructions[at].is("bar.sync").then_some("bar");
+        let found = flow.since(mark);
+        let both = "bar start";
+        assert_eq!(found, ["start", both, both, both, "bar", "bar", both]);
     }
 }

@@ -1,19 +1,14 @@
 //! Whether anything notices a mutant.
 
-use std::sync::OnceLock;
+use std::collections::HashMap;
 
-use flashtile::{
-    DeviceInfo, Plan, Variant,
-    device::emulator::{Options, tensor_map},
-    reference::{ErrorBound, Reference},
-};
+use flashtile::{Operation, device::emulator::Options};
 use flashtile_emulator::{Emulator, FaultKind, Launch, LaunchError, Module, Rule};
 
 use super::{
-    place::{Images, Left, Place},
-    problems::{Problem, problems},
+    place::Place,
+    work::{Left, Step, Work, works},
 };
-use crate::data::Tensors;
 
 /// What noticed a mutant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,25 +66,21 @@ pub struct Death {
     pub detail: String,
 }
 
-/// A problem with its tensors, its plan and what the unchanged kernel makes of it.
-struct Prepared {
-    problem: Problem,
-    tensors: Tensors,
-    images: Images,
-    plan: Plan,
+/// A problem, and what the unchanged kernel makes of it.
+struct Problem {
+    work: Box<dyn Work>,
     expected: Left,
     /// Its warp instructions.
     instructions: u64,
-    bound: OnceLock<(Reference, ErrorBound)>,
 }
 
 /// An unchanged kernel and its problems.
 pub struct Subject {
     /// Which kernel.
-    pub variant: &'static Variant,
+    pub kernel: Operation,
     /// Its text.
     pub ptx: String,
-    problems: Vec<Prepared>,
+    problems: Vec<Problem>,
     /// Warp instructions of its longest problem.
     instructions: u64,
 }
@@ -102,18 +93,22 @@ impl Subject {
     ///
     /// # Errors
     /// Whatever is wrong with the kernel.
-    pub fn new(variant: &'static Variant, options: &Options) -> Result<Self, String> {
-        let ptx = flashtile::ptx(variant).map_err(|error| error.to_string())?;
-        let prepared: Result<Vec<_>, _> = problems(variant)
-            .into_iter()
-            .map(|problem| Prepared::new(variant, problem))
-            .collect();
+    pub fn new(kernel: Operation, options: &Options) -> Result<Self, String> {
+        let ptx = flashtile::ptx(kernel.entry()).map_err(|error| error.to_string())?;
+        let works = works(&kernel)?.into_iter();
         let mut subject = Self {
-            variant,
+            kernel,
             ptx,
-            problems: prepared?,
+            problems: works
+                .map(|work| Problem {
+                    work,
+                    expected: Left::default(),
+                    instructions: 0,
+                })
+                .collect(),
             instructions: 0,
         };
+        let name = subject.name();
         let module = Module::parse(&subject.ptx).map_err(|error| error.to_string())?;
         let unlimited = Options {
             max_instructions: None,
@@ -124,8 +119,9 @@ impl Subject {
         for at in 0..subject.problems.len() {
             let found = bench.run(&module, at).map_err(|death| {
                 format!(
-                    "the unchanged {} on `{}`: {}",
-                    variant.name, subject.problems[at].problem.case, death.detail
+                    "the unchanged {name} on `{}`: {}",
+                    subject.problem(at),
+                    death.detail
                 )
             })?;
             left.push((found, bench.last));
@@ -135,7 +131,7 @@ impl Subject {
             subject.problems.iter_mut().zip(left)
         {
             if inputs_changed {
-                return Err(format!("the unchanged {} writes its inputs", variant.name));
+                return Err(format!("the unchanged {name} writes its inputs"));
             }
             problem.expected = found;
             problem.instructions = instructions;
@@ -144,86 +140,14 @@ impl Subject {
         Ok(subject)
     }
 
-    /// The problems, as text.
+    /// The kernel's name.
+    pub fn name(&self) -> &'static str {
+        self.kernel.entry().name
+    }
+
+    /// A problem, as text.
     pub fn problem(&self, at: usize) -> String {
-        let problem = &self.problems[at].problem;
-        let lse = if problem.lse { "" } else { " (without lse)" };
-        format!("{}{lse}", problem.case)
-    }
-}
-
-impl Prepared {
-    fn new(variant: &'static Variant, problem: Problem) -> Result<Self, String> {
-        let case = &problem.case;
-        let fail = |reason: String| format!("{case}: {reason}");
-        // Of several kernels that are wide enough the host picks the narrowest. The others are right too.
-        let plan = case
-            .problem()
-            .lse(problem.lse)
-            .plan_variant(&DeviceInfo::emulator(), variant);
-        let plan = plan.map_err(|error| fail(error.to_string()))?;
-        let tensors = problem.tensors();
-        let images = Images::of(&problem, &tensors);
-        Ok(Self {
-            problem,
-            tensors,
-            images,
-            plan,
-            expected: Left::default(),
-            instructions: 0,
-            bound: OnceLock::new(),
-        })
-    }
-
-    /// What is wrong with a result that has other bits than the kernel's.
-    fn judge(&self, left: &Left) -> (Cause, String) {
-        let out = match self.images.tensors[3].values(&left.out) {
-            Ok(out) => out,
-            Err(at) => {
-                return (
-                    Cause::Stray,
-                    format!("element {at} of out's buffer is no output"),
-                );
-            }
-        };
-        if !self.problem.lse && left.lse != self.images.lse {
-            return (Cause::Stray, "a log-sum-exp that nobody wanted".into());
-        }
-        let case = &self.problem.case;
-        let (reference, bound) = self.bound.get_or_init(|| {
-            (
-                crate::oracle(case, &self.tensors),
-                crate::bound(case, &self.tensors),
-            )
-        });
-        let lse: Vec<f32> = left
-            .lse
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|&word| f32::from_le_bytes(word))
-            .collect();
-        let wanted = if self.problem.lse {
-            &reference.lse[..]
-        } else {
-            &[]
-        };
-        let found = [
-            ("out", largest(&out, &reference.out), bound.max_abs),
-            (
-                "out's mean square",
-                root_mean_square(&out, &reference.out),
-                bound.rms,
-            ),
-            ("lse", largest(&lse, wanted), bound.lse_max_abs),
-        ];
-        match found.iter().find(|(_, error, bound)| error > bound) {
-            Some((what, error, bound)) => (
-                Cause::Wrong,
-                format!("{what} is off by {error:.3e}, bound {bound:.3e}"),
-            ),
-            None => (Cause::Bits, "other bits, within the bounds".into()),
-        }
+        self.problems[at].work.text()
     }
 }
 
@@ -255,33 +179,14 @@ fn cause(error: &LaunchError) -> Cause {
     }
 }
 
-/// Errors of a result; infinite where one side is NaN or infinite and the other is not the same.
-fn errors(result: &[f32], reference: &[f64]) -> impl Iterator<Item = f64> {
-    result.iter().zip(reference).map(|(&x, &r)| {
-        let x = f64::from(x);
-        match () {
-            () if x == r || (x.is_nan() && r.is_nan()) => 0.0,
-            () if x.is_finite() && r.is_finite() => (x - r).abs(),
-            () => f64::INFINITY,
-        }
-    })
-}
-
-fn largest(result: &[f32], reference: &[f64]) -> f64 {
-    errors(result, reference).fold(0.0, f64::max)
-}
-
-fn root_mean_square(result: &[f32], reference: &[f64]) -> f64 {
-    let squares: f64 = errors(result, reference).map(|error| error * error).sum();
-    (squares / result.len().max(1) as f64).sqrt()
-}
-
 /// A device with a subject's problems in its memory, for one mutant after another.
 pub struct Bench<'s> {
     subject: &'s Subject,
     emulator: Emulator,
-    places: Vec<Place>,
-    /// Warp instructions of the last launch.
+    places: Vec<(Place, Vec<Step>)>,
+    /// Other kernels that problems need, as they are.
+    others: HashMap<&'static str, Module>,
+    /// Warp instructions of the last problem.
     last: u64,
 }
 
@@ -306,16 +211,24 @@ impl<'s> Bench<'s> {
             threads: Some(1),
             ..options
         });
-        let places: Result<Vec<_>, _> = subject
-            .problems
-            .iter()
-            .map(|problem| Place::of(&emulator, &problem.images))
-            .collect();
-        let places = places?;
+        let (mut places, mut others) = (Vec::new(), HashMap::new());
+        for Problem { work, .. } in &subject.problems {
+            let place = Place::of(&emulator, work.images())?;
+            let steps = work.launches(&place.addresses)?;
+            for kernel in steps.iter().map(|step| step.kernel) {
+                if kernel.name != subject.name() && !others.contains_key(kernel.name) {
+                    let ptx = flashtile::ptx(kernel).map_err(|error| error.to_string())?;
+                    let module = Module::parse(&ptx).map_err(|error| error.to_string())?;
+                    others.insert(kernel.name, module);
+                }
+            }
+            places.push((place, steps));
+        }
         Ok(Self {
             subject,
             emulator,
             places,
+            others,
             last: 0,
         })
     }
@@ -336,7 +249,7 @@ impl<'s> Bench<'s> {
         judge: impl Fn(&mut Self, &Module, usize) -> Option<Death>,
     ) -> Option<Death> {
         let module = match Module::parse(ptx)
-            .and_then(|module| module.decode(self.subject.variant.name).map(|()| module))
+            .and_then(|module| module.decode(self.subject.name()).map(|()| module))
         {
             Ok(module) => module,
             Err(error) => {
@@ -365,7 +278,7 @@ impl<'s> Bench<'s> {
                 format!("{last} warp instructions instead of {meant}"),
             ),
             () if left == problem.expected => return None,
-            () => problem.judge(&left),
+            () => problem.work.judge(&left)?,
         };
         Some(Death {
             cause,
@@ -376,7 +289,8 @@ impl<'s> Bench<'s> {
 
     /// What a text leaves in memory, and whether it changed an input.
     fn run(&mut self, module: &Module, at: usize) -> Result<(Left, bool), Death> {
-        let (problem, place) = (&self.subject.problems[at], &mut self.places[at]);
+        let images = self.subject.problems[at].work.images();
+        let (place, steps) = &mut self.places[at];
         let death = |cause, detail| Death {
             cause,
             problem: at,
@@ -384,25 +298,25 @@ impl<'s> Bench<'s> {
         };
         let refused = |error: &dyn std::fmt::Display| death(Cause::Refused, error.to_string());
         place
-            .prepare(&self.emulator, &problem.images)
+            .prepare(&self.emulator, images)
             .map_err(|error| refused(&error))?;
-        let prepared = problem.plan.prepare_with(&place.pointers, tensor_map);
-        let prepared = prepared.map_err(|error| refused(&error))?;
-        let config = &prepared.config;
-        let launch = Launch {
-            grid: config.grid,
-            block: config.block,
-            cluster: Some([config.cluster, 1, 1]),
-            dynamic_shared: config.shared_bytes,
-            params: prepared.params.as_bytes(),
-        };
-        let launched = self
-            .emulator
-            .launch(module, self.subject.variant.name, &launch);
-        let stats = launched.map_err(|error| death(cause(&error), error.to_string()))?;
-        self.last = stats.warp_instructions;
+        self.last = 0;
+        for step in steps {
+            let config = &step.config;
+            let launch = Launch {
+                grid: config.grid,
+                block: config.block,
+                cluster: Some([config.cluster, 1, 1]),
+                dynamic_shared: config.shared_bytes,
+                params: &step.params,
+            };
+            let module = self.others.get(step.kernel.name).unwrap_or(module);
+            let launched = self.emulator.launch(module, step.kernel.name, &launch);
+            let stats = launched.map_err(|error| death(cause(&error), error.to_string()))?;
+            self.last += stats.warp_instructions;
+        }
         place
-            .collect(&self.emulator, &problem.images)
+            .collect(&self.emulator, images)
             .map_err(|error| refused(&error))
     }
 }

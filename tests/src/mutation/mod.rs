@@ -5,16 +5,21 @@
 
 pub mod campaign;
 mod class;
+mod dense;
 pub mod explained;
 mod flow;
 mod hopper;
 pub mod judge;
 mod listing;
+mod merge;
 pub mod mutants;
 mod place;
 pub mod problems;
 pub mod report;
+mod serving;
+pub mod serving_problems;
 mod values;
+mod work;
 
 /// Lines of PTX that hold this instruction.
 pub fn lines_with(ptx: &str, instruction: &str) -> Vec<usize> {

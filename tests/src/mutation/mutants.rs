@@ -31,9 +31,12 @@ pub struct Mutation {
     pub before: String,
     /// What stands in its place; nothing, if it is removed.
     pub after: String,
-    /// Where it is: the role in whose code, if it is that of one; four instructions before and four after; what memory accesses a branch
-    /// decides about. `producer: mov.b32 %r1, 4; bar.sync 0; [] bra L; ret; guards st.global.u32`
+    /// Where it is: of two conditions, which is kept; the role in whose code, if it is that of one; four instructions before and four
+    /// after; what memory accesses a branch decides about. `producer: mov.b32 %r1, 4; bar.sync 0; [] bra L; ret; guards st.global.u32`
     pub place: String,
+    /// What the threads that come here may have passed last: a `copy`, the first group of copies (`queries`) or another (`commit`), a
+    /// `wait` for copies, the `vote` of the block, or none of them since the `start`. `commit wait`
+    pub since: String,
     range: Range<usize>,
 }
 
@@ -94,6 +97,23 @@ pub fn mutants(text: &str) -> Result<Mutants, String> {
         begin.map_or_else(HashSet::new, |begin| flow.reachable_from(begin, &decided))
     };
     let roles = ["setmaxnreg.dec", "setmaxnreg.inc"].map(role);
+    let mut committed = false;
+    let marks = listing.instructions.iter().map(|i| {
+        let mark = |opcode, mark| i.is(opcode).then_some(mark);
+        let commit = match i.is("cp.async.commit_group") {
+            true if std::mem::replace(&mut committed, true) => Some("commit"),
+            true => Some("queries"),
+            false => None,
+        };
+        let others = [
+            mark("cp.async.cg", "copy"),
+            mark("cp.async.wait_group", "wait"),
+            mark("bar.red", "vote"),
+        ];
+        others.into_iter().flatten().next().or(commit)
+    });
+    let marks: Vec<_> = marks.collect();
+    let since = flow.since(|at| marks[at]);
     let mut search = Search {
         listing: &listing,
         decided,
@@ -101,6 +121,7 @@ pub fn mutants(text: &str) -> Result<Mutants, String> {
         flow,
         values,
         roles,
+        since,
         divided: HashSet::new(),
         threads,
         found: Vec::new(),
@@ -133,6 +154,8 @@ pub(super) struct Search<'l, 't> {
     /// Instructions of the producers and of the consumers, where a block parts into such: those that give registers back, and those that
     /// ask for more.
     roles: [HashSet<usize>; 2],
+    /// [`Mutation::since`] of each instruction.
+    since: Vec<String>,
     /// Instructions that join a guard's two conditions and have been taken apart.
     divided: HashSet<usize>,
     threads: u32,
@@ -160,6 +183,7 @@ impl<'l, 't> Search<'l, 't> {
     ) {
         let before = &self.listing.text[range.clone()];
         let place = self.place(instruction);
+        let since = self.since[self.position(instruction)].clone();
         let ordinal = &mut self.counts[class as usize];
         *ordinal += 1;
         self.found.push(Mutation {
@@ -169,14 +193,21 @@ impl<'l, 't> Search<'l, 't> {
             before: before.split_whitespace().collect::<Vec<_>>().join(" "),
             after: after.into(),
             place,
+            since,
             range,
         });
+    }
+
+    /// Which instruction it is.
+    fn position(&self, i: &Instruction<'t>) -> usize {
+        let all = &self.listing.instructions;
+        all.partition_point(|other| other.range.start < i.range.start)
     }
 
     /// [`Mutation::place`]
     fn place(&self, i: &Instruction<'t>) -> String {
         let all = &self.listing.instructions;
-        let at = all.partition_point(|other| other.range.start < i.range.start);
+        let at = self.position(i);
         let role = match (self.roles[0].contains(&at), self.roles[1].contains(&at)) {
             (true, false) => "producer: ",
             (false, true) => "consumer: ",
@@ -365,9 +396,9 @@ impl<'l, 't> Search<'l, 't> {
         if let (true, [to, a, b]) = (i.is(opcode), &i.operands[..])
             && self.divided.insert(writer)
         {
-            for part in [a, b] {
+            for (part, kept) in [(a, "first"), (b, "second")] {
                 self.add(Class::GuardPart, i, format!("mov.pred {to}, {part};"));
-                let place = self.place(guarded);
+                let place = format!("keeps the {kept}: {}", self.place(guarded));
                 if let Some(added) = self.found.last_mut() {
                     added.place = place;
                 }

@@ -1,73 +1,25 @@
 //! A problem's tensors in the memory of an emulator.
 
-use std::ops::Range;
-
-use flashtile::Pointers;
 use flashtile_emulator::{Emulator, MemoryError};
 
-use super::problems::Problem;
-use crate::{
-    data::Tensors,
-    memory::{Image, images, lse_image, scale_image, scale_origin},
-};
+use super::work::{Buffer, Images, Left};
 
 /// Free bytes on either side of every tensor, so that a stray access is seen.
 const MARGIN: u64 = 256 << 10;
 
-/// Everything that a launch finds in memory.
-pub(super) struct Images {
-    /// q, k, v and out.
-    pub(super) tensors: [Image; 4],
-    /// The log-sum-exp. There is a buffer even if none is wanted: it must stay as it is.
-    pub(super) lse: Vec<u8>,
-    lse_wanted: bool,
-    /// Scales of q, k and v.
-    scales: [Vec<f32>; 3],
-    /// The bytes of each tensor that lie together.
-    parts: [Vec<Range<usize>>; 4],
-}
-
-impl Images {
-    pub(super) fn of(problem: &Problem, values: &Tensors) -> Self {
-        let case = &problem.case;
-        let tensors = images(case, values);
-        let parts = std::array::from_fn(|i| {
-            let bytes = tensors[i].bytes.len();
-            if !problem.rows_apart {
-                return vec![Range {
-                    start: 0,
-                    end: bytes,
-                }];
-            }
-            let rows = (0..bytes).step_by(Problem::ROW_DISTANCE);
-            let width = bytes % Problem::ROW_DISTANCE;
-            rows.map(|begin| begin..begin + width).collect()
-        });
-        Self {
-            tensors,
-            lse: lse_image(case.shape.batch * case.shape.heads_q * case.shape.seqlen_q),
-            lse_wanted: problem.lse,
-            scales: values.scales.clone(),
-            parts,
-        }
-    }
-}
-
-/// What a launch left in memory: the whole buffers of out and lse, gaps included.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Left {
-    pub(super) out: Vec<u8>,
-    pub(super) lse: Vec<u8>,
+/// First bytes of all buffers.
+#[derive(Default)]
+pub(super) struct Addresses {
+    pub(super) inputs: Vec<u64>,
+    pub(super) outputs: Vec<u64>,
+    pub(super) scratch: u64,
 }
 
 /// Where a problem lies in device memory.
 pub(super) struct Place {
-    /// First bytes of q, k, v and out.
-    tensors: [u64; 4],
-    lse: u64,
-    /// What the kernel is told.
-    pub(super) pointers: Pointers,
-    /// Whether q, k and v may have been written since they were copied there.
+    pub(super) addresses: Addresses,
+    scratch: u64,
+    /// Whether inputs may have been written since they were copied there.
     spoilt: bool,
 }
 
@@ -81,47 +33,36 @@ impl Place {
                 .map_err(fail)
         };
         let allocate = |bytes: usize| emulator.allocate((bytes as u64).max(1)).map_err(fail);
-        let mut tensors = [0; 4];
-        for (first, parts) in tensors.iter_mut().zip(&images.parts) {
+        let buffer = |buffer: &Buffer| -> Result<u64, String> {
             margin()?;
-            for (at, part) in parts.iter().enumerate() {
+            let mut first = 0;
+            for (at, part) in buffer.parts.iter().enumerate() {
                 let address = allocate(part.len())?;
                 if at == 0 {
-                    *first = address;
+                    first = address.wrapping_sub(part.start as u64);
                 }
-                if address != *first + part.start as u64 {
+                if address != first + part.start as u64 {
                     return Err("allocations are not as far apart as rows".into());
                 }
             }
-        }
-        margin()?;
-        let lse = allocate(images.lse.len())?;
-        margin()?;
-        let mut scales = [0; 3];
-        for (scale, values) in scales.iter_mut().zip(&images.scales) {
-            let bytes = scale_image(values);
-            let address = allocate(bytes.len())?;
-            emulator.write(address, &bytes).map_err(fail)?;
-            *scale = scale_origin(values, address);
-            margin()?;
-        }
-        let [q_scale, k_scale, v_scale] = scales;
-        let [q, k, v, out] = std::array::from_fn(|i| images.tensors[i].origin(tensors[i]));
-        let pointers = Pointers {
-            q,
-            k,
-            v,
-            out,
-            lse: images.lse_wanted.then_some(lse),
-            q_scale,
-            k_scale,
-            v_scale,
-            ..Pointers::default()
+            Ok(first)
         };
+        let addresses = Addresses {
+            inputs: images.inputs.iter().map(buffer).collect::<Result<_, _>>()?,
+            outputs: images
+                .outputs
+                .iter()
+                .map(buffer)
+                .collect::<Result<_, _>>()?,
+            scratch: match images.scratch {
+                0 => 0,
+                bytes => margin().and_then(|()| allocate(bytes))?,
+            },
+        };
+        margin()?;
         Ok(Self {
-            tensors,
-            lse,
-            pointers,
+            addresses,
+            scratch: images.scratch as u64,
             spoilt: true,
         })
     }
@@ -132,16 +73,25 @@ impl Place {
         emulator: &Emulator,
         images: &Images,
     ) -> Result<(), MemoryError> {
-        let first = if self.spoilt { 0 } else { 3 };
-        for i in first..4 {
-            for part in &images.parts[i] {
-                let bytes = &images.tensors[i].bytes[part.clone()];
-                emulator.write(self.tensors[i] + part.start as u64, bytes)?;
-            }
+        let write = |(buffer, first): (&Buffer, &u64)| {
+            let mut parts = buffer.parts.iter();
+            parts.try_for_each(|part| {
+                emulator.write(first + part.start as u64, &buffer.bytes[part.clone()])
+            })
+        };
+        let Addresses {
+            inputs, outputs, ..
+        } = &self.addresses;
+        if self.spoilt {
+            images.inputs.iter().zip(inputs).try_for_each(write)?;
         }
         // Until the inputs are seen to be whole.
         self.spoilt = true;
-        emulator.write(self.lse, &images.lse)
+        images.outputs.iter().zip(outputs).try_for_each(write)?;
+        match self.scratch {
+            0 => Ok(()),
+            bytes => emulator.forget(self.addresses.scratch, bytes),
+        }
     }
 
     /// What a launch left, and whether it changed an input.
@@ -150,24 +100,22 @@ impl Place {
         emulator: &Emulator,
         images: &Images,
     ) -> Result<(Left, bool), MemoryError> {
-        let mut spoilt = false;
-        let mut found = images.tensors[3].bytes.clone();
-        let mut input = Vec::new();
-        for i in 0..4 {
-            for part in &images.parts[i] {
-                let address = self.tensors[i] + part.start as u64;
-                if i == 3 {
-                    emulator.read(address, &mut found[part.clone()])?;
-                } else {
-                    input.resize(part.len(), 0);
-                    emulator.read(address, &mut input)?;
-                    spoilt |= input != images.tensors[i].bytes[part.clone()];
-                }
+        let read = |(buffer, first): (&Buffer, &u64)| {
+            let mut found = buffer.bytes.clone();
+            for part in &buffer.parts {
+                emulator.read(first + part.start as u64, &mut found[part.clone()])?;
             }
+            Ok(found)
+        };
+        let Addresses {
+            inputs, outputs, ..
+        } = &self.addresses;
+        let mut spoilt = false;
+        for (buffer, first) in images.inputs.iter().zip(inputs) {
+            spoilt |= read((buffer, first))? != buffer.bytes;
         }
         self.spoilt = spoilt;
-        let mut lse = vec![0; images.lse.len()];
-        emulator.read(self.lse, &mut lse)?;
-        Ok((Left { out: found, lse }, spoilt))
+        let left: Result<Left, _> = images.outputs.iter().zip(outputs).map(read).collect();
+        Ok((left?, spoilt))
     }
 }

@@ -1,9 +1,10 @@
-//! The problems that a mutant has to survive: every path of a kernel, as small as it can be.
+//! The dense problems that a mutant has to survive: every path of a kernel, as small as it can be.
 
 use flashtile::{
     Algorithm, Arch, CausalAlignment, DType, ScaleLayout, ScoreModKind, Variant, element,
 };
 
+use super::work::distance;
 use crate::{
     case::{Case, Placement, sizes},
     data::{Distribution, Tensors, row},
@@ -27,7 +28,7 @@ pub struct Problem {
 
 impl Problem {
     /// How far apart the emulator puts two small allocations.
-    pub const ROW_DISTANCE: usize = 256 + 4096;
+    pub const ROW_DISTANCE: usize = distance(1);
 
     fn of(case: Case) -> Self {
         Self {

@@ -65,7 +65,7 @@ impl<'c> Report<'c> {
         let pairs = self.campaign.mutants.iter().zip(self.outcomes);
         pairs.filter_map(|(mutant, outcome)| match outcome {
             Outcome::Survived { executed } => {
-                let name = self.campaign.variants[mutant.kernel].name;
+                let name = self.campaign.name(mutant.kernel);
                 Some((name, &mutant.mutation, *executed))
             }
             Outcome::Killed(_) => None,
@@ -93,7 +93,7 @@ impl<'c> Report<'c> {
         let pairs = self.campaign.mutants.iter().zip(self.outcomes);
         let mutants: Vec<_> = pairs
             .map(|(mutant, outcome)| {
-                let (kernel, change) = (self.campaign.variants[mutant.kernel].name, &mutant.mutation);
+                let (kernel, change) = (self.campaign.name(mutant.kernel), &mutant.mutation);
                 let fate = match outcome {
                     Outcome::Killed(death) => json!({
                         "killed": death.cause.as_str(), "problem": death.problem, "detail": death.detail,
@@ -102,7 +102,7 @@ impl<'c> Report<'c> {
                 };
                 json!({
                     "variant": kernel, "class": change.class.as_str(), "ordinal": change.ordinal, "line": change.line,
-                    "before": change.before, "after": change.after, "place": change.place, "outcome": fate,
+                    "before": change.before, "after": change.after, "place": change.place, "since": change.since, "outcome": fate,
                 })
             })
             .collect();

@@ -6,7 +6,7 @@ use flashtile::{
 };
 use proptest::{prelude::*, sample::select, test_runner::TestError};
 
-use super::case::{Bias, Cache, CacheOrder, MaskCase, Queries, ServingCase};
+use super::{Bias, Cache, CacheOrder, MaskCase, Queries, ServingCase};
 use crate::generate::runner;
 
 /// What cases may have.
@@ -223,6 +223,7 @@ pub fn case(axes: Axes) -> impl Strategy<Value = ServingCase> {
             spread,
             seed,
             first: 0,
+            hostile: false,
         }
     })
 }

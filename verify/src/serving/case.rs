@@ -1,9 +1,11 @@
 //! A case: everything that decides a result.
 
 use flashtile::{
-    ArchChoice, CausalAlignment, DType, Window,
+    ArchChoice, CausalAlignment, DType, DeviceInfo, Entry, Window,
     serving::{BiasType, CacheScales, MaskType, Splits},
 };
+
+use super::Built;
 
 /// How queries lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +69,7 @@ pub struct MaskCase {
 /// A problem of an inference engine, with what its tensors are made of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServingCase {
-    /// Elements.
+    /// Elements of queries and outputs.
     pub dtype: DType,
     /// Keys and values are e4m3, with so many scales.
     pub kv_scales: Option<CacheScales>,
@@ -91,7 +93,7 @@ pub struct ServingCase {
     pub cache: Cache,
     /// In which order.
     pub order: CacheOrder,
-    /// Elements between rows of queries, and bytes before the tensors.
+    /// Elements between rows, where a tensor can have any (all but vLLM's caches).
     pub gap: usize,
     /// Causal mask.
     pub causal: Option<CausalAlignment>,
@@ -121,6 +123,9 @@ pub struct ServingCase {
     pub seed: u64,
     /// By which number the first sequence's elements are drawn.
     pub first: usize,
+    /// Lengths, starts, pages and ranges on the device are anything ([`Built::hostile`](super::Built::hostile)): all that counts is
+    /// what is accessed.
+    pub hostile: bool,
 }
 
 impl ServingCase {
@@ -154,6 +159,7 @@ impl ServingCase {
             spread: 1.0,
             seed: 0,
             first: 0,
+            hostile: false,
         }
     }
 
@@ -183,6 +189,68 @@ impl ServingCase {
             all.max().unwrap_or(0)
         };
         [of(0) + self.room, of(1) + self.room]
+    }
+
+    /// The kernel that computes it.
+    ///
+    /// # Errors
+    /// The library's: there is none, or the case is no problem.
+    pub fn kernel(&self) -> flashtile::Result<&'static Entry> {
+        let plan = Built::of(self).problem.plan(&DeviceInfo::emulator())?;
+        Ok(&plan.variant().entry)
+    }
+
+    /// Bytes that running and judging the case takes, roughly; `None` past 64 bits. To be asked before anything is made of a case that a
+    /// user typed.
+    pub fn bytes(&self) -> Option<u64> {
+        let product = |factors: &[usize]| {
+            let mut factors = factors.iter();
+            factors.try_fold(1u64, |product, &n| {
+                product.checked_mul(u64::try_from(n).ok()?)
+            })
+        };
+        let sum = |numbers: &[usize]| {
+            let mut numbers = numbers.iter();
+            numbers.try_fold(0usize, |sum, &n| sum.checked_add(n))
+        };
+        let batch = self.lengths.len();
+        let (mut longest, mut all) = ([0usize; 2], [0usize; 2]);
+        for length in &self.lengths {
+            for which in 0..2 {
+                longest[which] = longest[which].max(length[which]);
+                all[which] = all[which].checked_add(length[which])?;
+            }
+        }
+        let longest = [
+            sum(&[longest[0], self.room])?,
+            sum(&[longest[1], self.room])?,
+        ];
+        let heads = self.heads_kv.checked_mul(self.q_per_kv)?;
+        let row = |dim| sum(&[dim, self.gap]);
+        let page = match self.cache {
+            Cache::Paged(rows) | Cache::PagedStarts(rows) => rows,
+            _ => 1,
+        };
+        let widest = row(self.dims[0].max(self.dims[1]))?;
+        let pages = sum(&[longest[1], page, 3])?.checked_mul(batch.checked_add(2)?)?;
+        let mut elements = product(&[batch, longest[0], heads, widest, 2])?;
+        elements = elements.checked_add(product(&[pages, self.heads_kv, widest, 2])?)?;
+        // Parts of the keys, a pair of a query and a key each at worst.
+        let pairs = product(&[batch, heads, longest[0], longest[1]])?;
+        if self.splits != Splits::One {
+            let parts = product(&[
+                batch,
+                heads,
+                longest[0],
+                longest[1].div_ceil(16).max(1),
+                widest,
+            ])?;
+            elements = elements.checked_add(parts)?;
+        }
+        let ranges = product(&[batch, self.ranges])?;
+        let elements = elements.checked_add(pairs)?.checked_add(ranges)?;
+        // On the host and on the device, and in f32 and f64 for the judgement.
+        elements.checked_mul(32).filter(|bytes| *bytes < 1 << 62)
     }
 
     /// A case of one of its sequences alone. Of what differs from sequence to sequence, it has the same queries, keys and values.

@@ -1,9 +1,11 @@
 //! Every kernel again and again with the same inputs: equal bits each time, wherever the tensors lie, whatever
 //! their outputs and the shared memory held before.
 
+mod serving;
+
 use flashtile::{
-    ArchChoice, CausalAlignment, DType, Device, DeviceBuffer, EmulatorDevice, Plan, Pointers,
-    Problem, Result, ScoreModKind, Shape, Stream, Variant, element,
+    ArchChoice, CausalAlignment, DType, Device, DeviceBuffer, EmulatorDevice, Entry, Operation,
+    Plan, Pointers, Problem, Result, ScoreModKind, Shape, Stream, Variant, element,
 };
 use flashtile_abi::{Arch, variants};
 use serde::Serialize;
@@ -181,20 +183,10 @@ fn repeat(
     // NaN in every type, and what a launch over it leaves in shared memory and registers.
     let nan = data.each_ref().map(|tensor| vec![0xff; tensor.len()]);
     let poison = Tensors::new(device, plan, &nan, 0xff)?;
-    let mut ballast = Vec::new();
+    let mut neighbours = Neighbours::default();
     let mut first: Option<Vec<u8>> = None;
     for launch in 0..options.launches {
-        if launch % 4 == 3 {
-            // Other addresses, and other neighbours.
-            if ballast.len() == 3 {
-                ballast.remove(noise.below(3) as usize);
-            }
-            let bytes = 1 + noise.below(4 << 20) as usize;
-            ballast.push(DeviceBuffer::from_bytes(
-                device,
-                &vec![noise.next32() as u8; bytes],
-            )?);
-        }
+        neighbours.change(device, launch, &mut noise)?;
         let before = [0x00, 0xff, 0x7f, 0x55][launch % 4];
         let tensors = Tensors::new(device, plan, data, before)?;
         if launch % 2 == 1 {
@@ -202,26 +194,30 @@ fn repeat(
         }
         tensors.launch(device, plan)?;
         device.synchronize()?;
-        let results = tensors.results()?;
-        match &first {
-            None => first = Some(results),
-            Some(first) => {
-                outcome.launches += 1;
-                if *first != results {
-                    outcome.differing += 1;
-                    let at = first.iter().zip(&results).position(|(a, b)| a != b);
-                    let differ = first.iter().zip(&results).filter(|(a, b)| a != b).count();
-                    outcome.first.get_or_insert_with(|| {
-                        format!(
-                            "launch {launch}: {differ} of {} bytes, the first at {at:?}",
-                            results.len()
-                        )
-                    });
-                }
-            }
-        }
+        outcome.compare(launch, &mut first, tensors.results()?);
     }
     Ok(first.unwrap_or_default())
+}
+
+/// Other allocations, which make tensors of one launch lie elsewhere than those of another.
+#[derive(Default)]
+struct Neighbours<'d>(Vec<DeviceBuffer<'d>>);
+
+impl<'d> Neighbours<'d> {
+    /// Before the launch of this number: now and then one comes, and one goes.
+    fn change(&mut self, device: &'d dyn Device, launch: usize, noise: &mut Noise) -> Result<()> {
+        if launch % 4 != 3 {
+            return Ok(());
+        }
+        if self.0.len() == 3 {
+            self.0.remove(noise.below(3) as usize);
+        }
+        let bytes = 1 + noise.below(4 << 20) as usize;
+        let byte = noise.next32() as u8;
+        self.0
+            .push(DeviceBuffer::from_bytes(device, &vec![byte; bytes])?);
+        Ok(())
+    }
 }
 
 /// Compares a GPU's results with the emulator's models.
@@ -286,19 +282,10 @@ pub fn run(device: &dyn Device, options: &Options, mut each: impl FnMut(&Outcome
     let mut outcomes = Vec::new();
     for variant in variants()
         .iter()
-        .filter(|variant| variant.name.contains(&options.filter))
-        .filter(|variant| device.info().supports(variant.arch).is_ok())
+        .filter(|variant| options.wants(device, variant))
     {
         for (at, (name, problem)) in problems(variant, options.large).into_iter().enumerate() {
-            let mut outcome = Outcome {
-                variant: variant.name,
-                problem: format!("{} {name}", variant.name),
-                launches: 0,
-                differing: 0,
-                first: None,
-                error: None,
-                models: Vec::new(),
-            };
+            let mut outcome = Outcome::new(variant.name, format!("{} {name}", variant.name));
             let data = inputs(&problem, &outcome.problem);
             let ran = problem.plan(device.info()).and_then(|plan| {
                 if plan.variant().name != variant.name {
@@ -318,19 +305,63 @@ pub fn run(device: &dyn Device, options: &Options, mut each: impl FnMut(&Outcome
             outcomes.push(outcome);
         }
     }
+    serving::run(device, options, |outcome| {
+        each(&outcome);
+        outcomes.push(outcome);
+    });
     outcomes
 }
 
 /// Kernels that are asked for and that the device does not run.
 pub fn skipped(device: &dyn Device, options: &Options) -> usize {
-    let asked = variants()
-        .iter()
-        .filter(|variant| variant.name.contains(&options.filter));
-    let skipped = asked.filter(|variant| device.info().supports(variant.arch).is_err());
+    // Kernels of caches are the suite's alone.
+    let kernels = flashtile::kernels().filter(|it| !matches!(it.operation, Operation::Cache(_)));
+    let asked = kernels.filter(|it| it.entry.name.contains(&options.filter));
+    let skipped = asked.filter(|it| device.info().supports(it.entry.arch).is_err());
     skipped.count()
 }
 
+impl Options {
+    /// Whether a kernel is asked for, and the device runs it.
+    fn wants(&self, device: &dyn Device, kernel: &Entry) -> bool {
+        kernel.name.contains(&self.filter) && device.info().supports(kernel.arch).is_ok()
+    }
+}
+
 impl Outcome {
+    /// Before the first launch.
+    fn new(variant: &'static str, problem: String) -> Self {
+        Self {
+            variant,
+            problem,
+            launches: 0,
+            differing: 0,
+            first: None,
+            error: None,
+            models: Vec::new(),
+        }
+    }
+
+    /// Holds the results of a launch against the first one's, if this is not the first.
+    fn compare(&mut self, launch: usize, first: &mut Option<Vec<u8>>, results: Vec<u8>) {
+        let Some(first) = first else {
+            *first = Some(results);
+            return;
+        };
+        self.launches += 1;
+        if *first != results {
+            self.differing += 1;
+            let at = first.iter().zip(&results).position(|(a, b)| a != b);
+            let differ = first.iter().zip(&results).filter(|(a, b)| a != b).count();
+            self.first.get_or_insert_with(|| {
+                format!(
+                    "launch {launch}: {differ} of {} bytes, the first at {at:?}",
+                    results.len()
+                )
+            });
+        }
+    }
+
     /// Whether all launches gave the same bits.
     pub fn ok(&self) -> bool {
         self.error.is_none() && self.differing == 0

@@ -1,5 +1,6 @@
 //! A case's tensors, as its layouts place them.
 
+use crate::data::Random;
 use flashtile::{
     DType, OutDType, Outputs, TensorLayout, element,
     serving::{
@@ -7,7 +8,6 @@ use flashtile::{
         ServingProblem,
     },
 };
-use flashtile_verify::data::Random;
 
 use super::case::{Cache, CacheOrder, Queries, ServingCase};
 
@@ -33,6 +33,11 @@ pub struct Built {
 impl Built {
     /// Of a case.
     pub fn of(case: &ServingCase) -> Self {
+        Self::with_rows(case, &|dim, _| dim + case.gap)
+    }
+
+    /// Of a case whose rows are `distance(elements of one, their type)` elements apart, where anything can be between them.
+    pub fn with_rows(case: &ServingCase, distance: &dyn Fn(usize, DType) -> usize) -> Self {
         let batch = case.lengths.len();
         let mut random = Random::new(case.seed);
         let lengths: Vec<_> = (0..batch).map(|b| case.lengths_of(b)).collect();
@@ -59,15 +64,21 @@ impl Built {
             ],
             (false, _) => [batch, longest[0], heads_q, dim_qk],
         };
-        let q = with_gaps(q_shape, case.gap);
-        let out = with_gaps([q_shape[0], q_shape[1], heads_q, dim_v], case.gap);
+        let q = apart(q_shape, case.dtype, distance);
+        let out_dtype = if case.wide_out {
+            DType::F32
+        } else {
+            case.dtype
+        };
+        let out_shape = [q_shape[0], q_shape[1], heads_q, dim_v];
+        let out = apart(out_shape, out_dtype, distance);
 
         // Keys.
-        let apart = match case.cache {
+        let room = match case.cache {
             Cache::PackedUsed => 3,
             _ => 0,
         };
-        let k_starts = starts(lengths.iter().map(|it| it[1]), apart);
+        let k_starts = starts(lengths.iter().map(|it| it[1]), room);
         let (blocks, rows, table) = match case.cache {
             Cache::Packed | Cache::PackedUsed => (1, k_starts[batch], None),
             Cache::Dense => (batch, lengths.first().map_or(0, |it| it[1]), None),
@@ -78,8 +89,11 @@ impl Built {
             }
         };
         let kv_dtype = case.kv_scales.map_or(case.dtype, |_| DType::E4m3);
-        let k = layout(case.order, true, kv_dtype, [blocks, rows, heads_kv, dim_qk]);
-        let v = layout(case.order, false, kv_dtype, [blocks, rows, heads_kv, dim_v]);
+        let cache = |keys, dim| {
+            let shape = [blocks, rows, heads_kv, dim];
+            layout(case.order, keys, kv_dtype, shape, distance)
+        };
+        let (k, v) = (cache(true, dim_qk), cache(false, dim_v));
 
         let plain = match case.latent {
             true => ServingProblem::latent(case.dtype, batch, q, k, dim_v),
@@ -137,7 +151,10 @@ impl Built {
         built.numbers[4] = table.unwrap_or_default();
         built.fill(case, &lengths, [&q_starts, &k_starts]);
         built.extras(case, &lengths);
-        built
+        match case.hostile {
+            true => built.hostile(&mut Random::new(case.seed)),
+            false => built,
+        }
     }
 
     /// The elements of q, k and v. Each sequence has its own seed, so that its numbers do not depend on where it lies.
@@ -289,6 +306,27 @@ impl Built {
         }
     }
 
+    /// With lengths, starts, pages and ranges that may be anything. Starts of queries stay what they are: sequences that overlap would
+    /// write the same rows.
+    #[must_use]
+    pub fn hostile(&self, random: &mut Random) -> Self {
+        let mut built = self.clone();
+        for x in built.numbers.iter_mut().skip(1).flatten() {
+            *x = hostile(*x, random);
+        }
+        built
+    }
+
+    /// So, and starts of queries too.
+    #[must_use]
+    pub fn hostile_to_rows(&self, random: &mut Random) -> Self {
+        let mut built = self.hostile(random);
+        for x in &mut built.numbers[0] {
+            *x = hostile(*x, random);
+        }
+        built
+    }
+
     /// First row, and number of the queries of a sequence that count.
     pub fn rows(&self, b: usize) -> [usize; 2] {
         let lengths = self.problem.q_lengths;
@@ -373,6 +411,18 @@ impl Built {
     }
 }
 
+/// A number that may be anything, or near one that is sound.
+fn hostile(x: i32, random: &mut Random) -> i32 {
+    match random.below(6) {
+        0 => i32::MAX,
+        1 => i32::MIN,
+        2 => random.bits() as i32,
+        3 => x.wrapping_add(random.below(40) as i32),
+        4 => x.wrapping_sub(random.below(40) as i32),
+        _ => x,
+    }
+}
+
 /// How many scales keys have.
 fn problem_scales(case: &ServingCase, batch: usize) -> usize {
     let scales = case.kv_scales;
@@ -388,24 +438,41 @@ fn starts(lengths: impl Iterator<Item = usize>, apart: usize) -> Vec<usize> {
     starts
 }
 
-/// A tensor whose rows have so many elements between them.
-fn with_gaps(shape: [usize; 4], gap: usize) -> TensorLayout {
+/// A tensor whose rows are so far apart.
+fn apart(
+    shape: [usize; 4],
+    dtype: DType,
+    distance: &dyn Fn(usize, DType) -> usize,
+) -> TensorLayout {
     let [batch, rows, heads, dim] = shape;
-    let mut layout = TensorLayout::contiguous([batch, rows, heads, dim + gap]);
-    layout.shape = shape;
-    layout
+    let layout = TensorLayout::contiguous([batch, rows, heads, distance(dim, dtype)]);
+    TensorLayout { shape, ..layout }
 }
 
-fn layout(order: CacheOrder, keys: bool, dtype: DType, shape: [usize; 4]) -> CacheLayout {
+fn layout(
+    order: CacheOrder,
+    keys: bool,
+    dtype: DType,
+    shape: [usize; 4],
+    distance: &dyn Fn(usize, DType) -> usize,
+) -> CacheLayout {
+    let [blocks, rows, heads, dim] = shape;
+    let wide = [blocks, rows, heads, distance(dim, dtype)];
     match (order, keys) {
-        (CacheOrder::RowsFirst, _) => CacheLayout::contiguous(shape),
-        (CacheOrder::HeadsFirst, _) => CacheLayout::heads_first(shape),
+        (CacheOrder::RowsFirst, _) => CacheLayout {
+            shape,
+            ..CacheLayout::contiguous(wide)
+        },
+        (CacheOrder::HeadsFirst, _) => CacheLayout {
+            shape,
+            ..CacheLayout::heads_first(wide)
+        },
         (CacheOrder::Chunked, true) => CacheLayout::chunked_keys(dtype, shape),
         (CacheOrder::Chunked, false) => CacheLayout::transposed(shape),
     }
 }
 
-/// A table of pages in no order, garbage behind each sequence's last, and how many pages there are.
+/// A table of pages in no order, the first page being nobody's, garbage behind each sequence's last, and how many pages there are.
 fn pages(
     lengths: &[[usize; 2]],
     longest: usize,
@@ -415,8 +482,8 @@ fn pages(
     let entries = longest.div_ceil(page);
     let wanted: usize = lengths.iter().map(|it| it[1].div_ceil(page)).sum();
     let blocks = wanted + 2;
-    let order = random.permutation(blocks);
-    let mut order = order.into_iter();
+    let order = random.permutation(blocks - 1);
+    let mut order = order.into_iter().map(|block| block + 1);
     let mut table = Vec::new();
     for [_, keys] in lengths {
         for at in 0..entries {

@@ -1,34 +1,11 @@
 //! Launches that trust nothing: outputs begin as [`GAP`], every buffer ends with its tensor, and numbers on the device are not checked.
 
-use std::cell::OnceCell;
-
 use flashtile::{
-    Device, DeviceBuffer, DeviceKind, EmulatorDevice, Outputs, Result, Stream, TensorLayout,
+    Device, DeviceBuffer, Outputs, Result, Stream, TensorLayout,
     serving::{ServingInputs, ServingPlan, ServingPointers, ServingProblem},
 };
 
 use super::build::GAP;
-use crate::device::emulators;
-
-/// Why a launch was not to be had.
-pub type Failure = flashtile::Error;
-
-thread_local! {
-    static EMULATORS: OnceCell<&'static [EmulatorDevice]> = const { OnceCell::new() };
-}
-
-/// The suite's emulators, but with their sanitizer on, and each GPU: as the environment wants them.
-pub fn devices() -> Vec<&'static dyn Device> {
-    let all = crate::devices().iter().map(|device| &**device);
-    let (emulated, gpus): (Vec<_>, Vec<_>) =
-        all.partition(|device| device.info().kind == DeviceKind::Emulator);
-    let sanitizing = match emulated.is_empty() {
-        true => &[][..],
-        false => EMULATORS.with(|cell| *cell.get_or_init(|| Vec::leak(emulators(true)))),
-    };
-    let sanitizing = sanitizing.iter().map(|device| device as &dyn Device);
-    sanitizing.chain(gpus).collect()
-}
 
 /// Launches a problem on inputs that are sound.
 ///
