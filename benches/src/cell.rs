@@ -186,7 +186,7 @@ impl fmt::Display for Cell {
 
 impl Cell {
     /// The problem, if serving kernels have the work: out alone, keys split as the library splits them.
-    pub fn serving_problem(&self) -> Option<ServingProblem> {
+    pub fn serving_problem(&self, arch: ArchChoice) -> Option<ServingProblem> {
         let s = &self.shape;
         let q = TensorLayout::contiguous([s.batch, s.seqlen_q, s.heads_q, s.head_dim_qk]);
         let pages = |rows: usize, dim: usize| {
@@ -217,6 +217,7 @@ impl Cell {
                 in_pages(problem, rows)
             }
         };
+        let problem = problem.arch(arch);
         Some(match self.mask {
             Mask::Full => problem,
             Mask::Causal => problem.causal(CausalAlignment::BottomRight),
@@ -229,7 +230,7 @@ impl Cell {
     /// # Errors
     /// What planning says.
     pub fn check(&self, device: &DeviceInfo, arch: ArchChoice) -> flashtile::Result<()> {
-        match self.serving_problem() {
+        match self.serving_problem(arch) {
             Some(problem) => problem.plan(device).map(|_| ()),
             None => self.problem(arch).plan(device).map(|_| ()),
         }
@@ -237,7 +238,7 @@ impl Cell {
 
     /// Type of the output's elements.
     pub fn out_element(&self) -> DType {
-        match self.serving_problem() {
+        match self.serving_problem(ArchChoice::Auto) {
             Some(problem) => problem.out_element(),
             None => self.problem(ArchChoice::Auto).out_element(),
         }
@@ -664,7 +665,7 @@ mod tests {
         ] {
             for (at, cell) in grid.serving.iter().enumerate() {
                 assert!(!grid.serving[..at].contains(cell), "{cell} comes twice");
-                let problem = cell.serving_problem().unwrap();
+                let problem = cell.serving_problem(ArchChoice::Auto).unwrap();
                 let plan = problem.plan(&DeviceInfo::emulator()).unwrap();
                 let kind = plan.variant().sharing;
                 assert_eq!(

@@ -125,7 +125,7 @@ impl<'d> Workload<'d> {
         arch: ArchChoice,
         count: usize,
     ) -> Result<Self> {
-        let Some(problem) = cell.serving_problem() else {
+        let Some(problem) = cell.serving_problem(arch) else {
             return Self::with_sets(device, &cell.problem(arch), count);
         };
         let plan = problem.plan(device.info())?;

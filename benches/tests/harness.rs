@@ -123,7 +123,7 @@ fn serving_cells_are_timed_and_right() {
         [
             "decode_bf16_d128_sm80",
             "mla_bf16_m16_sm80",
-            "serving_bf16_d128_sm80"
+            "serving_bf16_d128_sm90a"
         ]
     );
     for row in &report.rows {

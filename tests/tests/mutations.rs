@@ -3,13 +3,13 @@
 //! Here are all mutants of the smallest kernel of each algorithm, and a sample of the others'. All of them:
 //! `cargo run --release -p flashtile-tests --bin mutate`.
 
-use flashtile::{Operation, device::emulator::Options};
-use flashtile_abi::operations;
+use flashtile::device::emulator::Options;
 use flashtile_emulator::AsyncTiming;
 use flashtile_tests::mutation::{
     campaign::{Campaign, Outcome},
     explained,
     judge::{Bench, Subject},
+    kernels,
     mutants::Class,
     report::Report,
 };
@@ -19,6 +19,9 @@ const SMALLEST: [&str; 3] = [
     "two_pass_f16_d32_sm80",
     "three_pass_f16_d32_sm80",
 ];
+
+/// What the names of kernels of inference engines begin with.
+const SERVING: [&str; 4] = ["serving_", "decode_", "mla_", "merge_"];
 
 /// Mutants of the samples of each tier, and what they are drawn from.
 const SAMPLES: [(&str, usize, u64); 2] = [("_sm80", 300, 1), ("16_d128_sm90a", 200, 1)];
@@ -31,9 +34,7 @@ fn sanitizing() -> Options {
 }
 
 fn campaign(pick: impl Fn(&str) -> bool) -> Campaign {
-    // The kernels of caches are mutated in cache_mutations.rs.
-    let kernels = operations().filter(|kernel| !matches!(kernel, Operation::Cache(_)));
-    let picked = kernels.filter(|kernel| pick(kernel.entry().name));
+    let picked = kernels().filter(|kernel| pick(kernel.entry().name));
     Campaign::new(picked.collect(), sanitizing()).unwrap()
 }
 
@@ -78,15 +79,32 @@ fn every_mutant_of_the_smallest_kernels_is_noticed() {
 #[test]
 fn a_sample_of_all_mutants_is_noticed() {
     for (kernels, count, seed) in SAMPLES {
-        check(&campaign(|name| name.ends_with(kernels)).sample(count, seed));
+        let dense = |name: &str| !SERVING.iter().any(|kind| name.starts_with(kind));
+        check(&campaign(|name| dense(name) && name.ends_with(kernels)).sample(count, seed));
     }
+}
+
+/// What orders threads and copies, in a kernel of inference engines of each kind.
+#[test]
+fn synchronisation_of_serving_kernels_is_noticed() {
+    for name in [
+        "serving_bf16_d64_sm80",
+        "decode_bf16_e4m3_d64_sm80",
+        "mla_bf16_m16_sm80",
+    ] {
+        let all = campaign(|it| it == name);
+        let some = all.filter(|mutant| mutant.mutation.class.synchronises());
+        assert!(!some.mutants.is_empty());
+        check(&some);
+    }
+    check(&campaign(|name| name == "merge_bf16_sm80"));
 }
 
 /// The judge's own control: it must let the unchanged text pass, or all of its verdicts say nothing.
 #[test]
 fn the_unchanged_kernels_are_not_noticed() {
     for name in SMALLEST {
-        let kernel = operations().find(|kernel| kernel.entry().name == name);
+        let kernel = kernels().find(|kernel| kernel.entry().name == name);
         let subject = Subject::new(kernel.unwrap(), &sanitizing()).unwrap();
         let early = Options {
             async_copies: AsyncTiming::Early,

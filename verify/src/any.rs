@@ -83,9 +83,14 @@ impl AnyCase {
 
     /// The tier of kernels that the case asks for.
     pub fn arch(&self) -> Arch {
-        match self {
-            Self::Dense(case) if case.arch == ArchChoice::Sm90a => Arch::Sm90a,
-            _ => Arch::Sm80,
+        let choice = match self {
+            Self::Dense(case) => case.arch,
+            Self::Serving(case) => case.arch,
+            Self::Merge(_) => ArchChoice::Sm80,
+        };
+        match choice {
+            ArchChoice::Sm90a => Arch::Sm90a,
+            ArchChoice::Auto | ArchChoice::Sm80 => Arch::Sm80,
         }
     }
 
@@ -196,9 +201,12 @@ mod tests {
         for quick in [false, true] {
             let cases = sweep(quick);
             for kernel in flashtile::kernels() {
-                let is_cache = matches!(kernel.operation, Operation::Cache(_));
+                let attends = matches!(
+                    kernel.operation,
+                    Operation::Attention(_) | Operation::Serving(_) | Operation::Merge(_)
+                );
                 let has = cases.iter().any(|(name, _)| *name == kernel.entry.name);
-                assert_eq!(has, !is_cache, "{}", kernel.entry.name);
+                assert_eq!(has, attends, "{}", kernel.entry.name);
             }
         }
     }

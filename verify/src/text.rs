@@ -19,7 +19,7 @@ use crate::{
 };
 
 const TENSORS: [&str; 4] = ["q", "k", "v", "out"];
-const ARCHES: [(&str, ArchChoice); 2] =
+pub(crate) const ARCHES: [(&str, ArchChoice); 2] =
     [("sm_80", ArchChoice::Sm80), ("sm_90a", ArchChoice::Sm90a)];
 const OUT_DTYPES: [(&str, OutDType); 3] = [
     ("f32", OutDType::F32),

@@ -314,8 +314,13 @@ pub fn run(device: &dyn Device, options: &Options, mut each: impl FnMut(&Outcome
 
 /// Kernels that are asked for and that the device does not run.
 pub fn skipped(device: &dyn Device, options: &Options) -> usize {
-    // Kernels of caches are the suite's alone.
-    let kernels = flashtile::kernels().filter(|it| !matches!(it.operation, Operation::Cache(_)));
+    // Other kernels are the suite's alone.
+    let kernels = flashtile::kernels().filter(|it| {
+        matches!(
+            it.operation,
+            Operation::Attention(_) | Operation::Serving(_) | Operation::Merge(_)
+        )
+    });
     let asked = kernels.filter(|it| it.entry.name.contains(&options.filter));
     let skipped = asked.filter(|it| device.info().supports(it.entry.arch).is_err());
     skipped.count()

@@ -3,10 +3,10 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use flashtile::{Operation, device::emulator::Options};
+use flashtile::device::emulator::Options;
 use flashtile_tests::mutation::{
     campaign::{Campaign, Outcome},
-    explained,
+    explained, kernels,
     mutants::Class,
     report::Report,
 };
@@ -51,9 +51,7 @@ fn main() -> ExitCode {
 
 /// Whether every mutant was noticed, or is known to be as good as the kernel.
 fn run(arguments: &Arguments) -> Result<bool, String> {
-    // The kernels of caches have a campaign of their own, with generated cases.
-    let kernels: Vec<_> = flashtile_abi::operations()
-        .filter(|kernel| !matches!(kernel, Operation::Cache(_)))
+    let kernels: Vec<_> = kernels()
         .filter(|kernel| kernel.entry().name.contains(&arguments.filter))
         .collect();
     let options = Options {

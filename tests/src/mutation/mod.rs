@@ -21,6 +21,19 @@ pub mod serving_problems;
 mod values;
 mod work;
 
+use flashtile::Operation;
+
+/// The kernels whose mutants are judged here. Those of caches and of checks have generated cases in `tests/cache_mutations.rs` and
+/// `tests/check_mutations.rs`.
+pub fn kernels() -> impl Iterator<Item = Operation> {
+    flashtile_abi::operations().filter(|kernel| {
+        matches!(
+            kernel,
+            Operation::Attention(_) | Operation::Serving(_) | Operation::Merge(_)
+        )
+    })
+}
+
 /// Lines of PTX that hold this instruction.
 pub fn lines_with(ptx: &str, instruction: &str) -> Vec<usize> {
     let lines = ptx.lines().enumerate();

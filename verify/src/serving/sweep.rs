@@ -151,11 +151,11 @@ fn example(variant: &ServingVariant, class: Class) -> ServingCase {
     let in_chunk = widest.map(|dim| dim - 3);
     let plain = |queries, keys, dims: [usize; 2]| ServingCase {
         dims,
-        latent: tile.latent,
         arch: match variant.arch {
             Arch::Sm80 => ArchChoice::Sm80,
             Arch::Sm90a => ArchChoice::Sm90a,
         },
+        latent: tile.latent,
         kv_scales: (tile.kv_dtype == DType::E4m3).then_some(CacheScales::PerHead),
         seed: 1,
         ..ServingCase::new(tile.dtype, &[[queries, keys]], 1)

@@ -1,9 +1,9 @@
 //! Cases of inference engines as lines of text, and back.
 //!
 //! ```text
-//! serving bf16 kv=e4m3/head h2x4 d128/128 lengths=3:70,0:5 room=2 queries=packed-used cache=pages16 order=chunked gap=3 latent
+//! serving sm_80 bf16 kv=e4m3/head h2x4 d128/128 lengths=3:70,0:5 room=2 queries=packed-used cache=pages16 order=chunked gap=3 latent
 //!     causal=bottom-right window=5,-1 scale=5e-1 softcap=3e1 alibi=head sink bias=f32:b--k mask=bit:bhqk ranges=2 out-dtype=f32
-//!     splits=keys64 arch=sm_80 spread=1e1 first=2 hostile seed=7
+//!     splits=keys64 spread=1e1 first=2 hostile seed=7
 //! ```
 //!
 //! Words in any order; what is left out is as in [`ServingCase::new`]. `lengths` are queries:keys of each sequence; of bias and mask
@@ -12,12 +12,12 @@
 use std::{fmt, str::FromStr};
 
 use flashtile::{
-    ArchChoice, CausalAlignment, DType,
+    CausalAlignment, DType,
     serving::{BiasType, CacheScales, MaskType, Splits},
 };
 
 use super::case::{Bias, Cache, CacheOrder, MaskCase, Queries, ServingCase};
-use crate::text::{number, window_of, window_text};
+use crate::text::{ARCHES, number, window_of, window_text};
 
 const QUERIES: [(&str, Queries); 4] = [
     ("dense", Queries::Dense),
@@ -35,11 +35,6 @@ const ORDERS: [(&str, CacheOrder); 3] = [
     ("rows-first", CacheOrder::RowsFirst),
     ("heads-first", CacheOrder::HeadsFirst),
     ("chunked", CacheOrder::Chunked),
-];
-const ARCHES: [(&str, ArchChoice); 3] = [
-    ("auto", ArchChoice::Auto),
-    ("sm_80", ArchChoice::Sm80),
-    ("sm_90a", ArchChoice::Sm90a),
 ];
 const SCALES: [(&str, CacheScales); 4] = [
     ("one", CacheScales::None),
@@ -90,7 +85,11 @@ fn whole_of(text: &str) -> Result<[bool; 4], String> {
 impl fmt::Display for ServingCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = Self::new(self.dtype, &[], 1);
-        write!(f, "serving {}", self.dtype.as_str())?;
+        write!(f, "serving")?;
+        if let Some((arch, _)) = ARCHES.iter().find(|(_, arch)| *arch == self.arch) {
+            write!(f, " {arch}")?;
+        }
+        write!(f, " {}", self.dtype.as_str())?;
         if let Some(scales) = self.kv_scales {
             write!(f, " kv=e4m3/{}", word(&SCALES, &scales))?;
         }
@@ -155,10 +154,6 @@ impl fmt::Display for ServingCase {
             Splits::Auto => write!(f, " splits=auto")?,
             Splits::Keys(keys) => write!(f, " splits=keys{keys}")?,
         }
-        match self.arch {
-            ArchChoice::Auto => {}
-            arch => write!(f, " arch={}", word(&ARCHES, &arch))?,
-        }
         if self.spread != plain.spread {
             write!(f, " spread={:e}", self.spread)?;
         }
@@ -199,6 +194,10 @@ impl ServingCase {
         }
         if let Some(&dtype) = DTYPES.iter().find(|it| it.as_str() == word) {
             self.dtype = dtype;
+            return Ok(());
+        }
+        if let Some(&(_, arch)) = ARCHES.iter().find(|(name, _)| *name == word) {
+            self.arch = arch;
             return Ok(());
         }
         match word {
@@ -269,7 +268,6 @@ impl ServingCase {
                     None => value(&[("one", Splits::One), ("auto", Splits::Auto)], text)?,
                 }
             }
-            "arch" => self.arch = value(&ARCHES, text)?,
             "spread" => self.spread = number(text)?,
             "first" => self.first = number(text)?,
             "seed" => self.seed = number(text)?,
@@ -295,8 +293,8 @@ mod tests {
         for line in [
             "serving bf16 kv=e4m3/head h2x4 d128/64 lengths=3:70,0:5 room=2 queries=packed-used cache=pages16 order=chunked gap=3 \
              causal=bottom-right window=5,-1 scale=-5e-1 softcap=3e1 alibi=sequence sink bias=f32:b--k mask=bit:-hqk ranges=2 \
-             out-dtype=f32 splits=keys64 arch=sm_90a spread=1e1 first=2 hostile seed=7",
-            "serving f16 h1x1 d576/512 lengths=1:1 queries=dense cache=starts-pages3 order=heads-first latent causal=top-left \
+             out-dtype=f32 splits=keys64 spread=1e1 first=2 hostile seed=7",
+            "serving sm_90a f16 h1x1 d576/512 lengths=1:1 queries=dense cache=starts-pages3 order=heads-first latent causal=top-left \
              alibi=head bias=same:---- mask=byte:---- splits=auto seed=0",
             "serving f16 h1x1 d1/1 lengths=0:0 cache=dense-used seed=18446744073709551615",
         ] {
