@@ -122,8 +122,11 @@ pub struct VerifyArgs {
     /// Only cases whose line or whose kernel's name contains this
     #[arg(long, value_name = "TEXT")]
     pub filter: Option<String>,
+    /// Only kernels for dense tensors, or only those for inference engines
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub only: Option<OnlyArg>,
     /// This one case, as a failure prints it
-    #[arg(long, value_name = "LINE", conflicts_with_all = ["quick", "filter"])]
+    #[arg(long, value_name = "LINE", conflicts_with_all = ["quick", "filter", "only"])]
     pub case: Option<String>,
     /// Emulator only: run every case under the sanitizer, whose findings are failures
     #[arg(long)]

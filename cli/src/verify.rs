@@ -15,7 +15,7 @@ use flashtile_verify::{
 use serde_json::json;
 
 use crate::{
-    args::{DeviceChoice, VerifyArgs},
+    args::{DeviceChoice, OnlyArg, VerifyArgs},
     failure::{Failure, Outcome, Result},
     findings, memory,
     output::print,
@@ -174,6 +174,9 @@ fn select(args: &VerifyArgs) -> Result<Vec<AnyCase>> {
         return Ok(vec![single(line)?]);
     }
     let mut cases = sweep(args.quick);
+    if let Some(only) = args.only {
+        cases.retain(|(_, case)| matches!(case, AnyCase::Dense(_)) == (only == OnlyArg::Dense));
+    }
     if args.device == DeviceChoice::Cpu {
         // There is one implementation, so one kernel's cases are enough of each kind.
         cases.retain(|(_, case)| case.is_of_reference());

@@ -135,7 +135,7 @@ fn missing_tensors() {
     for missing in 0..3 {
         let mut tensors = qkv(Dtype::F16, &Q, &K, &V);
         let name = tensors.remove(missing).name;
-        let expected = format!("{name}: expected a tensor [batch");
+        let expected = format!("{name}: expected a tensor");
         Bench::new(&encode(&tensors)).refuses(&[], &[&expected]);
     }
     Bench::new(&encode(&[])).refuses(&[], &["q: expected", "no tensors"]);
@@ -196,6 +196,36 @@ fn options() {
                 "q18446744073709551615 q=seqlen-first+9@1",
             ],
             "64 bits",
+        ),
+        (&["verify", "--case", "serving f32"], "f32"),
+        (&["verify", "--case", "serving lengths=1"], "lengths=1"),
+        (&["verify", "--case", "serving softcap=NaN"], "softcap"),
+        (
+            &["verify", "--case", "serving lengths=99999999:99999999"],
+            "memory",
+        ),
+        (
+            &[
+                "verify",
+                "--case",
+                "serving lengths=18446744073709551615:2 room=9",
+            ],
+            "64 bits",
+        ),
+        (
+            &["verify", "--case", "serving hostile", "--device", "cpu"],
+            "hostile",
+        ),
+        (&["verify", "--case", "merge e4m3"], "e4m3"),
+        (&["verify", "--case", "merge", "--device", "cpu"], "merge"),
+        (&["verify", "--only", "sparse"], "sparse"),
+        (
+            &["verify", "--only", "dense", "--filter", "decode_bf16_d64"],
+            "decode_bf16_d64",
+        ),
+        (
+            &["bench", "--only", "serving", "--seqlen", "64"],
+            "--only serving",
         ),
         (&["kernels", "--filter", "no such kernel"], "no such kernel"),
         (&["doctor", "now"], "now"),

@@ -268,6 +268,37 @@ fn a_sweep_passes_on_the_cpu_and_runs_kernels_on_the_emulator() {
     assert!(text.contains(" passed, 0 failed"), "{text}");
 }
 
+/// Problems of inference engines are verified as others are.
+#[test]
+fn serving_kernels_are_verified() {
+    let count = |args: &[&str]| {
+        let args = [&["verify", "--sanitize", "--json"], args].concat();
+        let found = json(&succeeds(&run(&args)));
+        assert_eq!(found["failed"], 0, "{found}");
+        found["passed"].as_u64().unwrap()
+    };
+    assert!(count(&["--filter", "decode_f16_d64_sm80"]) > 20);
+    assert!(count(&["--filter", "merge_"]) > 50);
+    assert!(
+        count(&[
+            "--only",
+            "serving",
+            "--quick",
+            "--filter",
+            "serving_f16_d64"
+        ]) > 2
+    );
+    let serving = "serving sm_80 bf16 kv=e4m3/head h2x4 d65/40 lengths=3:70,0:5 queries=packed-used cache=pages3 order=chunked \
+                   causal=bottom-right alibi=head sink mask=bit:b--k splits=keys64 seed=7";
+    let merge = "merge bf16 b2 q3 h3 d70 parts=3 out-dtype=f32 sink seed=1";
+    let hostile = "serving f16 h1x2 d64/64 lengths=2:90,1:30 cache=pages16 hostile seed=5";
+    for line in [serving, merge, hostile] {
+        assert_eq!(count(&["--case", line]), 1, "{line}");
+    }
+    let text = succeeds(&run(&["verify", "--device", "cpu", "--case", serving]));
+    assert!(text.starts_with("cpu: 1 passed, 0 failed"), "{text}");
+}
+
 #[test]
 fn one_case_is_what_its_line_says() {
     let line = "two-pass bf16 b2 q37 k70 h6/2 d40/24 causal=top-left window=5,-1 q=heads-first+3@1 data=1e4 poison seed=7";
