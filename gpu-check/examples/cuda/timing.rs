@@ -135,21 +135,6 @@ api! {
         })
     }
 
-    cuStreamWaitEvent(stream: *mut c_void, event: *mut c_void, flags: c_uint) {
-        current(|_| {
-            let mut timing = timing();
-            if !stream.is_null() {
-                timing.stream(stream)?;
-            }
-            // What an event stands for is done when it is recorded. One that was never recorded is waited for by nobody.
-            match (timing.events.contains_key(&(event as usize)), flags) {
-                (false, _) => Err(INVALID_HANDLE),
-                (true, 0) => Ok(()),
-                (true, _) => Err(INVALID_VALUE),
-            }
-        })
-    }
-
     cuStreamBeginCapture_v2(stream: *mut c_void, mode: c_int) {
         current(|_| {
             if std::env::var("FLASHTILE_STAND_IN_GRAPHS").is_ok_and(|value| value == "no") {
