@@ -107,7 +107,7 @@ impl TileShape {
         let tile = Self {
             block_n: match head_dim_v {
                 0..=64 => 128,
-                0..=128 => 112,
+                65..=128 => 112,
                 _ => 64,
             },
             stages: 2,

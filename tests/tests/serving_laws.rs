@@ -309,7 +309,7 @@ fn merging() {
                 1 + random.below(5),
                 1 + random.below(100),
             ];
-            let [batch, rows, heads, dim] = shape;
+            let [batch, rows, heads, _] = shape;
             let part = TensorLayout::contiguous(shape);
             let mut problem = MergeProblem::new(dtype, count, part);
             problem.out_dtype = out_dtype;
