@@ -130,12 +130,13 @@ fn require(target: &Target, case: &AnyCase) -> Result<()> {
         let expected = "a case that the CPU computes, without `hostile`, and no `merge`";
         return Err(Failure::bad("--case", expected, format!("`{case}`")));
     }
-    Ok(match (target.device(), case) {
+    match (target.device(), case) {
         // The reference takes any tensors, whatever the tier.
         (None, AnyCase::Dense(case)) => target.plan(&case.problem()).map(|_| ())?,
         (None, case) => case.plan(&DeviceInfo::emulator())?,
         (Some(device), case) => case.plan(device.info())?,
-    })
+    }
+    Ok(())
 }
 
 /// The device; the emulator as often as there are cores, so that each case has one to itself.
