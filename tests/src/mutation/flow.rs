@@ -137,7 +137,7 @@ impl Flow {
             }
         }
         let mut found = Vec::new();
-        for (block, mut now) in before.into_iter().enumerate() {
+        for (block, mut now) in before.into_iter().take(count).enumerate() {
             for at in self.instructions(block) {
                 found.push(now.iter().copied().collect::<Vec<_>>().join(" "));
                 if let Some(mark) = mark(at) {
