@@ -250,7 +250,7 @@ impl Problem {
                 let pointers = ServingPointers {
                     q: SOMEWHERE,
                     k: SOMEWHERE,
-                    v: SOMEWHERE,
+                    v: somewhere(!problem.latent),
                     out: SOMEWHERE,
                     lse: problem
                         .lse
@@ -261,7 +261,7 @@ impl Problem {
                     k_used,
                     table,
                     k_scale: somewhere(scales),
-                    v_scale: somewhere(scales),
+                    v_scale: somewhere(scales && !problem.latent),
                     alibi: somewhere(problem.alibi.is_some()),
                     sink: somewhere(problem.sink),
                     bias: somewhere(problem.bias.is_some()),
