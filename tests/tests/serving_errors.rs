@@ -350,7 +350,7 @@ fn no_kernel() {
         ServingProblem::new(dtype, 1, q, layout, layout).plan(&DEVICE())
     };
     for (dtype, dim, says) in [
-        (DType::F32, 64, "element type"),
+        (DType::F32, 64, "f32 queries"),
         (DType::F16, 257, "beyond the widest"),
     ] {
         let error = plan(dtype, dim).unwrap_err();

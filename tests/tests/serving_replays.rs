@@ -67,7 +67,8 @@ fn numbers_are_those_of_the_launch() {
             // The pages that are now somebody's may hold anything; they must hold numbers.
             for (layout, at) in [(planned.problem.k, 1), (planned.problem.v, 2)] {
                 let bytes = planned.problem.kv_dtype.bytes() as usize;
-                if planned.problem.pages.is_some() {
+                let is_tensor = at == 1 || !planned.problem.latent;
+                if planned.problem.pages.is_some() && is_tensor {
                     let span = layout.span().unwrap_or(0) * bytes;
                     let finite = (0..span).map(|i| {
                         if i % bytes == bytes - 1 {
