@@ -18,13 +18,18 @@ const MOST_BYTES: u64 = 60 << 20;
 /// Newest glibc that the target must have: that of Debian 12.
 const NEWEST_GLIBC: (u32, u32) = (2, 36);
 
-/// Programs of the suite that know the emulator alone or no device, or need the checkout.
-const EMULATOR_ONLY: [&str; 13] = [
+/// Programs of the suite that know the emulator alone or no device, say nothing of one, or need the checkout.
+const EMULATOR_ONLY: [&str; 18] = [
     "accumulator",
     "banks",
     "cache_errors",
     "cache_mutations",
+    "check_mutations",
+    "checked",
+    "context_parallel",
+    "context_parallel_errors",
     "corpus",
+    "errors",
     "findings",
     "mutate",
     "mutations",
@@ -35,13 +40,14 @@ const EMULATOR_ONLY: [&str; 13] = [
     "serving_errors",
 ];
 
-/// Programs of the suite that have no room in the first folder: each carries all kernels.
-const SECOND: [&str; 5] = [
+/// Programs of the suite that have no room in the first folder: each carries all kernels. The command has none in the second.
+const SECOND: [&str; 6] = [
     "cache_blocks",
     "cache_rows",
-    "errors",
+    "golden",
     "serving_laws",
     "serving_properties",
+    "serving_replays",
 ];
 
 /// What marks a folder as ours.
@@ -162,6 +168,8 @@ fn build(root: &Path, second: bool) -> Outcome<Vec<(String, PathBuf)>> {
             "cargo built {programs:?}, expected flashtile and {SELF}"
         ));
     }
+    programs.retain(|(name, _)| !second || name == SELF);
+    let others = programs.len();
     let suite = cargo(
         root,
         &[
@@ -179,7 +187,7 @@ fn build(root: &Path, second: bool) -> Outcome<Vec<(String, PathBuf)>> {
         .filter(|(name, _)| !EMULATOR_ONLY.contains(&name.as_str()))
         .filter(|(name, _)| SECOND.contains(&name.as_str()) == second);
     programs.extend(suite.map(|(name, path)| (format!("suite/{name}"), path)));
-    if programs.len() == 2 {
+    if programs.len() == others {
         return Err("cargo built no program of the suite".into());
     }
     Ok(programs)

@@ -52,6 +52,7 @@ impl Plan<'_> {
 
     fn step(&self, name: &str, seconds: u64, command: &[&str]) -> Step {
         let mut command: Vec<String> = command.iter().map(|&word| word.to_owned()).collect();
+        let elsewhere = self.is_second() && command.iter().any(|word| word.ends_with("flashtile"));
         // Programs of the folder are named without a path.
         if self.folder.join(&command[0]).is_file() {
             command[0] = self.path(&command[0]);
@@ -61,8 +62,14 @@ impl Plan<'_> {
             command,
             env: Vec::new(),
             limit: Duration::from_secs(seconds),
-            skip: None,
+            skip: elsewhere.then(|| "the command is in the first folder".into()),
         }
+    }
+
+    /// Whether this is the folder of the suite's other programs, in which the command has no room.
+    fn is_second(&self) -> bool {
+        let has = |name: &str| self.folder.join(name).is_file();
+        has("suite/cache_rows") && !has("flashtile")
     }
 
     /// Whether a GPU is asked for.
@@ -139,6 +146,9 @@ impl Plan<'_> {
     /// A program of the system, if it is there.
     fn tool(&self, name: &str, seconds: u64, command: &[&str]) -> Step {
         let mut step = self.step(name, seconds, command);
+        if step.skip.is_some() {
+            return step;
+        }
         if !self.on_gpu() {
             step.skip = Some("needs a GPU".into());
         } else {
