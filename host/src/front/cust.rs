@@ -339,6 +339,11 @@ impl Device for Through<'_> {
         self.own().tensor_map(spec)
     }
 
+    unsafe fn order(&self, before: Stream, after: Stream) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { self.own().order(before, after) }
+    }
+
     fn synchronize(&self) -> Result<()> {
         self.own().synchronize()
     }
