@@ -8,6 +8,7 @@ use super::config::ServingConfig;
 use super::place::Place;
 use crate::attention::sm80::config::ConfigExt;
 use crate::attention::sm80::epilogue::pair_column;
+use crate::attention::sm80::pass::mma_pv_step;
 use crate::attention::softmax::{self, Exponents, NO_KEY, NOTHING, RowStats};
 use crate::element::Element;
 use crate::ptx::{copy, math, special, sync};
@@ -135,15 +136,7 @@ pub fn weigh<C: ServingConfig>(out: &mut C::Output, place: &Place<'_>, v: SmemTi
         for m in 1..C::Output::M_FRAGS {
             a[m] = operand(m);
         }
-        for n in 0..C::Output::N_FRAGS / 2 {
-            let b = C::Element::load_v(&view, step, 16 * n);
-            for m in 0..C::Output::M_FRAGS {
-                for i in 0..2 {
-                    let frag = out.frag_mut(m, 2 * n + i);
-                    *frag = C::Element::mma(a[m], b[i], *frag);
-                }
-            }
-        }
+        mma_pv_step::<C>(out, a, &view, step);
     }
 }
 

@@ -82,10 +82,8 @@ impl<'a> Rows<'a> {
 /// The copies of one head's keys or values.
 #[derive(Clone, Copy)]
 pub struct Gather<'a> {
-    /// What is copied.
-    pub shape: LoadShape,
-    /// Keys or values.
-    pub view: &'a CacheView,
+    shape: LoadShape,
+    view: &'a CacheView,
     /// Global address of row 0 of block 0, or without pages of the sequence's block.
     base: u64,
     /// Bytes from a thread's piece of a row to its next one.
@@ -148,16 +146,28 @@ impl<'a> Gather<'a> {
                 }
             }
         } else {
-            // Element by element, through registers; a loop of its own, since it is seldom and would be most of the code.
+            // A loop of its own, since it is seldom and would be most of the code.
             for i in 0..special::opaque(shape.row_steps()) {
                 let row = Rows::row(shape, thread, first_row, i);
-                let (src, exists) = self.source(rows, row, rows.entry(row));
-                for j in 0..special::opaque(shape.column_steps()) {
-                    let piece = self.piece(src, exists, lane + j * shape.lanes_per_row());
-                    let (bytes, stride) = (shape.element, self.view.element_stride);
-                    copy_elements(dst(i) + self.step(j), piece, bytes, stride);
-                }
+                self.copy_row_by_elements(rows, row, lane, |j| dst(i) + self.step(j));
             }
+        }
+    }
+
+    /// Copies a thread's pieces of a row element by element, through registers: `lane` is its first piece, and `dst` says where each goes.
+    #[inline(always)]
+    pub fn copy_row_by_elements(
+        &self,
+        rows: &Rows<'_>,
+        row: i32,
+        lane: u32,
+        dst: impl Fn(u32) -> u32,
+    ) {
+        let shape = self.shape;
+        let (src, exists) = self.source(rows, row, rows.entry(row));
+        for j in 0..special::opaque(shape.column_steps()) {
+            let piece = self.piece(src, exists, lane + j * shape.lanes_per_row());
+            copy_elements(dst(j), piece, shape.element, self.view.element_stride);
         }
     }
 
@@ -188,7 +198,7 @@ impl<'a> Gather<'a> {
 
     /// Piece `chunk` of a row, which is at `src`.
     #[inline(always)]
-    pub fn piece_at(&self, src: u64, exists: bool, chunk: u32) -> Piece {
+    fn piece_at(&self, src: u64, exists: bool, chunk: u32) -> Piece {
         let left = self.columns as i32 - (chunk * CHUNK) as i32;
         let bytes = left.clamp(0, CHUNK as i32) as u32;
         Piece {

@@ -136,15 +136,7 @@ pub fn mma_pv<C: Config>(out: &mut C::Output, p: &C::Scores, v: SmemTile, lane: 
             for m in 1..C::Output::M_FRAGS {
                 a[m] = C::Element::frag_p(p, m, step);
             }
-            for n in 0..C::Output::N_FRAGS / 2 {
-                let b = C::Element::load_v(&view, step, 16 * n);
-                for m in 0..C::Output::M_FRAGS {
-                    for i in 0..2 {
-                        let frag = out.frag_mut(m, 2 * n + i);
-                        *frag = C::Element::mma(a[m], b[i], *frag);
-                    }
-                }
-            }
+            mma_pv_step::<C>(out, a, &view, step);
         }
     } else {
         // The tile's product is summed by the tensor core, the tiles by ordinary additions.
@@ -160,6 +152,25 @@ pub fn mma_pv<C: Config>(out: &mut C::Output, p: &C::Scores, v: SmemTile, lane: 
             }
             for i in 0..2 {
                 add(out.frag_mut(0, 2 * n + i), &partial[i]);
+            }
+        }
+    }
+}
+
+/// O += P * V of one step of keys, `a` being P as left operands.
+#[inline(always)]
+pub fn mma_pv_step<C: Config>(
+    out: &mut C::Output,
+    a: [<C::Element as Element>::FragA; MAX_M_FRAGS],
+    view: &<C::Element as Element>::VView,
+    step: usize,
+) {
+    for n in 0..C::Output::N_FRAGS / 2 {
+        let b = C::Element::load_v(view, step, 16 * n);
+        for m in 0..C::Output::M_FRAGS {
+            for i in 0..2 {
+                let frag = out.frag_mut(m, 2 * n + i);
+                *frag = C::Element::mma(a[m], b[i], *frag);
             }
         }
     }

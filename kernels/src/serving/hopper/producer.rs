@@ -10,7 +10,7 @@ use crate::attention::sm90::pipeline::{Cursor, Ring};
 use crate::ptx::{copy, mbarrier, special, sync, tma};
 use crate::serving::place::Place;
 use crate::serving::stream::{gathers, load_query};
-use crate::tile::gather::{Gather, copy_elements};
+use crate::tile::gather::Gather;
 use crate::tile::operand::OperandTile;
 use crate::tile::smem::CHUNK;
 use flashtile_abi::hopper::{PRODUCER_ROWS, WARPGROUP, WARPGROUP_ROWS};
@@ -36,9 +36,11 @@ struct Filling<'a> {
 pub struct Producer<'a> {
     k: Filling<'a>,
     v: Filling<'a>,
-    /// Barrier of the slot that was filled last and is not announced yet; 0 if there is none.
-    pending: u32,
+    pending: Pending,
 }
+
+/// Barrier of the slot that was filled last and is not announced yet; 0 if there is none.
+struct Pending(u32);
 
 impl<'a> Producer<'a> {
     /// Before the first walk: brings the queries, too.
@@ -67,7 +69,7 @@ impl<'a> Producer<'a> {
                 base: smem + plan.v,
                 slot_bytes: plan.v_stage,
             },
-            pending: Ring::q::<C::Engine>(smem).full(0),
+            pending: Pending(Ring::q::<C::Engine>(smem).full(0)),
         }
     }
 
@@ -90,17 +92,18 @@ impl<'a> Producer<'a> {
             // ahead of the copies.
             let mut now = entry(n_block);
             let mut next = entry(n_block - 1);
-            self.fill_k::<C>(place, n_block, now);
+            self.k.fill::<C>(&mut self.pending, place, n_block, now);
             while n_block > range.begin {
                 let after = entry(n_block - 2);
-                self.fill_k::<C>(place, n_block - 1, next);
-                self.fill_v::<C>(place, n_block, now);
+                self.k
+                    .fill::<C>(&mut self.pending, place, n_block - 1, next);
+                self.v.fill::<C>(&mut self.pending, place, n_block, now);
                 (now, next) = (next, after);
                 n_block -= 1;
             }
-            self.fill_v::<C>(place, n_block, now);
+            self.v.fill::<C>(&mut self.pending, place, n_block, now);
         }
-        self.flush();
+        self.pending.flush();
     }
 
     /// The row whose address the lane knows, of those that its warp copies.
@@ -111,25 +114,9 @@ impl<'a> Producer<'a> {
         let in_tile = step * PRODUCER_ROWS + place.warp * WARP_ROWS + row;
         n_block * <C as Config>::TILE.block_n as i32 + in_tile as i32
     }
+}
 
-    #[inline(always)]
-    fn fill_k<C: HopperServing>(&mut self, place: &Place<'_>, n_block: i32, entry: u32) {
-        let row = Self::own_row::<C>(place, n_block);
-        self.make_room(self.k.ring, self.k.at);
-        self.k.copy(&place.in_tile(), row, entry);
-        self.announce_last(self.k.ring.full(self.k.at.stage));
-        self.k.at.advance(C::Engine::TILE.stages);
-    }
-
-    #[inline(always)]
-    fn fill_v<C: HopperServing>(&mut self, place: &Place<'_>, n_block: i32, entry: u32) {
-        let row = Self::own_row::<C>(place, n_block);
-        self.make_room(self.v.ring, self.v.at);
-        self.v.copy(&place.in_tile(), row, entry);
-        self.announce_last(self.v.ring.full(self.v.at.stage));
-        self.v.at.advance(C::Engine::TILE.stages);
-    }
-
+impl Pending {
     /// Waits until a slot is empty. Consumers may need what is not announced yet to get there.
     #[inline(always)]
     fn make_room(&mut self, ring: Ring, at: Cursor) {
@@ -141,22 +128,22 @@ impl<'a> Producer<'a> {
 
     /// Closes the copies to the slot of this barrier, and announces the slot before.
     #[inline(always)]
-    fn announce_last(&mut self, barrier: u32) {
+    fn follow(&mut self, barrier: u32) {
         sync::cp_async_commit();
-        if self.pending != 0 {
+        if self.0 != 0 {
             sync::cp_async_wait::<1>();
-            announce(self.pending);
+            announce(self.0);
         }
-        self.pending = barrier;
+        self.0 = barrier;
     }
 
     /// Announces what is not announced yet.
     #[inline(always)]
     fn flush(&mut self) {
-        if self.pending != 0 {
+        if self.0 != 0 {
             sync::cp_async_wait::<0>();
-            announce(self.pending);
-            self.pending = 0;
+            announce(self.0);
+            self.0 = 0;
         }
     }
 }
@@ -170,6 +157,22 @@ fn announce(barrier: u32) {
 }
 
 impl Filling<'_> {
+    /// Fills the next slot with a tile, once it is empty. `entry` is the table's for the lane's own row.
+    #[inline(always)]
+    fn fill<C: HopperServing>(
+        &mut self,
+        pending: &mut Pending,
+        place: &Place<'_>,
+        n_block: i32,
+        entry: u32,
+    ) {
+        let row = Producer::own_row::<C>(place, n_block);
+        pending.make_room(self.ring, self.at);
+        self.copy(&place.in_tile(), row, entry);
+        pending.follow(self.ring.full(self.at.stage));
+        self.at.advance(C::Engine::TILE.stages);
+    }
+
     /// Starts the thread's copies of a tile. `row` is the lane's own row, `entry` the table's entry for it.
     #[inline(always)]
     fn copy(&self, place: &Place<'_>, row: i32, entry: u32) {
@@ -213,12 +216,7 @@ impl Filling<'_> {
                 row - (place.lane / WARP_ROWS * PRODUCER_ROWS + place.lane % WARP_ROWS) as i32;
             for step in 0..special::opaque(steps) {
                 let row = first + (place.lane / ROW_LANES + step * PRODUCER_ROWS) as i32;
-                let (src, exists) = gather.source(&place.keys, row, place.keys.entry(row));
-                for j in 0..special::opaque(columns) {
-                    let piece = gather.piece(src, exists, column + j * ROW_LANES);
-                    let (bytes, stride) = (gather.shape.element, gather.view.element_stride);
-                    copy_elements(dst(step, j), piece, bytes, stride);
-                }
+                gather.copy_row_by_elements(&place.keys, row, column, |j| dst(step, j));
             }
         }
     }
