@@ -382,6 +382,45 @@ fn serving_plans() {
     }
 }
 
+/// Values that are elements of keys have no slice.
+#[test]
+fn latent_plans() {
+    let device = EmulatorDevice::sanitizing();
+    let q_layout = TensorLayout::contiguous([2, 1, 3, 24]);
+    let cache = CacheLayout::contiguous([2, 5, 1, 24]);
+    let problem = ServingProblem::latent(DType::F16, 2, q_layout, cache, 16).splits(Splits::One);
+    let [q, k] = [(1, 2 * 3 * 24), (2, 2 * 5 * 24)].map(|(seed, n)| elements(seed, DType::F16, n));
+    let inputs = ServingInputs {
+        q: &q,
+        k: &k,
+        ..ServingInputs::default()
+    };
+    let expected = attention(&device, &problem, &inputs).unwrap();
+    let plan = problem.plan(device.info()).unwrap();
+    let (q, k) = (upload(&device, &q), upload(&device, &k));
+    let out = zeroed(&device, expected.out.len());
+    check(&device, &plan, &[], |make| {
+        ServingSlices::latent(
+            make.slice("q", &q, ElementType::F16),
+            make.slice("k", &k, ElementType::F16),
+            make.slice("out", &out, ElementType::F16),
+        )
+    });
+    assert_eq!(out.to_vec().unwrap(), expected.out);
+    let slice = |memory: &DeviceBuffer<'_>, bytes| Slice {
+        address: memory.address(),
+        bytes,
+        element: ElementType::F16,
+        near: true,
+    };
+    let (q, k) = (slice(&q, 2 * 3 * 24 * 2), slice(&k, 2 * 5 * 24 * 2));
+    let slices = ServingSlices::<Slice, Slice>::new(q, k, k, slice(&out, expected.out.len()));
+    // SAFETY: the emulator checks every access.
+    let error = unsafe { plan.launch_slices(&device, &Line { near: true }, slices) };
+    let error = error.unwrap_err().to_string();
+    assert!(error.starts_with("v: expected no slice"), "{error}");
+}
+
 /// What a problem does not have must not come either.
 #[test]
 fn superfluous_slices() {

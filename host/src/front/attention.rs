@@ -145,9 +145,17 @@ impl<I, O> ServingSlices<I, O> {
     /// Without what not all problems have. Each is whatever the door makes a slice of.
     pub fn new(q: impl Into<I>, k: impl Into<I>, v: impl Into<I>, out: impl Into<O>) -> Self {
         Self {
+            v: Some(v.into()),
+            ..Self::latent(q, k, out)
+        }
+    }
+
+    /// The same where values are elements of keys.
+    pub fn latent(q: impl Into<I>, k: impl Into<I>, out: impl Into<O>) -> Self {
+        Self {
             q: q.into(),
             k: k.into(),
-            v: Some(v.into()),
+            v: None,
             q_starts: None,
             q_used: None,
             k_starts: None,

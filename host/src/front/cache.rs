@@ -19,6 +19,28 @@ impl IndexType {
     }
 }
 
+/// What appending and gathering have alike, of slices in which either rows or caches are read, and the others written.
+macro_rules! rows {
+    ($at:ident, $has:ident, $element:ident, $slices:ident) => {
+        RowsPointers {
+            k: $at.bind("k", Some($has.k), $element, Some(&mut $slices.k))?,
+            v: $at.bind("v", $has.v, $element, $slices.v.as_mut())?,
+            k_cache: $at.bind(
+                "k_cache",
+                Some($has.k_cache),
+                $element,
+                Some(&mut $slices.k_cache),
+            )?,
+            v_cache: $at.bind("v_cache", $has.v_cache, $element, $slices.v_cache.as_mut())?,
+            slots: $at.bind("slots", $has.slots, SLOTS, $slices.slots.as_mut())?,
+            starts: $at.bind("starts", $has.starts, INTS, $slices.starts.as_mut())?,
+            used: $at.bind("used", $has.used, INTS, $slices.used.as_mut())?,
+            first: $at.bind("first", $has.first, INTS, $slices.first.as_mut())?,
+            table: $at.bind("block_table", $has.table, INTS, $slices.table.as_mut())?,
+        }
+    };
+}
+
 /// Slices for an [`AppendPlan`], in the roles of its [`RowsPointers`] and [`RotaryPointers`].
 #[derive(Clone, Copy, Debug)]
 pub struct AppendSlices<I, O> {
@@ -101,17 +123,7 @@ impl LaunchSlices for AppendPlan {
         let index = index.map_or(INTS, IndexType::elements);
         let s = &mut slices;
         let mut at = Binder::new(stream);
-        let rows = RowsPointers {
-            k: at.bind("k", Some(has.k), element, Some(&mut s.k))?,
-            v: at.bind("v", has.v, element, s.v.as_mut())?,
-            k_cache: at.bind("k_cache", Some(has.k_cache), element, Some(&mut s.k_cache))?,
-            v_cache: at.bind("v_cache", has.v_cache, element, s.v_cache.as_mut())?,
-            slots: at.bind("slots", has.slots, SLOTS, s.slots.as_mut())?,
-            starts: at.bind("starts", has.starts, INTS, s.starts.as_mut())?,
-            used: at.bind("used", has.used, INTS, s.used.as_mut())?,
-            first: at.bind("first", has.first, INTS, s.first.as_mut())?,
-            table: at.bind("block_table", has.table, INTS, s.table.as_mut())?,
-        };
+        let rows = rows!(at, has, element, s);
         let q_out = at.bind("q_out", turns.q_out, element, s.q_out.as_mut())?;
         let q = match (&mut s.q, turns.q) {
             (None, Some(_)) => q_out,
@@ -192,17 +204,7 @@ impl LaunchSlices for GatherPlan {
         let has = problem.extents();
         let s = &mut slices;
         let mut at = Binder::new(stream);
-        let rows = RowsPointers {
-            k: at.bind("k", Some(has.k), element, Some(&mut s.k))?,
-            v: at.bind("v", has.v, element, s.v.as_mut())?,
-            k_cache: at.bind("k_cache", Some(has.k_cache), element, Some(&mut s.k_cache))?,
-            v_cache: at.bind("v_cache", has.v_cache, element, s.v_cache.as_mut())?,
-            slots: at.bind("slots", has.slots, SLOTS, s.slots.as_mut())?,
-            starts: at.bind("starts", has.starts, INTS, s.starts.as_mut())?,
-            used: at.bind("used", has.used, INTS, s.used.as_mut())?,
-            first: at.bind("first", has.first, INTS, s.first.as_mut())?,
-            table: at.bind("block_table", has.table, INTS, s.table.as_mut())?,
-        };
+        let rows = rows!(at, has, element, s);
         stream.enqueue(device, &mut |device, stream| {
             // SAFETY: the slices hold the tensors, as `bind` checked; the rest is the caller's.
             unsafe { self.launch(device, stream, &rows) }

@@ -53,10 +53,14 @@ pub(super) fn choose(
     match problem.arch {
         ArchChoice::Sm80 => of_arch(Arch::Sm80),
         ArchChoice::Sm90a => of_arch(Arch::Sm90a),
-        ArchChoice::Auto => match of_arch(Arch::Sm90a) {
-            Ok(variant) if rows > HALF_TILE => Ok(variant),
-            _ => of_arch(Arch::Sm80),
-        },
+        ArchChoice::Auto => {
+            if rows > HALF_TILE
+                && let Ok(variant) = of_arch(Arch::Sm90a)
+            {
+                return Ok(variant);
+            }
+            of_arch(Arch::Sm80)
+        }
     }
 }
 
