@@ -8,8 +8,7 @@ use flashtile::{
 use flashtile_tests::{
     cache::{BlocksCase, Prepared, blocks_case, case},
     generate::runner,
-    mutation::mutants::{Mutation, mutants},
-    parallel::{cores, in_order},
+    mutation::every_mutant_is_noticed,
 };
 use proptest::{strategy::Strategy, strategy::ValueTree, test_runner::TestRunner};
 
@@ -56,8 +55,8 @@ fn problems(variant: &CacheVariant) -> Vec<Problem> {
     }
 }
 
-/// The number of the first problem that notices.
-fn notices(variant: &'static CacheVariant, ptx: &str, problems: &[Problem]) -> Option<usize> {
+/// Whether one of the problems notices.
+fn notices(variant: &'static CacheVariant, ptx: &str, problems: &[Problem]) -> bool {
     let device = EmulatorDevice::with_options(Options {
         sanitize: true,
         max_instructions: Some(PATIENCE),
@@ -65,7 +64,7 @@ fn notices(variant: &'static CacheVariant, ptx: &str, problems: &[Problem]) -> O
     });
     // SAFETY: the emulator checks every access.
     unsafe { device.override_ptx(variant, ptx) }.unwrap();
-    problems.iter().position(|problem| {
+    problems.iter().any(|problem| {
         let outcome = match (problem, variant.work) {
             (Problem::Blocks(case), _) => case.check(&device),
             (Problem::Rows(case), CacheWork::Gather) => case.gathers(&device),
@@ -91,58 +90,10 @@ const EXPLAINED: [(&str, &str); 3] = [
     ),
 ];
 
-/// The survivors that nothing explains.
-fn unexplained<'m>(survivors: &[&'m Mutation]) -> Vec<&'m Mutation> {
-    let mut left: Vec<_> = EXPLAINED.iter().map(|(place, _)| place).collect();
-    let unexplained = survivors.iter().filter(|mutation| {
-        let words: Vec<_> = mutation.place.split_whitespace().collect();
-        let place = words.join(" ").replace(|c: char| c.is_ascii_digit(), "");
-        match left
-            .iter()
-            .position(|explained| place.contains(**explained))
-        {
-            Some(at) => {
-                left.remove(at);
-                false
-            }
-            None => true,
-        }
-    });
-    unexplained.copied().collect()
-}
-
 fn campaign(work: CacheWork) {
     for variant in cache_variants().iter().filter(|it| it.work == work) {
-        let text = flashtile::ptx(variant).unwrap();
         let problems = problems(variant);
-        assert_eq!(notices(variant, &text, &problems), None, "{}", variant.name);
-        let all = mutants(&text).unwrap().mutations;
-        assert!(!all.is_empty());
-        println!("{}: {} mutants", variant.name, all.len());
-        let mut survivors = Vec::<&Mutation>::new();
-        in_order(
-            &vec![(); cores()],
-            &all,
-            |(), mutation| notices(variant, &mutation.apply(&text), &problems),
-            |at, noticed| {
-                if noticed.is_none() {
-                    survivors.push(&all[at]);
-                }
-                std::ops::ControlFlow::Continue(())
-            },
-        );
-        let lines: Vec<_> = unexplained(&survivors)
-            .iter()
-            .map(|it| format!("{it}\n    {}", it.place))
-            .collect();
-        assert!(
-            lines.is_empty(),
-            "{} of {} mutants of {} survive without a reason:\n{}",
-            lines.len(),
-            all.len(),
-            variant.name,
-            lines.join("\n")
-        );
+        every_mutant_is_noticed(variant, &EXPLAINED, |ptx| notices(variant, ptx, &problems));
     }
 }
 

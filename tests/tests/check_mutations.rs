@@ -1,7 +1,5 @@
 //! Do the tests of checked mode notice what is taken away from the kernel? Each mutant of it, against the generated cases.
 
-use std::ops::ControlFlow;
-
 use flashtile::{
     Device, EmulatorDevice,
     checked::CHECK,
@@ -11,8 +9,7 @@ use flashtile_tests::{
     cache,
     checked::{Problem, first_of_replays},
     generate::runner,
-    mutation::mutants::{Mutation, mutants},
-    parallel::{cores, in_order},
+    mutation::every_mutant_is_noticed,
     serving::{Axes, case},
 };
 use proptest::{strategy::Strategy, strategy::ValueTree};
@@ -98,55 +95,8 @@ const EXPLAINED: [(&str, &str); 3] = [
     ),
 ];
 
-/// The survivors that nothing explains.
-fn unexplained<'m>(survivors: &[&'m Mutation]) -> Vec<&'m Mutation> {
-    let mut left: Vec<_> = EXPLAINED.iter().map(|(place, _)| place).collect();
-    let unexplained = survivors.iter().filter(|mutation| {
-        let words: Vec<_> = mutation.place.split_whitespace().collect();
-        let place = words.join(" ").replace(|c: char| c.is_ascii_digit(), "");
-        match left
-            .iter()
-            .position(|explained| place.contains(**explained))
-        {
-            Some(at) => {
-                left.remove(at);
-                false
-            }
-            None => true,
-        }
-    });
-    unexplained.copied().collect()
-}
-
 #[test]
 fn check() {
-    let text = flashtile::ptx(&CHECK).unwrap();
     let problems = problems();
-    assert!(!notices(&text, &problems));
-    let all = mutants(&text).unwrap().mutations;
-    assert!(!all.is_empty());
-    println!("{}: {} mutants", CHECK.name, all.len());
-    let mut survivors = Vec::<&Mutation>::new();
-    in_order(
-        &vec![(); cores()],
-        &all,
-        |(), mutation| notices(&mutation.apply(&text), &problems),
-        |at, noticed| {
-            if !noticed {
-                survivors.push(&all[at]);
-            }
-            ControlFlow::Continue(())
-        },
-    );
-    let lines: Vec<_> = unexplained(&survivors)
-        .iter()
-        .map(|it| format!("{it}\n    {}", it.place))
-        .collect();
-    assert!(
-        lines.is_empty(),
-        "{} of {} mutants survive without a reason:\n{}",
-        lines.len(),
-        all.len(),
-        lines.join("\n")
-    );
+    every_mutant_is_noticed(&CHECK, &EXPLAINED, |ptx| notices(ptx, &problems));
 }

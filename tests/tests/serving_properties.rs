@@ -1,9 +1,12 @@
 //! Problems of inference engines by chance, against the oracle.
 
-use std::{cell::RefCell, collections::BTreeMap};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use flashtile::{
-    CausalAlignment, DeviceInfo, Sharing,
+    CausalAlignment, DeviceInfo, ServingVariant,
     serving::{BiasType, MaskType, attention, attention_cpu},
 };
 use flashtile_abi::serving::serving_variants;
@@ -59,6 +62,11 @@ fn attention_is_a_launch() {
     });
 }
 
+/// How a kernel's warps share the work, and its tier.
+fn kind(variant: &ServingVariant) -> (&'static str, &'static str) {
+    (variant.sharing.as_str(), variant.arch.as_str())
+}
+
 /// An axis that the generator never moves along tests nothing.
 #[test]
 fn generated_cases_reach_everything() {
@@ -74,9 +82,10 @@ fn generated_cases_reach_everything() {
             for variant in serving_variants() {
                 note(variant.name.into(), variant.name == plan.variant().name);
             }
-            for sharing in Sharing::ALL {
-                let is = plan.variant().sharing == sharing;
-                let name = sharing.as_str();
+            let kinds: BTreeSet<_> = serving_variants().iter().map(kind).collect();
+            for name in kinds {
+                let is = name == kind(plan.variant());
+                let name = format!("{} {}", name.0, name.1);
                 note(format!("{name}, split"), is && plan.splits() > 1);
                 note(format!("{name}, whole"), is && plan.splits() == 1);
                 note(format!("{name}, alibi"), is && case.alibi.is_some());

@@ -8,6 +8,7 @@ mod class;
 mod dense;
 pub mod explained;
 mod flow;
+mod generated;
 mod hopper;
 pub mod judge;
 mod listing;
@@ -20,6 +21,8 @@ mod serving;
 pub mod serving_problems;
 mod values;
 mod work;
+
+pub use generated::every_mutant_is_noticed;
 
 use flashtile::Operation;
 
