@@ -2,7 +2,7 @@
 
 use crate::{
     divide::Divisor,
-    params::TensorView,
+    params::{ScaleView, TensorView},
     serving::{CacheView, Lengths, Pages},
     tile::DType,
     variant::{Arch, Entry},
@@ -55,6 +55,10 @@ pub struct RowsParams {
     pub first: u64,
     /// Device address of `i64` by token: row `slot % page` of block `slot / page`; negative: none. 0: rows follow from `lengths`.
     pub slots: u64,
+    /// Scales of the keys' cache, by sequence and key head: of e4m3 caches. `shift` is unused.
+    pub k_scale: ScaleView,
+    /// Scales of the values' cache, as those of keys.
+    pub v_scale: ScaleView,
     /// Of appending kernels.
     pub rotary: RotaryView,
     /// Rows of one batch of the tensors.
@@ -94,9 +98,9 @@ pub mod flags {
     pub const Q_PIECES: u32 = 1 << 2;
     /// As [`K_PIECES`], of q_out.
     pub const Q_OUT_PIECES: u32 = 1 << 3;
-    /// As [`K_PIECES`], of the keys' cache.
+    /// As [`K_PIECES`], of the keys' cache; of e4m3, in pieces of 8 bytes.
     pub const K_CACHE_PIECES: u32 = 1 << 4;
-    /// As [`K_PIECES`], of the values' cache.
+    /// As [`K_CACHE_PIECES`], of the values' cache.
     pub const V_CACHE_PIECES: u32 = 1 << 5;
     /// As [`K_PIECES`], of both tables.
     pub const TABLE_PIECES: u32 = 1 << 6;
@@ -215,6 +219,8 @@ pub struct CacheVariant {
     pub work: CacheWork,
     /// Type of the elements, where it computes with them.
     pub dtype: Option<DType>,
+    /// Type of the caches' elements, where it is another one.
+    pub kv: Option<DType>,
 }
 
 impl core::ops::Deref for CacheVariant {
@@ -228,14 +234,19 @@ impl core::ops::Deref for CacheVariant {
 /// Threads of a block.
 pub const THREADS: u32 = 128;
 
-/// Calls `$callback! { (name Work DType?) ... }`: the kernels for caches. Those without a type move elements of 16 bits, or bytes.
+/// Calls `$callback! { (name Work DType? DType of the cache?) ... }`: the kernels for caches. Those without a type move elements of 16
+/// bits, or bytes.
 #[macro_export]
 macro_rules! for_each_cache_variant {
     ($callback:ident) => {
         $callback! {
             (append_f16_sm80 Append F16)
             (append_bf16_sm80 Append Bf16)
+            (append_f16_e4m3_sm80 Append F16 E4m3)
+            (append_bf16_e4m3_sm80 Append Bf16 E4m3)
             (gather_sm80 Gather)
+            (gather_f16_e4m3_sm80 Gather F16 E4m3)
+            (gather_bf16_e4m3_sm80 Gather Bf16 E4m3)
             (copy_blocks_sm80 CopyBlocks)
         }
     };
@@ -250,7 +261,7 @@ macro_rules! dtype {
     };
 }
 macro_rules! table {
-    ($(($name:ident $work:ident $($dtype:ident)?))*) => {
+    ($(($name:ident $work:ident $($dtype:ident $($kv:ident)?)?))*) => {
         const VARIANTS: &[CacheVariant] = &[$(CacheVariant {
             entry: Entry {
                 name: stringify!($name),
@@ -261,6 +272,7 @@ macro_rules! table {
             },
             work: CacheWork::$work,
             dtype: dtype!($($dtype)?),
+            kv: dtype!($($($kv)?)?),
         }),*];
     };
 }
@@ -285,6 +297,7 @@ mod tests {
                 + size_of::<Lengths>()
                 + size_of::<Pages>()
                 + 2 * 8
+                + 2 * size_of::<ScaleView>()
                 + (4 * 8 + 2 * 4)
                 + 4 * divisor
                 + 8 * 4
@@ -300,8 +313,8 @@ mod tests {
     #[test]
     fn a_name_says_what_its_variant_is() {
         for variant in cache_variants() {
-            let dtype = variant.dtype.map_or("", DType::as_str);
-            let parts = [variant.work.as_str(), dtype, "sm80"];
+            let [dtype, kv] = [variant.dtype, variant.kv].map(|it| it.map_or("", DType::as_str));
+            let parts = [variant.work.as_str(), dtype, kv, "sm80"];
             let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
             assert_eq!(variant.name, parts.join("_"));
         }

@@ -9,6 +9,7 @@
 pub mod cache;
 pub mod check;
 pub mod divide;
+pub mod e4m3;
 pub mod exp2;
 pub mod hopper;
 pub mod mask;

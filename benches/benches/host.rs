@@ -15,7 +15,9 @@ use flashtile::{
         RotaryPointers, RotaryTable, Rows, RowsPointers, TableType,
     },
     checked::{Checks, MetadataReport},
-    serving::{CacheLayout, PageTable, ServingPlan, ServingPointers, ServingProblem, Splits},
+    serving::{
+        CacheLayout, CacheScales, PageTable, ServingPlan, ServingPointers, ServingProblem, Splits,
+    },
 };
 
 /// Looks like an H200, and does nothing.
@@ -181,6 +183,8 @@ fn append() -> AppendProblem {
     let q = TensorLayout::contiguous([1, 64, 32, 128]);
     AppendProblem {
         dtype: DType::Bf16,
+        kv_dtype: DType::Bf16,
+        kv_scales: CacheScales::None,
         k: rows,
         v: Some(rows),
         place: Place::Slots,
@@ -203,6 +207,8 @@ const ROWS: RowsPointers = RowsPointers {
     v: SOMEWHERE,
     k_cache: SOMEWHERE,
     v_cache: 2 * SOMEWHERE,
+    k_scale: 0,
+    v_scale: 0,
     slots: SOMEWHERE,
     starts: 0,
     used: 0,

@@ -194,6 +194,22 @@ fn launch(
     launch(&*device, stream, &address).map_err(from_flashtile)
 }
 
+/// What appending and gathering bind alike.
+fn rows(address: &dyn Fn(&str) -> u64) -> RowsPointers {
+    RowsPointers {
+        k: address("k"),
+        v: address("v"),
+        k_cache: address("k_cache"),
+        v_cache: address("v_cache"),
+        k_scale: address("k_scale"),
+        v_scale: address("v_scale"),
+        slots: address("slot_mapping"),
+        used: address("seqused"),
+        table: address("block_table"),
+        ..RowsPointers::default()
+    }
+}
+
 /// Writes rows into caches.
 pub(crate) fn append(
     problem: &AppendProblem,
@@ -202,15 +218,8 @@ pub(crate) fn append(
 ) -> Result<()> {
     launch(reads, written, |device, stream, address| {
         let rows = RowsPointers {
-            k: address("k"),
-            v: address("v"),
-            k_cache: address("k_cache"),
-            v_cache: address("v_cache"),
-            slots: address("slot_mapping"),
-            starts: 0,
-            used: address("seqused"),
             first: address("seqlens"),
-            table: address("block_table"),
+            ..rows(address)
         };
         let rotary = RotaryPointers {
             cos: address("cos"),
@@ -235,13 +244,8 @@ pub(crate) fn gather(
 ) -> Result<()> {
     launch(reads, written, |device, stream, address| {
         let rows = RowsPointers {
-            k: address("k"),
-            v: address("v"),
-            k_cache: address("k_cache"),
-            v_cache: address("v_cache"),
             starts: address("seqlens"),
-            table: address("block_table"),
-            ..RowsPointers::default()
+            ..rows(address)
         };
         let plan = problem.plan(device.info())?;
         // SAFETY: as in `append`.

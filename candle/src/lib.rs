@@ -15,7 +15,8 @@
 //! ```
 //!
 //! [`Attention`] has what these functions cannot say: the log-sum-exp, sinks, biases and masks, caches in pages of any size, outputs that
-//! are reused, e4m3 caches with scales. [`CacheAppend`], [`gather_cache`] and [`copy_blocks`] fill and move caches. [`flash_attn_decode`] is the short form for one new token over a cache in pages.
+//! are reused, e4m3 caches with scales. [`CacheAppend`], [`CacheGather`] and [`copy_blocks`] fill and move caches. [`flash_attn_decode`] is
+//! the short form for one new token over a cache in pages.
 //!
 //! Tensors on candle's CPU device are computed on the CPU: plain Rust, sums in f32, all cores. Tensors on a GPU need feature `cuda`.
 //! There is no backward: `backward` through a result is candle's error that says so.
@@ -35,7 +36,9 @@ mod plan;
 mod problem;
 
 pub use attention::Attention;
-pub use cache::{CacheAppend, copy_blocks, gather_cache, reshape_and_cache, swap_blocks};
+pub use cache::{
+    CacheAppend, CacheGather, copy_blocks, gather_cache, reshape_and_cache, swap_blocks,
+};
 pub use flashtile::{CausalAlignment, cache::RotaryPairs, serving::Splits};
 pub use functions::{
     FlashAttn, flash_attn, flash_attn_alibi, flash_attn_alibi_windowed,

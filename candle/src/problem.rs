@@ -66,7 +66,8 @@ impl Task {
         problem = lengths(problem, attention, batch)?;
         problem = masks(problem, attention);
         problem = additions(problem, attention, dtypes[0])?;
-        let scales = scales(attention, batch, k.shape[2])?;
+        let pair = attention.k_scale.clone().zip(attention.v_scale.clone());
+        let scales = scales(pair.map(<[_; 2]>::from).as_ref(), Some(batch), k.shape[2])?;
         if narrow || scales != CacheScales::None {
             let kv_dtype = match narrow {
                 true => flashtile::DType::E4m3,
@@ -163,28 +164,36 @@ fn element([q, k, v]: [DType; 3]) -> Result<(DType, bool)> {
     Ok((q, narrow))
 }
 
-/// How many scales k and v have.
-fn scales(attention: &Attention, batch: usize, heads_kv: usize) -> Result<CacheScales> {
-    let (Some(k), Some(v)) = (&attention.k_scale, &attention.v_scale) else {
+/// How many scales k and v have. Without a batch, sequences have none of their own.
+pub(crate) fn scales(
+    scales: Option<&[Tensor; 2]>,
+    batch: Option<usize>,
+    heads_kv: usize,
+) -> Result<CacheScales> {
+    let Some([k, v]) = scales else {
         return Ok(CacheScales::None);
     };
-    let kinds = [
-        (CacheScales::PerTensor, &[1][..]),
-        (CacheScales::PerHead, &[heads_kv]),
-        (CacheScales::PerSequence, &[batch, heads_kv]),
+    let mut kinds = vec![
+        (CacheScales::PerTensor, vec![1]),
+        (CacheScales::PerHead, vec![heads_kv]),
     ];
+    kinds.extend(batch.map(|batch| (CacheScales::PerSequence, vec![batch, heads_kv])));
     let found = kinds.iter().find(|(_, shape)| k.dims() == *shape);
-    let Some(&(kind, shape)) = found else {
+    let Some((kind, shape)) = found else {
+        let shapes: Vec<_> = kinds
+            .iter()
+            .map(|(_, shape)| format!("{shape:?}"))
+            .collect();
         return Err(bad(
             "k_scale",
-            format!("shape [1], [{heads_kv}] or [{batch}, {heads_kv}]"),
+            format!("shape {}", shapes.join(" or ")),
             format!("shape {:?}", k.dims()),
         ));
     };
     for (argument, scale) in [("k_scale", k), ("v_scale", v)] {
         expect(argument, scale, shape, &[DType::F32])?;
     }
-    Ok(kind)
+    Ok(*kind)
 }
 
 /// flashtile's name of a type that [`element`] lets pass.

@@ -5,7 +5,8 @@ mod common;
 use candle_core::{DType, Device, Result, Tensor};
 use common::{Scores, Sequence, check, numbers, sequence, values};
 use flashtile_candle::{
-    Attention, CacheAppend, RotaryPairs, copy_blocks, gather_cache, reshape_and_cache, swap_blocks,
+    Attention, CacheAppend, CacheGather, RotaryPairs, copy_blocks, gather_cache, reshape_and_cache,
+    swap_blocks,
 };
 use proptest::prelude::*;
 
@@ -135,6 +136,61 @@ proptest! {
                 match slots.iter().position(|&s| s == slot as i64) {
                     Some(token) => prop_assert_eq!(row, &tensor[token * width..][..width]),
                     None => prop_assert!(row.iter().all(|&x| x == 7.0)),
+                }
+            }
+        }
+    }
+
+    /// What goes into e4m3 caches becomes the nearest numbers, times scales, and comes out as that.
+    #[test]
+    fn e4m3_caches_are_filled(
+        seed in any::<u32>(),
+        lengths in [0usize..5, 0usize..5],
+        codes in any::<bool>(),
+        kind in 0usize..4,
+        half in any::<bool>(),
+    ) {
+        let dtype = if half { DType::F16 } else { DType::BF16 };
+        let seed = u64::from(seed);
+        let longest = lengths[0].max(lengths[1]).max(1);
+        let rows = |n| numbers(seed + n, &[2, longest, HEADS.1, 16], dtype).unwrap().to_dtype(dtype).unwrap();
+        let (k, v) = (rows(1), rows(2));
+        let cache = || Tensor::zeros((6, 3, HEADS.1, 16), if codes { DType::U8 } else { DType::F8E4M3 }, &CPU).unwrap();
+        let (k_cache, v_cache) = (cache(), cache());
+        // Powers of two, so that 16-bit elements have what comes out.
+        let all: [[f32; 4]; 2] = [[0.5, 4.0, 0.125, 2.0], [8.0, 0.25, 1.0, 0.5]];
+        let scale = |side: usize, sequence: usize, head: usize| match kind {
+            0 => 1.0,
+            1 => all[side][0],
+            2 => all[side][head],
+            _ => all[side][2 * sequence + head],
+        };
+        let tensor = |side: usize| match kind {
+            1 => Tensor::new(&all[side][..1], &CPU).unwrap(),
+            2 => Tensor::new(&all[side][..2], &CPU).unwrap(),
+            _ => Tensor::new(&all[side], &CPU).unwrap().reshape((2, 2)).unwrap(),
+        };
+        let table = Tensor::new(&[[3u32, 0, 5], [1, 4, 2]], &CPU).unwrap();
+        let starts = Tensor::new(&[0u32, lengths[0] as u32, (lengths[0] + lengths[1]) as u32], &CPU).unwrap();
+        let used = Tensor::new(&lengths.map(|n| n as u32), &CPU).unwrap();
+        let mut append = CacheAppend::pages(&table, &Tensor::zeros(2, DType::U32, &CPU).unwrap()).seqused(&used);
+        let mut gather = CacheGather::new(&table, &starts).dtype(dtype);
+        if kind > 0 {
+            append = append.kv_scales(&tensor(0), &tensor(1));
+            gather = gather.kv_scales(&tensor(0), &tensor(1));
+        }
+        append.forward(&k, &v, &k_cache, &v_cache).unwrap();
+        let (k_out, v_out) = gather.forward(&k_cache, &v_cache, lengths[0] + lengths[1]).unwrap();
+        for (side, (from, found)) in [(k, k_out), (v, v_out)].into_iter().enumerate() {
+            prop_assert_eq!(found.dtype(), dtype);
+            let (from, found) = (values(&from).unwrap(), values(&found).unwrap());
+            let mut found = found.into_iter();
+            for (b, length) in lengths.into_iter().enumerate() {
+                for (row, h, d) in (0..length).flat_map(|row| (0..HEADS.1 * 16).map(move |at| (row, at / 16, at % 16))) {
+                    let x = from[((b * longest + row) * HEADS.1 + h) * 16 + d];
+                    let scale = scale(side, b, h);
+                    let expected = flashtile::element::round(flashtile::DType::E4m3, x / scale) * scale;
+                    prop_assert_eq!(found.next(), Some(expected), "{}", x);
                 }
             }
         }
@@ -272,7 +328,7 @@ fn bad_caches() -> Result<()> {
     );
     refused(
         put(k, k, &cache.to_dtype(DType::BF16)?, other, good),
-        "k_cache: expected f16, found bf16",
+        "k_cache: expected f16 or f8e4m3 or u8, found bf16",
     );
     let wide = k.to_dtype(DType::F32)?;
     refused(
@@ -398,6 +454,78 @@ fn wide_cache() -> Result<Tensor> {
 }
 
 #[test]
+fn bad_scales_of_caches() -> Result<()> {
+    let k = &Tensor::zeros((3, 2, 8), DType::F16, &CPU)?;
+    let cache = |dtype| Tensor::zeros((4, 2, 2, 8), dtype, &CPU).unwrap();
+    let (codes, codes_v, halves) = (&cache(DType::U8), &cache(DType::U8), &cache(DType::F16));
+    let slots = &Tensor::new(&[0i64, -1, 7], &CPU)?;
+    let scale = |numbers: &[f32]| Tensor::new(numbers, &CPU).unwrap();
+    let put = |k_scale: &Tensor, v_scale: &Tensor, to: &Tensor, to_v: &Tensor| {
+        let append = CacheAppend::slots(slots).kv_scales(k_scale, v_scale);
+        append.forward(k, k, to, to_v)
+    };
+    let one = &scale(&[1.0]);
+    put(one, one, codes, codes_v)?;
+    put(&scale(&[1.0, 2.0]), &scale(&[3.0, 4.0]), codes, codes_v)?;
+    refused(
+        put(one, one, halves, &cache(DType::F16)),
+        "k_scale: expected no scales, since the caches are not e4m3",
+    );
+    refused(
+        put(&scale(&[0.0]), one, codes, codes_v),
+        "k_scale: expected positive finite numbers, found 0",
+    );
+    refused(
+        put(one, &scale(&[f32::NAN]), codes, codes_v),
+        "v_scale: expected positive finite numbers, found NaN",
+    );
+    refused(
+        put(&one.reshape((1, 1))?, one, codes, codes_v),
+        "k_scale: expected shape [1] or [2], found shape [1, 1]",
+    );
+    refused(
+        put(one, &scale(&[1.0, 1.0]), codes, codes_v),
+        "v_scale: expected shape [1]",
+    );
+    refused(
+        put(one, one, codes, &cache(DType::F8E4M3)),
+        "v_cache: expected u8",
+    );
+    let (table, starts) = (
+        &Tensor::new(&[[1u32]], &CPU)?,
+        &Tensor::new(&[0u32, 2], &CPU)?,
+    );
+    let gather = CacheGather::new(table, starts);
+    refused(
+        gather.forward(codes, codes_v, 2),
+        "dtype: expected f16 or bf16, which rows of e4m3 caches become, found none",
+    );
+    let gather = gather.dtype(DType::F16);
+    gather.forward(codes, codes_v, 2)?;
+    refused(
+        gather.clone().dtype(DType::F32).forward(codes, codes_v, 2),
+        "dtype: expected f16 or bf16, found f32",
+    );
+    refused(
+        gather.clone().dtype(DType::BF16).forward(halves, halves, 2),
+        "k_cache: expected bf16 or f8e4m3 or u8, found f16",
+    );
+    refused(
+        gather
+            .clone()
+            .kv_scales(one, one)
+            .forward(halves, halves, 2),
+        "k_scale: expected no scales",
+    );
+    let negative = &scale(&[-1.0]);
+    refused(
+        gather.kv_scales(negative, one).forward(codes, codes_v, 2),
+        "k_scale: expected positive finite numbers, found -1",
+    );
+    Ok(())
+}
+
+#[test]
 fn bad_scales() -> Result<()> {
     let q = &Tensor::zeros((1, 2, 4, 8), DType::F16, &CPU)?;
     let k = &Tensor::zeros((1, 5, 2, 8), DType::U8, &CPU)?;
@@ -423,7 +551,7 @@ fn bad_scales() -> Result<()> {
     );
     refused(
         run(q, k, k, &scale(&[1.0, 1.0, 1.0]), one),
-        "k_scale: expected shape [1], [2] or [1, 2]",
+        "k_scale: expected shape [1] or [2] or [1, 2]",
     );
     refused(
         run(q, k, k, one, &scale(&[1.0, 1.0])),

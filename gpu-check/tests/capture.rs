@@ -16,8 +16,8 @@ use flashtile::{
     },
     checked::{Checks, MetadataReport},
     serving::{
-        CacheLayout, PageTable, ServingInputs, ServingPlan, ServingPointers, ServingProblem,
-        Splits, attention,
+        CacheLayout, CacheScales, PageTable, ServingInputs, ServingPlan, ServingPointers,
+        ServingProblem, Splits, attention,
     },
 };
 
@@ -69,6 +69,8 @@ impl<'d> Step<'d> {
         };
         let append = AppendProblem {
             dtype: DType::F16,
+            kv_dtype: DType::F16,
+            kv_scales: CacheScales::None,
             k: rows,
             v: Some(rows),
             place: Place::Slots,
@@ -76,6 +78,8 @@ impl<'d> Step<'d> {
         };
         let gather = GatherProblem {
             dtype: DType::F16,
+            kv_dtype: DType::F16,
+            kv_scales: CacheScales::None,
             k: rows,
             v: None,
             place: Place::Slots,

@@ -13,7 +13,7 @@ use flashtile::{
         CopiedCache,
         cudarc::{AppendSlices, CopySlices, GatherSlices, MergeSlices, ServingSlices, launch},
     },
-    serving::{CacheLayout, MergeProblem},
+    serving::{CacheLayout, CacheScales, MergeProblem},
 };
 use half::f16;
 
@@ -164,6 +164,8 @@ fn caches_inner() {
     let slots = stream.clone_htod(&[5i64, -1, 0]).unwrap();
     let append = AppendProblem {
         dtype: DType::F16,
+        kv_dtype: DType::F16,
+        kv_scales: CacheScales::None,
         k: rows,
         v: None,
         place: Place::Slots,
@@ -198,6 +200,8 @@ fn caches_inner() {
 
     let gather = GatherProblem {
         dtype: DType::F16,
+        kv_dtype: DType::F16,
+        kv_scales: CacheScales::None,
         k: Rows {
             tensor: TensorLayout::contiguous([4, 2, 2, 8]),
             cache,

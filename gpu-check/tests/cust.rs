@@ -12,7 +12,7 @@ use flashtile::{
     DType, TensorLayout,
     cache::{AppendProblem, Place, Rows},
     front::cust::{AppendSlices, CustDevice, ServingSlices, launch},
-    serving::CacheLayout,
+    serving::{CacheLayout, CacheScales},
 };
 
 fn buffer<T: cust::memory::DeviceCopy>(numbers: &[T]) -> DeviceBuffer<T> {
@@ -92,6 +92,8 @@ fn appending() {
     let stream = Stream::new(StreamFlags::DEFAULT, None).unwrap();
     let append = AppendProblem {
         dtype: DType::Bf16,
+        kv_dtype: DType::Bf16,
+        kv_scales: CacheScales::None,
         k: Rows {
             tensor: TensorLayout::contiguous([1, 2, 1, 8]),
             cache: CacheLayout::contiguous([3, 2, 1, 8]),

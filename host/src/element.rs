@@ -1,8 +1,6 @@
 //! Elements as bytes: reading tensors into plain numbers and rounding numbers to elements.
 
-mod e4m3;
-
-use flashtile_abi::DType;
+use flashtile_abi::{DType, e4m3};
 use half::{bf16, f16};
 
 use crate::{

@@ -518,6 +518,8 @@ fn appending_plans() {
     let queries = TensorLayout::contiguous([1, 3, 4, 16]);
     let problem = AppendProblem {
         dtype: DType::F16,
+        kv_dtype: DType::E4m3,
+        kv_scales: CacheScales::PerHead,
         k: rows([1, 3, 2, 16], [5, 4, 2, 16]),
         v: Some(rows([1, 3, 2, 16], [5, 4, 2, 16])),
         place: Place::Slots,
@@ -539,6 +541,7 @@ fn appending_plans() {
     let [k, v, q] = [(1, 96), (2, 96), (3, 192)].map(|(seed, n)| elements(seed, DType::F16, n));
     let angles = elements(4, DType::F32, 40);
     let (slots, positions) = ([7i64, -1, 12], [3i64, 0, 9]);
+    let scales: [&[f32]; 2] = [&[0.5, 0.25], &[1.5, 0.125]];
     let data = CacheData {
         k: &k,
         v: &v,
@@ -546,12 +549,14 @@ fn appending_plans() {
             slots: &slots,
             ..PlaceData::default()
         },
+        k_scale: scales[0],
+        v_scale: scales[1],
         cos: &angles,
         sin: &angles,
         positions: &positions,
         q: &q,
     };
-    let mut caches = [vec![0; 5 * 4 * 2 * 32], vec![0; 5 * 4 * 2 * 32]];
+    let mut caches = [vec![0; 5 * 4 * 2 * 16], vec![0; 5 * 4 * 2 * 16]];
     let [k_cache, v_cache] = &mut caches;
     let turned = append(&device, &problem, &data, [k_cache, v_cache]).unwrap();
 
@@ -561,10 +566,16 @@ fn appending_plans() {
     let [k, v, q] = [k, v, q].map(|bytes| upload(&device, &bytes));
     let [cos, sin] = [&angles, &angles].map(|bytes| upload(&device, bytes));
     let [k_cache, v_cache] = [0, 1].map(|_| zeroed(&device, caches[0].len()));
+    let [k_scale, v_scale] = scales.map(|scales| {
+        let bytes: Vec<u8> = scales.iter().flat_map(|x| x.to_le_bytes()).collect();
+        upload(&device, &bytes)
+    });
     let q_out = zeroed(&device, turned.len());
     let slices = |make: &Maker| AppendSlices {
         v: make.maybe("v", &v, ElementType::F16),
-        v_cache: make.maybe("v_cache", &v_cache, ElementType::F16),
+        v_cache: make.maybe("v_cache", &v_cache, ElementType::U8),
+        k_scale: make.maybe("k_scale", &k_scale, ElementType::F32),
+        v_scale: make.maybe("v_scale", &v_scale, ElementType::F32),
         slots: make.maybe("slots", &slots, ElementType::I64),
         cos: make.maybe("cos", &cos, ElementType::F32),
         sin: make.maybe("sin", &sin, ElementType::F32),
@@ -574,7 +585,7 @@ fn appending_plans() {
         q_out: make.maybe("q_out", &q_out, ElementType::F16),
         ..AppendSlices::new(
             make.slice("k", &k, ElementType::F16),
-            make.slice("k_cache", &k_cache, ElementType::F16),
+            make.slice("k_cache", &k_cache, ElementType::U8),
         )
     };
     check(&device, &plan, &[], slices);
@@ -601,6 +612,8 @@ fn gathering_plans() {
     let device = EmulatorDevice::sanitizing();
     let problem = GatherProblem {
         dtype: DType::Bf16,
+        kv_dtype: DType::Bf16,
+        kv_scales: CacheScales::None,
         k: rows([1, 6, 2, 8], [5, 4, 2, 8]),
         v: Some(rows([1, 6, 2, 16], [5, 4, 2, 16])),
         place: Place::Sequences(Sequences {

@@ -7,7 +7,8 @@ use flashtile::{
     cache::{AppendProblem, Place, PlaceData, RotaryPointers, Rows, RowsPointers},
     checked::{CHECK, Checks, MetadataReport},
     serving::{
-        CacheLayout, PageTable, SequenceLengths, ServingInputs, ServingPointers, ServingProblem,
+        CacheLayout, CacheScales, PageTable, SequenceLengths, ServingInputs, ServingPointers,
+        ServingProblem,
     },
 };
 use flashtile_verify::data::Random;
@@ -287,11 +288,17 @@ impl Problem {
                 ];
                 let [starts, used, first, table] = std::array::from_fn(|at| buffers[at].address());
                 let values = if problem.v.is_some() { SOMEWHERE } else { 0 };
+                let scales = match problem.kv_scales {
+                    CacheScales::None => (0, 0),
+                    _ => (SOMEWHERE, values),
+                };
                 let rows = RowsPointers {
                     k: SOMEWHERE,
                     v: values,
                     k_cache: SOMEWHERE,
                     v_cache: values,
+                    k_scale: scales.0,
+                    v_scale: scales.1,
                     slots: slots.address(),
                     starts,
                     used,
@@ -378,6 +385,8 @@ pub fn first_of_replays(device: &dyn Device) -> Result<(), String> {
         };
         let problem = AppendProblem {
             dtype: DType::F16,
+            kv_dtype: DType::F16,
+            kv_scales: CacheScales::None,
             k: rows,
             v: None,
             place: Place::Slots,

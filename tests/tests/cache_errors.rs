@@ -7,7 +7,7 @@ use flashtile::{
         PlaceData, QueryRows, Rotary, RotaryPairs, RotaryPointers, RotaryTable, Rows, RowsPointers,
         Sequences, TableType, append, check_slots, gather,
     },
-    serving::{CacheLayout, PageTable},
+    serving::{CacheLayout, CacheScales, PageTable},
 };
 
 /// Two sequences of 3 tokens into 5 pages of 4 rows, keys and queries turned.
@@ -19,6 +19,8 @@ fn sound() -> AppendProblem {
     let q = TensorLayout::contiguous([2, 3, 4, 16]);
     AppendProblem {
         dtype: DType::F16,
+        kv_dtype: DType::F16,
+        kv_scales: CacheScales::None,
         k: rows,
         v: Some(rows),
         place: Place::Sequences(Sequences {
@@ -69,6 +71,14 @@ fn problems_that_are_wrong() {
     let changes: &[(&str, Change)] = &[
         ("dtype", |it| it.dtype = DType::F32),
         ("dtype", |it| it.dtype = DType::E4m3),
+        ("kv_dtype", |it| it.kv_dtype = DType::Bf16),
+        ("kv_dtype", |it| it.kv_dtype = DType::F32),
+        ("k_scale", |it| it.kv_scales = CacheScales::PerTensor),
+        ("k_scale", |it| {
+            it.kv_dtype = DType::E4m3;
+            it.kv_scales = CacheScales::PerSequence;
+            it.place = Place::Slots;
+        }),
         ("k", |it| {
             it.k.tensor = TensorLayout::contiguous([2, 3, 0, 16])
         }),
@@ -130,6 +140,8 @@ fn problems_that_are_wrong() {
     }
     let mut gathered = GatherProblem {
         dtype: DType::F16,
+        kv_dtype: DType::F16,
+        kv_scales: CacheScales::None,
         k: sound().k,
         v: None,
         place: sound().place,
@@ -187,6 +199,8 @@ fn addresses_that_are_wrong() {
         ("block_table", |it, _| it.table = 0),
         // What the problem does not have.
         ("slots", |it, _| it.slots = 0x1000),
+        ("k_scale", |it, _| it.k_scale = 0x1000),
+        ("v_scale", |it, _| it.v_scale = 0x1000),
         ("starts", |it, _| it.starts = 0x1000),
         ("positions", |_, it| it.positions = 0x1000),
         ("cos", |_, it| it.cos = 0),
@@ -273,6 +287,85 @@ fn slots_on_the_host() {
     names(check_slots(&[7, 0, 7], &cache), "place");
 }
 
+/// Scales of e4m3 caches, on the device and on the host.
+#[test]
+fn scales_that_are_wrong() {
+    let (device, info) = (EmulatorDevice::sanitizing(), DeviceInfo::emulator());
+    let rows = Rows {
+        tensor: TensorLayout::contiguous([1, 2, 2, 16]),
+        cache: CacheLayout::contiguous([1, 2, 2, 16]),
+    };
+    let problem = AppendProblem {
+        kv_dtype: DType::E4m3,
+        kv_scales: CacheScales::PerHead,
+        k: rows,
+        v: Some(rows),
+        place: Place::Slots,
+        rotary: None,
+        ..sound()
+    };
+    let plan = problem.plan(&info).unwrap();
+    assert_eq!(plan.variant().name, "append_f16_e4m3_sm80");
+    let pointers = RowsPointers {
+        k: 0x1000,
+        v: 0x2000,
+        k_cache: 0x3001,
+        v_cache: 0x4003,
+        k_scale: 0x5000,
+        v_scale: 0x6000,
+        slots: 0x7000,
+        ..RowsPointers::default()
+    };
+    let params = |pointers: &RowsPointers| plan.params(pointers, &RotaryPointers::default());
+    // Codes are bytes: they may be anywhere.
+    assert!(params(&pointers).is_ok());
+    type Change = fn(&mut RowsPointers);
+    let changes: &[(&str, Change)] = &[
+        ("k_scale", |it| it.k_scale = 0),
+        ("k_scale", |it| it.k_scale += 2),
+        ("v_scale", |it| it.v_scale = 0),
+    ];
+    for (argument, change) in changes {
+        let mut pointers = pointers;
+        change(&mut pointers);
+        names(params(&pointers), argument);
+    }
+    let elements = vec![0; 2 * 2 * 16 * 2];
+    let data = CacheData {
+        k: &elements,
+        v: &elements,
+        place: PlaceData {
+            slots: &[0, 1],
+            ..PlaceData::default()
+        },
+        k_scale: &[1.0, 2.0],
+        v_scale: &[3.0, 4.0],
+        ..CacheData::default()
+    };
+    let mut caches = [vec![1; 64], vec![1; 64]];
+    let mut run = |data: &CacheData<'_>| {
+        let [k_cache, v_cache] = &mut caches;
+        append(&device, &problem, data, [k_cache, v_cache])
+    };
+    assert!(run(&data).is_ok());
+    for (k_scale, v_scale, argument) in [
+        (&[1.0][..], &[3.0, 4.0][..], "k_scale"),
+        (&[1.0, 0.0], &[3.0, 4.0], "k_scale"),
+        (&[1.0, -2.0], &[3.0, 4.0], "k_scale"),
+        (&[1.0, 2.0], &[], "v_scale"),
+        (&[1.0, 2.0], &[f32::NAN, 4.0], "v_scale"),
+        (&[1.0, 2.0], &[3.0, f32::INFINITY], "v_scale"),
+    ] {
+        let data = CacheData {
+            k_scale,
+            v_scale,
+            ..data
+        };
+        names(run(&data), argument);
+    }
+    assert_eq!(caches, [vec![0; 64], vec![0; 64]]);
+}
+
 /// The numbers of the sound problem, through the host's memory.
 #[test]
 fn numbers_on_the_host() {
@@ -314,11 +407,20 @@ fn numbers_on_the_host() {
     }
     let gathered = GatherProblem {
         dtype: DType::F16,
+        kv_dtype: DType::F16,
+        kv_scales: CacheScales::None,
         k: problem.k,
         v: problem.v,
         place: problem.place,
     };
-    let [_, v] = gather(&device, &gathered, &data.place, [&k_cache, &v_cache]).unwrap();
+    let [_, v] = gather(
+        &device,
+        &gathered,
+        &data.place,
+        [&k_cache, &v_cache],
+        [&[]; 2],
+    )
+    .unwrap();
     let rows: Vec<bool> = v
         .chunks(row)
         .map(|row| row.iter().all(|&x| x == 0x3c))

@@ -30,7 +30,10 @@ fn problems(variant: &CacheVariant) -> Vec<Problem> {
         let strategy = case(hostile, rotary);
         let mut next = || strategy.new_tree(runner).unwrap().current();
         let cases = (0..CASES).map(|_| next());
-        let of_type = cases.filter(|case| variant.dtype.is_none_or(|it| it == case.dtype));
+        let of_type = cases.filter(|case| {
+            let narrow = variant.kv.is_some();
+            variant.dtype.is_none_or(|it| it == case.dtype) && case.narrow.is_some() == narrow
+        });
         of_type
             .map(|case| Problem::Rows(Box::new(Prepared::new(case))))
             .collect()

@@ -5,6 +5,7 @@ use std::{cell::RefCell, collections::BTreeMap};
 use flashtile::{
     Device, EmulatorDevice,
     cache::{CacheWork, PlaceData, cache_variants},
+    serving::CacheScales,
 };
 use flashtile_tests::{
     cache::{CacheCase, Images, Prepared, append, case, gather},
@@ -73,7 +74,11 @@ fn gather_survives_hostile_numbers() {
 /// What was appended is gathered again: the same bits, in every layout.
 #[test]
 fn what_was_appended_is_gathered() {
-    for_all(400, 1006, case(false, false), |device, case| {
+    let strategy = case(false, false).prop_map(|case| CacheCase {
+        narrow: None,
+        ..case
+    });
+    for_all(400, 1006, strategy, |device, case| {
         let numbers = case.numbers();
         let before = Images::new(case);
         let mut appended =
@@ -117,6 +122,35 @@ fn what_was_appended_is_gathered() {
             }
         }
         Ok(())
+    });
+}
+
+/// 16-bit elements have all numbers that e4m3 has: what was gathered from such a cache, and is appended again, gives the same bytes.
+#[test]
+fn what_was_gathered_is_appended() {
+    let strategy = case(false, false).prop_map(|case| CacheCase {
+        narrow: Some(CacheScales::None),
+        ..case
+    });
+    for_all(200, 1009, strategy, |device, case| {
+        let numbers = case.numbers();
+        let emptied = |mut images: Images, of: [usize; 2]| {
+            for at in of {
+                images.0[at].bytes.fill(0);
+            }
+            images
+        };
+        let (tensors, caches) = ([Images::K, Images::V], [Images::K_CACHE, Images::V_CACHE]);
+        let before = emptied(Images::new(case), caches);
+        let twice = |images: &Images| -> flashtile::Result<[Images; 2]> {
+            let first = append(device, &case.append(), &numbers, images)?;
+            let forgotten = emptied(first.clone(), tensors);
+            let gathered = gather(device, &case.gather(), &numbers, &forgotten)?;
+            let emptied = emptied(gathered, caches);
+            Ok([first, append(device, &case.append(), &numbers, &emptied)?])
+        };
+        let [first, second] = twice(&before).map_err(|error| error.to_string())?;
+        emptied(first, tensors).same(&emptied(second, tensors))
     });
 }
 
@@ -181,13 +215,14 @@ fn generated_cases_reach_everything() {
         note("positions", rotary.positions.is_some());
         note("no positions", rotary.positions.is_none());
         note("no values", case.dims.1.is_none());
+        note(&format!("{:?} of caches", case.narrow), true);
         note(&format!("{:?}", case.layouts), true);
         note(&format!("{:?}", case.place), true);
         Ok(())
     });
     outcome.unwrap();
     let seen = seen.into_inner();
-    assert_eq!(seen.len(), 2 + 11 + 10, "{seen:?}");
+    assert_eq!(seen.len(), 4 + 11 + 10 + 5, "{seen:?}");
     let missing: Vec<_> = seen.iter().filter(|(_, seen)| !**seen).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }

@@ -7,7 +7,7 @@ use flashtile::{
     cache::{AppendProblem, Place, RotaryPointers, Rows, RowsPointers},
     checked::{CHECK, Checks, MetadataReport},
     device::emulator::{BlockOrder, Options, Schedule},
-    serving::CacheLayout,
+    serving::{CacheLayout, CacheScales},
 };
 use flashtile_tests::{
     cache,
@@ -111,6 +111,8 @@ fn long_tables() {
         let tokens = TensorLayout::contiguous([1, entries, 1, 8]);
         let problem = AppendProblem {
             dtype: DType::F16,
+            kv_dtype: DType::F16,
+            kv_scales: CacheScales::None,
             k: Rows {
                 tensor: tokens,
                 cache,
@@ -190,6 +192,8 @@ impl<'d> Append<'d> {
             device,
             problem: AppendProblem {
                 dtype: DType::F16,
+                kv_dtype: DType::F16,
+                kv_scales: CacheScales::None,
                 k: Rows {
                     tensor: TensorLayout::contiguous([1, 2, 1, 8]),
                     cache: CacheLayout::contiguous(shape),

@@ -118,7 +118,7 @@ impl CopyProblem {
         })?;
         Ok(CopyPlan {
             problem: *self,
-            variant: variant(CacheWork::CopyBlocks, None),
+            variant: variant(CacheWork::CopyBlocks, None, None),
             blocks: blocks as u32,
             params: BlocksParams {
                 block_bytes: self.block_bytes as u64,

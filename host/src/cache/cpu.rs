@@ -5,13 +5,14 @@ use super::{
     copy::CopyProblem,
     problem::{AppendProblem, GatherProblem, Place, RotaryPairs, Rows},
     rotary::table_of_angles,
-    run::{CacheData, check_positions, tokens},
+    run::{CacheData, check_positions, check_scales, tokens},
 };
 use crate::{
     DType, DeviceInfo, element,
     error::{Error, Result},
     extent::Extent,
     layout::TensorLayout,
+    serving::CacheScales,
 };
 
 /// As [`append`](super::append), on the CPU: the same bits, where no number is NaN.
@@ -29,6 +30,14 @@ pub fn append_cpu(
         .rows(tokens(&problem.k), &problem.k.cache, &data.place)?;
     check_distinct(&rows)?;
     check_positions(problem, data, &rows)?;
+    let scales = [data.k_scale, data.v_scale];
+    check_scales(&problem.extents(), scales)?;
+    let [k_scale, v_scale] = scales.map(|scales| ScaleOf {
+        scales,
+        layout: problem.kv_scales,
+        heads: problem.k.tensor.shape[2],
+    });
+    let cached = problem.kv_dtype;
     let (has, turns) = (problem.extents(), problem.rotary_extents());
     let k = has.k.of("k", data.k)?;
     let v = optional("v", has.v, data.v)?;
@@ -39,22 +48,23 @@ pub fn append_cpu(
     has.k_cache.of("k_cache", k_cache)?;
     optional("v_cache", has.v_cache, v_cache)?;
 
-    // A row of keys or of queries, turned on its way. What is not turned is copied, whatever its bits are.
-    let turn = |from: &[u8],
-                layout: &TensorLayout,
-                [batch, row, head]: [usize; 3],
-                position: usize,
-                to: &mut [u8],
-                into: &dyn Fn(usize) -> usize| {
+    // A row, turned on its way if it has a position. What is neither turned nor of another type is copied, whatever its bits are.
+    let move_row = |from: &[u8],
+                    layout: &TensorLayout,
+                    [batch, row, head]: [usize; 3],
+                    position: Option<usize>,
+                    (dtype, scale): (DType, f32),
+                    to: &mut [u8],
+                    into: &dyn Fn(usize) -> usize| {
         let index = |d| layout.index([batch, row, head, d]);
         let dim = layout.shape[3];
         let values = (0..dim).map(|d| element::read(problem.dtype, from, index(d)));
         let mut values: Vec<f32> = values.collect();
-        let turned = rotate(problem, [cos, sin], position, &mut values);
+        let turned = position.map_or(0, |at| rotate(problem, [cos, sin], at, &mut values));
         for (d, value) in values.into_iter().enumerate() {
-            match d < turned {
-                true => element::write(problem.dtype, to, into(d), value),
-                false => copy_element(problem.dtype, from, index(d), to, into(d)),
+            match d < turned || dtype != problem.dtype {
+                true => element::write(dtype, to, into(d), value / scale),
+                false => copy_element(dtype, from, index(d), to, into(d)),
             }
         }
     };
@@ -66,18 +76,29 @@ pub fn append_cpu(
             token % problem.k.tensor.shape[1],
         ];
         if let Some(to) = *row {
-            match position {
-                Some(position) => {
-                    for head in 0..problem.k.tensor.shape[2] {
-                        let into = |d| problem.k.cache.index([to[0], to[1], head, d]);
-                        let from = [batch, at, head];
-                        turn(k, &problem.k.tensor, from, position, k_cache, &into);
-                    }
+            let sequence = sequence_of(
+                &problem.place,
+                problem.k.tensor.shape[1],
+                &data.place,
+                token,
+            );
+            for head in 0..problem.k.tensor.shape[2] {
+                let into = |d| problem.k.cache.index([to[0], to[1], head, d]);
+                let (from, as_what) = ([batch, at, head], (cached, k_scale.of(sequence, head)));
+                move_row(
+                    k,
+                    &problem.k.tensor,
+                    from,
+                    position,
+                    as_what,
+                    k_cache,
+                    &into,
+                );
+                if let Some(side) = &problem.v {
+                    let into = |d| side.cache.index([to[0], to[1], head, d]);
+                    let as_what = (cached, v_scale.of(sequence, head));
+                    move_row(v, &side.tensor, from, None, as_what, v_cache, &into);
                 }
-                None => into_cache(problem.dtype, &problem.k, k, k_cache, [batch, at], to),
-            }
-            if let Some(side) = &problem.v {
-                into_cache(problem.dtype, side, v, v_cache, [batch, at], to);
             }
         }
         if let (Some(queries), Some(position)) =
@@ -85,11 +106,13 @@ pub fn append_cpu(
         {
             for head in 0..queries.q.shape[2] {
                 let into = |d| queries.out.index([batch, at, head, d]);
-                turn(
+                let (from, as_what) = ([batch, at, head], (problem.dtype, 1.0));
+                move_row(
                     q,
                     &queries.q,
-                    [batch, at, head],
-                    position,
+                    from,
+                    Some(position),
+                    as_what,
                     &mut turned,
                     &into,
                 );
@@ -165,7 +188,7 @@ fn positions(problem: &AppendProblem, data: &CacheData<'_>, tokens: usize) -> Ve
     positions
 }
 
-/// As [`gather`](super::gather), on the CPU.
+/// As [`gather`](super::gather), on the CPU: the same bits, where no number is NaN.
 ///
 /// # Errors
 /// As [`gather`](super::gather), the device's own excepted.
@@ -173,25 +196,37 @@ pub fn gather_cpu(
     problem: &GatherProblem,
     place: &PlaceData<'_>,
     caches: [&[u8]; 2],
+    scales: [&[f32]; 2],
 ) -> Result<[Vec<u8>; 2]> {
     problem.plan(&DeviceInfo::emulator())?;
     let rows = problem
         .place
         .rows(tokens(&problem.k), &problem.k.cache, place)?;
-    let element_bytes = problem.dtype.bytes();
-    let gathered = |argument, side: Option<&Rows>, cache: &[u8]| {
+    check_scales(&problem.extents(), scales)?;
+    let (dtype, cached) = (problem.dtype, problem.kv_dtype);
+    let gathered = |argument, side: Option<&Rows>, cache: &[u8], scales| {
         let Some(side) = side else {
             return Ok(Vec::new());
         };
-        let cache = Extent::cache(&side.cache, element_bytes).of(argument, cache)?;
-        let mut out = vec![0; Extent::tensor(&side.tensor, element_bytes).bytes()];
+        let scale = ScaleOf {
+            scales,
+            layout: problem.kv_scales,
+            heads: side.tensor.shape[2],
+        };
+        let cache = Extent::cache(&side.cache, cached.bytes()).of(argument, cache)?;
+        let mut out = vec![0; Extent::tensor(&side.tensor, dtype.bytes()).bytes()];
         for (token, row) in rows.iter().enumerate() {
             let [batch, at] = [token / side.tensor.shape[1], token % side.tensor.shape[1]];
             if let Some([block, row]) = *row {
+                let sequence = sequence_of(&problem.place, side.tensor.shape[1], place, token);
                 each_element(side, |head, d| {
                     let from = side.cache.index([block, row, head, d]);
                     let to = side.tensor.index([batch, at, head, d]);
-                    copy_element(problem.dtype, cache, from, &mut out, to);
+                    if cached == dtype {
+                        return copy_element(dtype, cache, from, &mut out, to);
+                    }
+                    let number = element::read(cached, cache, from) * scale.of(sequence, head);
+                    element::write(dtype, &mut out, to, number);
                 });
             }
         }
@@ -199,8 +234,8 @@ pub fn gather_cpu(
     };
     let [k_cache, v_cache] = caches;
     Ok([
-        gathered("k_cache", Some(&problem.k), k_cache)?,
-        gathered("v_cache", problem.v.as_ref(), v_cache)?,
+        gathered("k_cache", Some(&problem.k), k_cache, scales[0])?,
+        gathered("v_cache", problem.v.as_ref(), v_cache, scales[1])?,
     ])
 }
 
@@ -244,25 +279,39 @@ pub fn copy_blocks_cpu(
     Ok(())
 }
 
-fn into_cache(
-    dtype: DType,
-    side: &Rows,
-    from: &[u8],
-    cache: &mut [u8],
-    [batch, at]: [usize; 2],
-    [block, row]: [usize; 2],
-) {
-    each_element(side, |head, d| {
-        let index = side.tensor.index([batch, at, head, d]);
-        let to = side.cache.index([block, row, head, d]);
-        copy_element(dtype, from, index, cache, to);
-    });
-}
-
 fn each_element(side: &Rows, mut f: impl FnMut(usize, usize)) {
     let [_, _, heads, dim] = side.tensor.shape;
     for head in 0..heads {
         (0..dim).for_each(|d| f(head, d));
+    }
+}
+
+/// A cache's scales, which have passed their checks.
+struct ScaleOf<'a> {
+    scales: &'a [f32],
+    layout: CacheScales,
+    heads: usize,
+}
+
+impl ScaleOf<'_> {
+    fn of(&self, sequence: usize, head: usize) -> f32 {
+        let [of_sequence, of_head] = self.layout.strides(self.heads);
+        let at = sequence * of_sequence + head * of_head;
+        self.scales.get(at).copied().unwrap_or(1.0)
+    }
+}
+
+/// The sequence of a token that is some sequence's; 0 with slots.
+fn sequence_of(place: &Place, rows: usize, data: &PlaceData<'_>, token: usize) -> usize {
+    match place {
+        Place::Slots => 0,
+        Place::Sequences(sequences) if sequences.starts => {
+            let begun = data
+                .starts
+                .partition_point(|&start| start as usize <= token);
+            begun.saturating_sub(1)
+        }
+        Place::Sequences(_) => token / rows,
     }
 }
 

@@ -15,14 +15,22 @@
 //! # #[cfg(feature = "emulator")] {
 //! use flashtile::{DType, EmulatorDevice, TensorLayout};
 //! use flashtile::cache::{AppendProblem, CacheData, PlaceData, Place, Rows, append};
-//! use flashtile::serving::CacheLayout;
+//! use flashtile::serving::{CacheLayout, CacheScales};
 //!
 //! // Two tokens of one head of 8 elements, into a cache of 3 pages of 4 rows.
 //! let rows = Rows {
 //!     tensor: TensorLayout::contiguous([1, 2, 1, 8]),
 //!     cache: CacheLayout::contiguous([3, 4, 1, 8]),
 //! };
-//! let problem = AppendProblem { dtype: DType::F16, k: rows, v: None, place: Place::Slots, rotary: None };
+//! let problem = AppendProblem {
+//!     dtype: DType::F16,
+//!     kv_dtype: DType::F16,
+//!     kv_scales: CacheScales::None,
+//!     k: rows,
+//!     v: None,
+//!     place: Place::Slots,
+//!     rotary: None,
+//! };
 //! let k: Vec<u8> = (0..32).collect();
 //! let mut cache = vec![0; 3 * 4 * 16];
 //! let data = CacheData { k: &k, place: PlaceData { slots: &[5, -1], ..PlaceData::default() }, ..CacheData::default() };

@@ -30,6 +30,10 @@ pub struct RowsPointers {
     pub k_cache: u64,
     /// Values in the cache.
     pub v_cache: u64,
+    /// Scales of the keys' cache: [`AppendProblem::kv_scales`].
+    pub k_scale: u64,
+    /// Scales of the values' cache.
+    pub v_scale: u64,
     /// `i64` by token: [`Place::Slots`](super::Place::Slots).
     pub slots: u64,
     /// `i32[batch + 1]`: [`Sequences::starts`](super::Sequences::starts).
@@ -88,7 +92,7 @@ impl AppendProblem {
             rotary.check(self)?;
         }
         let params = moved.params(self.rotary.as_ref())?;
-        let rows = RowsPlan::new(params, moved.tokens()?, CacheWork::Append, self.dtype)?;
+        let rows = RowsPlan::new(params, CacheWork::Append, &moved)?;
         Ok(AppendPlan {
             problem: *self,
             rows,
@@ -103,6 +107,8 @@ impl AppendProblem {
     fn moved(&self) -> Moved<'_> {
         Moved {
             dtype: self.dtype,
+            kv_dtype: self.kv_dtype,
+            kv_scales: self.kv_scales,
             k: &self.k,
             v: self.v.as_ref(),
             place: &self.place,
@@ -124,7 +130,7 @@ impl GatherProblem {
             v.tensor.check_distinct("v")?;
         }
         let params = moved.params(None)?;
-        let rows = RowsPlan::new(params, moved.tokens()?, CacheWork::Gather, self.dtype)?;
+        let rows = RowsPlan::new(params, CacheWork::Gather, &moved)?;
         Ok(GatherPlan {
             problem: *self,
             rows,
@@ -139,6 +145,8 @@ impl GatherProblem {
     fn moved(&self) -> Moved<'_> {
         Moved {
             dtype: self.dtype,
+            kv_dtype: self.kv_dtype,
+            kv_scales: self.kv_scales,
             k: &self.k,
             v: self.v.as_ref(),
             place: &self.place,
@@ -286,8 +294,8 @@ struct RowsPlan {
 }
 
 impl RowsPlan {
-    fn new(params: RowsParams, tokens: u64, work: CacheWork, dtype: DType) -> Result<Self> {
-        let blocks = tokens * u64::from(params.parts.divisor);
+    fn new(params: RowsParams, work: CacheWork, moved: &Moved<'_>) -> Result<Self> {
+        let blocks = moved.tokens()? * u64::from(params.parts.divisor);
         if blocks > MAX_GRID {
             return Err(Error::bad(
                 "k",
@@ -295,7 +303,8 @@ impl RowsPlan {
                 format!("{blocks}"),
             ));
         }
-        let variant = variant(work, Some(dtype));
+        let kv = Some(moved.kv_dtype).filter(|&kv| kv != moved.dtype);
+        let variant = variant(work, Some(moved.dtype), kv);
         Ok(Self {
             variant,
             config: config(variant, blocks as u32),
@@ -320,10 +329,16 @@ impl RowsPlan {
     }
 }
 
-/// The kernel for some work on elements of this type, or of any.
-pub(super) fn variant(work: CacheWork, dtype: Option<DType>) -> &'static CacheVariant {
+/// The kernel for some work on elements of this type, or of any, and caches of that one, if it is another.
+pub(super) fn variant(
+    work: CacheWork,
+    dtype: Option<DType>,
+    kv: Option<DType>,
+) -> &'static CacheVariant {
     let all = cache_variants();
-    let fits = |it: &&CacheVariant| it.work == work && (it.dtype.is_none() || it.dtype == dtype);
+    let fits = |it: &&CacheVariant| {
+        it.work == work && it.kv == kv && (it.dtype.is_none() || it.dtype == dtype)
+    };
     // The first is never taken: each work has a kernel of every type that plans let through.
     all.iter().find(fits).unwrap_or(&all[0])
 }

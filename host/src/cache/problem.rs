@@ -4,7 +4,7 @@ use flashtile_abi::DType;
 
 use crate::{
     layout::TensorLayout,
-    serving::{CacheLayout, PageTable},
+    serving::{CacheLayout, CacheScales, PageTable},
 };
 
 /// Keys or values, outside of the cache and in it.
@@ -132,6 +132,11 @@ pub struct Rotary {
 pub struct AppendProblem {
     /// Type of the elements: f16 or bf16.
     pub dtype: DType,
+    /// Type of the caches' elements: the same, or e4m3. What goes into such a cache is divided by its scale and rounded to the nearest, ties
+    /// to even; what is larger than 448 becomes that (vLLM's `kv_cache_dtype="fp8"`). Keys that are turned are rounded but this once.
+    pub kv_dtype: DType,
+    /// How many scales keys and values have. Only e4m3 caches have any. With slots, sequences have none of their own.
+    pub kv_scales: CacheScales,
     /// Keys.
     pub k: Rows,
     /// Values: as many rows and heads as keys, in as many blocks. None where one cache has all (as with MLA).
@@ -147,6 +152,10 @@ pub struct AppendProblem {
 pub struct GatherProblem {
     /// Type of the elements: f16 or bf16.
     pub dtype: DType,
+    /// Type of the caches' elements: the same, or e4m3. Those become the numbers that they mean, times their scale.
+    pub kv_dtype: DType,
+    /// As [`AppendProblem::kv_scales`].
+    pub kv_scales: CacheScales,
     /// Keys.
     pub k: Rows,
     /// Values: as many rows and heads as keys, in as many blocks.

@@ -15,12 +15,15 @@ use crate::{
     error::{Error, Result},
     extent::{Extent, check_address},
     plan::view,
-    serving::{CacheLayout, cache_view},
+    serving::{CacheLayout, CacheScales, cache_view},
 };
 
 /// The rows of a problem.
+#[derive(Clone, Copy)]
 pub(super) struct Moved<'a> {
     pub dtype: DType,
+    pub kv_dtype: DType,
+    pub kv_scales: CacheScales,
     pub k: &'a Rows,
     pub v: Option<&'a Rows>,
     pub place: &'a Place,
@@ -33,6 +36,8 @@ pub(crate) struct RowsExtents {
     pub k_cache: Extent,
     pub v: Option<Extent>,
     pub v_cache: Option<Extent>,
+    pub k_scale: Option<Extent>,
+    pub v_scale: Option<Extent>,
     pub slots: Option<Extent>,
     pub starts: Option<Extent>,
     pub used: Option<Extent>,
@@ -50,6 +55,26 @@ impl Moved<'_> {
         if !matches!(self.dtype, DType::F16 | DType::Bf16) {
             return Err(Error::bad("dtype", "f16 or bf16", self.dtype.as_str()));
         }
+        let narrow = self.kv_dtype == DType::E4m3;
+        if self.kv_dtype != self.dtype && !narrow {
+            return Err(Error::bad(
+                "kv_dtype",
+                format!("{}, as outside of the cache, or e4m3", self.dtype.as_str()),
+                self.kv_dtype.as_str(),
+            ));
+        }
+        let expected = match (self.kv_scales, self.place) {
+            (CacheScales::None, _) => None,
+            _ if !narrow => Some("no scales, since the caches are not e4m3"),
+            (CacheScales::PerSequence, Place::Slots) => {
+                Some("no scales of sequences, since slots say nothing of sequences")
+            }
+            _ => None,
+        };
+        if let Some(expected) = expected {
+            let found = format!("{:?}", self.kv_scales);
+            return Err(Error::bad("k_scale", expected, found));
+        }
         let element = self.dtype.bytes();
         let [batch, rows, heads, _] = self.k.tensor.shape;
         let [blocks, block_rows, ..] = self.k.cache.shape;
@@ -65,7 +90,7 @@ impl Moved<'_> {
             expect(argument, side.tensor.shape, [batch, rows, heads, dim])?;
             expect(cache, side.cache.shape, [blocks, block_rows, heads, dim])?;
             side.tensor.check(argument, element)?;
-            side.cache.check(cache, element)?;
+            side.cache.check(cache, self.kv_dtype.bytes())?;
         }
         check_block_counts(&self.k.cache)?;
         match self.place {
@@ -99,7 +124,8 @@ impl Moved<'_> {
 
     /// The parameters without addresses, and without the flags that depend on them.
     pub(super) fn params(&self, rotary: Option<&Rotary>) -> Result<RowsParams> {
-        let element = self.dtype.bytes();
+        let (element, kv_element) = (self.dtype.bytes(), self.kv_dtype.bytes());
+        let scales = self.kv_scales.view(self.k.tensor.shape[2]);
         let [_, rows, heads_kv, dim] = self.k.tensor.shape;
         let [blocks, block_rows, ..] = self.k.cache.shape;
         let tokens = self.tokens()?;
@@ -137,7 +163,7 @@ impl Moved<'_> {
         }
         let mut params = RowsParams {
             k: view(&self.k.tensor, element),
-            k_cache: cache_view("k_cache", &self.k.cache, element)?,
+            k_cache: cache_view("k_cache", &self.k.cache, kv_element)?,
             lengths: Lengths {
                 tokens: tokens as i32,
                 longest: tokens as i32,
@@ -148,6 +174,8 @@ impl Moved<'_> {
                 blocks: blocks as u32,
                 ..Pages::default()
             },
+            k_scale: scales,
+            v_scale: scales,
             rows: Divisor::new(rows as u32),
             parts: Divisor::new(units.div_ceil(u64::from(THREADS)) as u32),
             key_units: Divisor::new(key_units),
@@ -166,7 +194,7 @@ impl Moved<'_> {
         };
         if let Some(v) = self.v {
             params.v = view(&v.tensor, element);
-            params.v_cache = cache_view("v_cache", &v.cache, element)?;
+            params.v_cache = cache_view("v_cache", &v.cache, kv_element)?;
         }
         if let Place::Sequences(sequences) = self.place {
             params.batch = sequences.batch as u32;
@@ -204,8 +232,10 @@ impl Moved<'_> {
 
     /// The problem has passed its checks.
     pub(super) fn extents(&self) -> RowsExtents {
-        let element = self.dtype.bytes();
-        let [batch, rows, ..] = self.k.tensor.shape;
+        let (element, kv_element) = (self.dtype.bytes(), self.kv_dtype.bytes());
+        let [batch, rows, heads, _] = self.k.tensor.shape;
+        let scales = self.kv_scales.count(batch_of(self.place), heads);
+        let scales = (scales > 0).then(|| Extent::numbers(scales, 4));
         let (slots, sequences) = match self.place {
             Place::Slots => (Some(Extent::numbers(batch * rows, 8)), None),
             Place::Sequences(sequences) => (None, Some(sequences)),
@@ -216,9 +246,11 @@ impl Moved<'_> {
         };
         RowsExtents {
             k: Extent::tensor(&self.k.tensor, element),
-            k_cache: Extent::cache(&self.k.cache, element),
+            k_cache: Extent::cache(&self.k.cache, kv_element),
             v: self.v.map(|v| Extent::tensor(&v.tensor, element)),
-            v_cache: self.v.map(|v| Extent::cache(&v.cache, element)),
+            v_cache: self.v.map(|v| Extent::cache(&v.cache, kv_element)),
+            k_scale: scales,
+            v_scale: scales.filter(|_| self.v.is_some()),
             slots,
             starts: numbers(|it| it.starts.then_some(it.batch + 1)),
             used: numbers(|it| it.used.then_some(it.batch)),
@@ -238,6 +270,8 @@ impl Moved<'_> {
             ("k_cache", Some(has.k_cache), pointers.k_cache),
             ("v", has.v, pointers.v),
             ("v_cache", has.v_cache, pointers.v_cache),
+            ("k_scale", has.k_scale, pointers.k_scale),
+            ("v_scale", has.v_scale, pointers.v_scale),
             ("slots", has.slots, pointers.slots),
             ("starts", has.starts, pointers.starts),
             ("used", has.used, pointers.used),
@@ -251,6 +285,9 @@ impl Moved<'_> {
         params.v.ptr = pointers.v;
         params.k_cache.ptr = pointers.k_cache;
         params.v_cache.ptr = pointers.v_cache;
+        params.k_scale.ptr = pointers.k_scale;
+        params.v_scale.ptr = pointers.v_scale;
+        let kv_element = self.kv_dtype.bytes();
         let key_rows = whole_units(params.head_dim_qk, turned);
         let value_rows = whole_units(params.head_dim_v, 0);
         for (flag, pieces) in [
@@ -258,11 +295,11 @@ impl Moved<'_> {
             (flags::V_PIECES, value_rows && in_pieces(&params.v)),
             (
                 flags::K_CACHE_PIECES,
-                key_rows && cache_in_pieces(&params.k_cache),
+                key_rows && cache_in_pieces(&params.k_cache, kv_element),
             ),
             (
                 flags::V_CACHE_PIECES,
-                value_rows && cache_in_pieces(&params.v_cache),
+                value_rows && cache_in_pieces(&params.v_cache, kv_element),
             ),
         ] {
             if pieces {
@@ -312,6 +349,14 @@ impl Sequences {
                 format!("{blocks} blocks"),
             )),
         }
+    }
+}
+
+/// Sequences that may have scales of their own.
+fn batch_of(place: &Place) -> usize {
+    match place {
+        Place::Slots => 1,
+        Place::Sequences(sequences) => sequences.batch,
     }
 }
 

@@ -8,17 +8,19 @@ use super::{
     plan::{RotaryPointers, RowsPointers},
     problem::{AppendProblem, GatherProblem, IndexType, Place, Rows},
     rotary::table_of_angles,
+    rows::RowsExtents,
 };
 use crate::{
     device::{Device, DeviceBuffer, Stream},
     error::{Error, Result},
     extent::Extent,
     layout::TensorLayout,
+    serving::CacheScales,
 };
 
 /// What goes into a cache, in the host's memory: little-endian elements, each slice from its tensor's lowest one on and at least as long as
 /// the tensor's span. What the problem does not have is empty.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CacheData<'a> {
     /// Keys.
     pub k: &'a [u8],
@@ -26,6 +28,10 @@ pub struct CacheData<'a> {
     pub v: &'a [u8],
     /// Where they go.
     pub place: PlaceData<'a>,
+    /// Scales of the keys' cache.
+    pub k_scale: &'a [f32],
+    /// Scales of the values' cache.
+    pub v_scale: &'a [f32],
     /// Table of cosines.
     pub cos: &'a [u8],
     /// Table of sines.
@@ -112,7 +118,7 @@ fn sides<'a>(k: &'a Rows, v: &'a Option<Rows>) -> [([&'static str; 2], Option<&'
 ///
 /// # Errors
 /// Whatever [`AppendProblem::plan`] and [`Place::rows`] refuse; [`Error::BadInput`] for slices that are too short, for two tokens with the
-/// same row, and for a position that the tables do not have; the device's own errors.
+/// same row, for a scale that is not positive and finite, and for a position that the tables do not have; the device's own errors.
 pub fn append(
     device: &dyn Device,
     problem: &AppendProblem,
@@ -125,9 +131,12 @@ pub fn append(
         .rows(tokens(&problem.k), &problem.k.cache, &data.place)?;
     check_distinct(&rows)?;
     check_positions(problem, data, &rows)?;
-    let element = problem.dtype.bytes();
+    check_scales(&problem.extents(), [data.k_scale, data.v_scale])?;
+    let (element, kv_element) = (problem.dtype.bytes(), problem.kv_dtype.bytes());
     let mut uploads = Uploads::new(device);
     let mut pointers = uploads.place(&problem.place, &data.place)?;
+    pointers.k_scale = uploads.numbers(data.k_scale.iter().map(|x| x.to_le_bytes()))?;
+    pointers.v_scale = uploads.numbers(data.v_scale.iter().map(|x| x.to_le_bytes()))?;
     let mut cache_extents = [None; 2];
     let [k_cache, v_cache] = &caches;
     for ((((([argument, cache], side), from), into), [to, to_cache]), kept) in
@@ -144,7 +153,7 @@ pub fn append(
         if let Some(side) = side {
             let tensor = Extent::tensor(&side.tensor, element);
             *to = uploads.add(argument, tensor, from)?;
-            let extent = Extent::cache(&side.cache, element);
+            let extent = Extent::cache(&side.cache, kv_element);
             *to_cache = uploads.add(cache, extent, into)?;
             *kept = Some((extent, uploads.buffers.len() - 1));
         }
@@ -192,6 +201,15 @@ pub fn append(
     }
 }
 
+/// Refuses other scales than a problem with these extents has.
+pub(super) fn check_scales(has: &RowsExtents, [k, v]: [&[f32]; 2]) -> Result<()> {
+    for (argument, extent, scales) in [("k_scale", has.k_scale, k), ("v_scale", has.v_scale, v)] {
+        let wanted = extent.map_or(0, |extent| extent.bytes() / 4);
+        CacheScales::check(argument, wanted, scales)?;
+    }
+    Ok(())
+}
+
 /// Refuses positions that the tables do not have, of tokens that are some sequence's.
 pub(super) fn check_positions(
     problem: &AppendProblem,
@@ -236,23 +254,29 @@ pub(super) fn check_positions(
 }
 
 /// Gathers keys and values from caches on a device, from the lowest element on, gaps and what is no sequence's being zeros: uploads, runs,
-/// downloads, and frees what it allocated. What the problem does not have is empty.
+/// downloads, and frees what it allocated. What the problem does not have is empty; caches and their scales are those of keys and of values.
 ///
 /// # Errors
-/// Whatever [`GatherProblem::plan`] and [`Place::rows`] refuse; [`Error::BadInput`] for caches that are too short; the device's own errors.
+/// Whatever [`GatherProblem::plan`] and [`Place::rows`] refuse; [`Error::BadInput`] for caches that are too short, and for a scale that is not
+/// positive and finite; the device's own errors.
 pub fn gather(
     device: &dyn Device,
     problem: &GatherProblem,
     place: &PlaceData<'_>,
     caches: [&[u8]; 2],
+    scales: [&[f32]; 2],
 ) -> Result<[Vec<u8>; 2]> {
     let plan = problem.plan(device.info())?;
     problem
         .place
         .rows(tokens(&problem.k), &problem.k.cache, place)?;
-    let element = problem.dtype.bytes();
+    check_scales(&problem.extents(), scales)?;
+    let (element, kv_element) = (problem.dtype.bytes(), problem.kv_dtype.bytes());
     let mut uploads = Uploads::new(device);
     let mut pointers = uploads.place(&problem.place, place)?;
+    let [k_scale, v_scale] = scales.map(|it| it.iter().map(|x| x.to_le_bytes()));
+    pointers.k_scale = uploads.numbers(k_scale)?;
+    pointers.v_scale = uploads.numbers(v_scale)?;
     let mut outputs = [None; 2];
     for (((([_, cache], side), from), [to, to_cache]), output) in sides(&problem.k, &problem.v)
         .into_iter()
@@ -264,7 +288,7 @@ pub fn gather(
         .zip(&mut outputs)
     {
         if let Some(side) = side {
-            let extent = Extent::cache(&side.cache, element);
+            let extent = Extent::cache(&side.cache, kv_element);
             *to_cache = uploads.add(cache, extent, from)?;
             let extent = Extent::tensor(&side.tensor, element);
             *to = uploads.zeroed(extent)?;

@@ -21,17 +21,19 @@ impl IndexType {
 
 /// What appending and gathering have alike, of slices in which either rows or caches are read, and the others written.
 macro_rules! rows {
-    ($at:ident, $has:ident, $element:ident, $slices:ident) => {
+    ($at:ident, $has:ident, $element:ident, $cached:ident, $slices:ident) => {
         RowsPointers {
             k: $at.bind("k", Some($has.k), $element, Some(&mut $slices.k))?,
             v: $at.bind("v", $has.v, $element, $slices.v.as_mut())?,
             k_cache: $at.bind(
                 "k_cache",
                 Some($has.k_cache),
-                $element,
+                $cached,
                 Some(&mut $slices.k_cache),
             )?,
-            v_cache: $at.bind("v_cache", $has.v_cache, $element, $slices.v_cache.as_mut())?,
+            v_cache: $at.bind("v_cache", $has.v_cache, $cached, $slices.v_cache.as_mut())?,
+            k_scale: $at.bind("k_scale", $has.k_scale, FLOATS, $slices.k_scale.as_mut())?,
+            v_scale: $at.bind("v_scale", $has.v_scale, FLOATS, $slices.v_scale.as_mut())?,
             slots: $at.bind("slots", $has.slots, SLOTS, $slices.slots.as_mut())?,
             starts: $at.bind("starts", $has.starts, INTS, $slices.starts.as_mut())?,
             used: $at.bind("used", $has.used, INTS, $slices.used.as_mut())?,
@@ -52,6 +54,10 @@ pub struct AppendSlices<I, O> {
     pub k_cache: O,
     /// Cache of values.
     pub v_cache: Option<O>,
+    /// Scales of the keys' cache: f32.
+    pub k_scale: Option<I>,
+    /// Scales of the values' cache: f32.
+    pub v_scale: Option<I>,
     /// Slots: i64.
     pub slots: Option<I>,
     /// Where sequences start: i32 or u32.
@@ -82,6 +88,8 @@ impl<I, O> AppendSlices<I, O> {
             v: None,
             k_cache: k_cache.into(),
             v_cache: None,
+            k_scale: None,
+            v_scale: None,
             slots: None,
             starts: None,
             used: None,
@@ -112,7 +120,7 @@ impl LaunchSlices for AppendPlan {
     {
         stream.check(device)?;
         let problem = self.problem();
-        let element = ElementType::of(problem.dtype);
+        let [element, cached] = [problem.dtype, problem.kv_dtype].map(ElementType::of);
         let (has, turns) = (problem.extents(), problem.rotary_extents());
         let rotary = problem.rotary.as_ref();
         let angles = match rotary.map(|it| it.table.element) {
@@ -123,7 +131,7 @@ impl LaunchSlices for AppendPlan {
         let index = index.map_or(INTS, IndexType::elements);
         let s = &mut slices;
         let mut at = Binder::new(stream);
-        let rows = rows!(at, has, element, s);
+        let rows = rows!(at, has, element, cached, s);
         let q_out = at.bind("q_out", turns.q_out, element, s.q_out.as_mut())?;
         let q = match (&mut s.q, turns.q) {
             (None, Some(_)) => q_out,
@@ -155,6 +163,10 @@ pub struct GatherSlices<I, O> {
     pub k_cache: I,
     /// Cache of values.
     pub v_cache: Option<I>,
+    /// Scales of the keys' cache: f32.
+    pub k_scale: Option<I>,
+    /// Scales of the values' cache: f32.
+    pub v_scale: Option<I>,
     /// Slots: i64.
     pub slots: Option<I>,
     /// Where sequences start: i32 or u32.
@@ -175,6 +187,8 @@ impl<I, O> GatherSlices<I, O> {
             v: None,
             k_cache: k_cache.into(),
             v_cache: None,
+            k_scale: None,
+            v_scale: None,
             slots: None,
             starts: None,
             used: None,
@@ -200,11 +214,11 @@ impl LaunchSlices for GatherPlan {
     {
         stream.check(device)?;
         let problem = self.problem();
-        let element = ElementType::of(problem.dtype);
+        let [element, cached] = [problem.dtype, problem.kv_dtype].map(ElementType::of);
         let has = problem.extents();
         let s = &mut slices;
         let mut at = Binder::new(stream);
-        let rows = rows!(at, has, element, s);
+        let rows = rows!(at, has, element, cached, s);
         stream.enqueue(device, &mut |device, stream| {
             // SAFETY: the slices hold the tensors, as `bind` checked; the rest is the caller's.
             unsafe { self.launch(device, stream, &rows) }

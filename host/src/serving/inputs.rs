@@ -2,7 +2,7 @@
 
 use flashtile_abi::check::{What, length};
 
-use super::problem::{SequenceLengths, ServingProblem};
+use super::problem::{CacheScales, SequenceLengths, ServingProblem};
 use crate::{
     checked::Broken,
     error::{Error, Result},
@@ -81,14 +81,7 @@ impl ServingInputs<'_> {
             ("k_scale", scales, self.k_scale),
             ("v_scale", of_values, self.v_scale),
         ] {
-            count(argument, wanted, numbers.len())?;
-            if let Some(scale) = numbers.iter().find(|x| !(x.is_finite() && **x > 0.0)) {
-                return Err(Error::bad(
-                    argument,
-                    "positive finite numbers",
-                    scale.to_string(),
-                ));
-            }
+            CacheScales::check(argument, wanted, numbers)?;
         }
         let sinks = if problem.sink { heads_q } else { 0 };
         count("alibi", slopes, self.alibi.len())?;

@@ -1,7 +1,7 @@
 //! From a problem to the parameters of its kernel.
 
 use flashtile_abi::{
-    Band, Divisor, LseView, ScaleView, ServingParams, TensorView,
+    Band, Divisor, LseView, ServingParams, TensorView,
     serving::{
         CacheView, HeadView, Lengths, Pages, PairView, PartialView, RangeView,
         flags::{BIAS_F32, BOTTOM_RIGHT, MASK_BITS, MODIFIED, OUT_F32},
@@ -73,14 +73,7 @@ pub(super) fn params(
         longest: lengths.longest as i32,
     };
     let ranges = problem.ranges.unwrap_or(0);
-    let [of_sequence, of_head] = problem.kv_scales.strides(sizes.heads_kv);
-    let scales = ScaleView {
-        ptr: 0,
-        batch_stride: of_sequence as i64 * 4,
-        head_stride: of_head as i64 * 4,
-        shift: 0,
-        padding: 0,
-    };
+    let scales = problem.kv_scales.view(sizes.heads_kv);
     Ok(ServingParams {
         q: view(&problem.q, element),
         k: cache_view("k", &problem.k, problem.kv_dtype.bytes())?,

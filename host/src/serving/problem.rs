@@ -1,9 +1,10 @@
 //! What is to be computed, as plain data.
 
-use flashtile_abi::DType;
+use flashtile_abi::{DType, ScaleView};
 
 use super::layout::{BiasType, CacheLayout, MaskType, PageTable, PairLayout};
 use crate::{
+    error::{Error, Result},
     layout::TensorLayout,
     problem::{self, ArchChoice, CausalAlignment, OutDType, Shape, Window},
 };
@@ -147,11 +148,40 @@ impl CacheScales {
     }
 
     /// Numbers from one sequence and from one head to the next.
-    pub(super) fn strides(self, heads_kv: usize) -> [usize; 2] {
+    pub(crate) fn strides(self, heads_kv: usize) -> [usize; 2] {
         match self {
             Self::None | Self::PerTensor => [0, 0],
             Self::PerHead => [0, 1],
             Self::PerSequence => [heads_kv, 1],
+        }
+    }
+
+    /// As kernels take them, but for the address.
+    pub(crate) fn view(self, heads_kv: usize) -> ScaleView {
+        let [batch_stride, head_stride] = self.strides(heads_kv).map(|n| n as i64 * 4);
+        ScaleView {
+            batch_stride,
+            head_stride,
+            ..ScaleView::default()
+        }
+    }
+
+    /// Refuses other than so many scales, and those that are not positive and finite.
+    pub(crate) fn check(argument: &'static str, wanted: usize, scales: &[f32]) -> Result<()> {
+        if scales.len() != wanted {
+            return Err(Error::bad(
+                argument,
+                format!("{wanted} numbers"),
+                scales.len().to_string(),
+            ));
+        }
+        match scales.iter().find(|x| !(x.is_finite() && **x > 0.0)) {
+            None => Ok(()),
+            Some(scale) => Err(Error::bad(
+                argument,
+                "positive finite numbers",
+                scale.to_string(),
+            )),
         }
     }
 }

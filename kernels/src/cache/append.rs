@@ -1,8 +1,9 @@
 //! New keys and values into the cache (`reshape_and_cache`), keys and queries turned on the way.
 
 use super::place::Token;
-use super::rotary::{Half, rotate};
+use super::rotary::rotate;
 use super::row::Row;
+use super::unit::{Half, Numbers, Unit, codes, elements, numbers};
 use crate::ptx::special;
 use flashtile_abi::RowsParams;
 use flashtile_abi::cache::{THREADS, UNIT, flags};
@@ -15,11 +16,48 @@ struct Task {
     head_dim: u32,
     /// Pairs that are turned.
     pairs: u32,
+    /// Of an e4m3 row: what its elements are multiplied by.
+    scale: Option<f32>,
 }
 
-/// One thread's part.
+impl Task {
+    /// Elements as they are.
+    ///
+    /// # Safety
+    /// As [`Row::store`].
+    #[inline(always)]
+    unsafe fn copy<E: Half>(&self, first: u32, count: u32, unit: Unit) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.scale {
+                Some(scale) => {
+                    let codes = codes(numbers::<E>(unit), scale);
+                    self.to.store_codes(first, count, codes);
+                }
+                None => self.to.store(first, count, unit),
+            }
+        }
+    }
+
+    /// Numbers, rounded.
+    ///
+    /// # Safety
+    /// As [`Row::store`].
+    #[inline(always)]
+    unsafe fn round<E: Half>(&self, first: u32, count: u32, numbers: Numbers) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.scale {
+                Some(scale) => self.to.store_codes(first, count, codes(numbers, scale)),
+                None => self.to.store(first, count, elements::<E>(numbers)),
+            }
+        }
+    }
+}
+
+/// One thread's part. `NARROW`: the caches are e4m3.
 #[inline(always)]
-pub fn run<E: Half>(params: &RowsParams) {
+pub fn run<E: Half, const NARROW: bool>(params: &RowsParams) {
     let (index, part) = params.parts.div_rem(special::block_idx());
     let unit = part * THREADS + special::thread_idx();
     let Some(token) = Token::new(params, index) else {
@@ -33,7 +71,7 @@ pub fn run<E: Half>(params: &RowsParams) {
             None => return,
         }
     }
-    let Some(task) = task(params, &token, unit) else {
+    let Some(task) = task::<NARROW>(params, &token, unit) else {
         return;
     };
 
@@ -44,7 +82,7 @@ pub fn run<E: Half>(params: &RowsParams) {
             let first = 2 * task.pairs + (task.unit - turned) * UNIT;
             let count = (task.head_dim - first).min(UNIT);
             let unit = task.from.load(first, count);
-            task.to.store(first, count, unit);
+            task.copy::<E>(first, count, unit);
         } else {
             let first = task.unit * UNIT;
             let count = (task.pairs - first).min(UNIT);
@@ -61,10 +99,10 @@ pub fn run<E: Half>(params: &RowsParams) {
                 units[1] = task.from.load(b, counts[1]);
             }
             // Both are read before either is written: they may be the same memory.
-            let units = rotate::<E>(params, position, first, count, units);
-            task.to.store(a, counts[0], units[0]);
+            let turned = rotate::<E>(params, position, first, count, units);
+            task.round::<E>(a, counts[0], turned[0]);
             if two {
-                task.to.store(b, counts[1], units[1]);
+                task.round::<E>(b, counts[1], turned[1]);
             }
         }
     }
@@ -72,7 +110,7 @@ pub fn run<E: Half>(params: &RowsParams) {
 
 /// The task of that number for a token: keys first, then values, then queries.
 #[inline(always)]
-fn task(params: &RowsParams, token: &Token, unit: u32) -> Option<Task> {
+fn task<const NARROW: bool>(params: &RowsParams, token: &Token, unit: u32) -> Option<Task> {
     let has = |flag| params.flags & flag != 0;
     let of = |view, head, pieces| Row::of_tensor(view, token.batch, token.row, head, has(pieces));
     let keys = params.heads_kv * params.key_units.divisor;
@@ -83,10 +121,11 @@ fn task(params: &RowsParams, token: &Token, unit: u32) -> Option<Task> {
         let pieces = has(flags::K_CACHE_PIECES);
         Some(Task {
             from: of(&params.k, head, flags::K_PIECES),
-            to: Row::of_cache(&params.k_cache, place.block, place.row, head, pieces),
+            to: Row::of_cache(&params.k_cache, place, head, pieces, NARROW),
             unit,
             head_dim: params.head_dim_qk,
             pairs: params.rotary.pairs,
+            scale: NARROW.then(|| token.scale(&params.k_scale, head)),
         })
     } else if unit < keys + values {
         let place = token.place(params)?;
@@ -94,10 +133,11 @@ fn task(params: &RowsParams, token: &Token, unit: u32) -> Option<Task> {
         let pieces = has(flags::V_CACHE_PIECES);
         Some(Task {
             from: of(&params.v, head, flags::V_PIECES),
-            to: Row::of_cache(&params.v_cache, place.block, place.row, head, pieces),
+            to: Row::of_cache(&params.v_cache, place, head, pieces, NARROW),
             unit,
             head_dim: params.head_dim_v,
             pairs: 0,
+            scale: NARROW.then(|| token.scale(&params.v_scale, head)),
         })
     } else {
         let (head, unit) = params.key_units.div_rem(unit - keys - values);
@@ -107,6 +147,7 @@ fn task(params: &RowsParams, token: &Token, unit: u32) -> Option<Task> {
             unit,
             head_dim: params.head_dim_qk,
             pairs: params.rotary.pairs,
+            scale: None,
         })
     }
 }

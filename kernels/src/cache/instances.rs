@@ -7,13 +7,23 @@ use crate::element;
 use flashtile_abi::{BlocksParams, RowsParams};
 
 macro_rules! kernel {
-    (Append $dtype:ident $name:ident) => {
-        entry!($name, RowsParams, |params| append::run::<element::$dtype>(
-            params
-        ));
+    (Append $name:ident $dtype:ident) => {
+        entry!($name, RowsParams, |params| {
+            append::run::<element::$dtype, false>(params)
+        });
+    };
+    (Append $name:ident $dtype:ident E4m3) => {
+        entry!($name, RowsParams, |params| {
+            append::run::<element::$dtype, true>(params)
+        });
     };
     (Gather $name:ident) => {
         entry!($name, RowsParams, |params| gather::run(params));
+    };
+    (Gather $name:ident $dtype:ident E4m3) => {
+        entry!($name, RowsParams, |params| {
+            gather::run_narrow::<element::$dtype>(params)
+        });
     };
     (CopyBlocks $name:ident) => {
         entry!($name, BlocksParams, |params| {
@@ -54,8 +64,8 @@ macro_rules! entry {
 }
 
 macro_rules! instances {
-    ($(($name:ident $work:ident $($dtype:ident)?))*) => { $(
-        kernel! { $work $($dtype)? $name }
+    ($(($name:ident $work:ident $($dtype:ident)*))*) => { $(
+        kernel! { $work $name $($dtype)* }
     )* };
 }
 

@@ -2,8 +2,8 @@
 //! leads outside of tensors and cache.
 
 use crate::ptx::copy;
-use flashtile_abi::RowsParams;
 use flashtile_abi::cache::flags;
+use flashtile_abi::{RowsParams, ScaleView};
 
 /// A token of a launch.
 #[derive(Clone, Copy)]
@@ -94,6 +94,17 @@ impl Token {
         // SAFETY: the table has this entry, since the row is below the capacity.
         let block = unsafe { copy::ld_global_u32(pages.table.wrapping_add(offset as u64)) };
         (block < pages.blocks).then_some(Place { block, row })
+    }
+
+    /// What its elements of some head are multiplied by: 1 without scales.
+    #[inline(always)]
+    pub fn scale(&self, scales: &ScaleView, head: u32) -> f32 {
+        if scales.ptr == 0 {
+            return 1.0;
+        }
+        let offset = self.sequence as i64 * scales.batch_stride + head as i64 * scales.head_stride;
+        // SAFETY: there is a scale for each head of each sequence of the batch, unless they share them: strides are 0 then.
+        f32::from_bits(unsafe { copy::ld_global_u32(scales.ptr.wrapping_add(offset as u64)) })
     }
 
     /// Its position, for rotary embedding, if the tables have it.

@@ -101,6 +101,23 @@ pub unsafe fn ld_global_written_u16(src: u64) -> u16 {
     out
 }
 
+/// `ld.global.v2.u32`, of memory that the kernel may write.
+///
+/// # Safety
+/// `src` is a readable, 8-byte aligned global address.
+#[inline(always)]
+pub unsafe fn ld_global_written_v2(src: u64) -> [u32; 2] {
+    let (a, b): (u32, u32);
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "ld.global.v2.u32 {{{}, {}}}, [{}];",
+            out(reg32) a, out(reg32) b, in(reg64) src, options(readonly, nostack)
+        );
+    }
+    [a, b]
+}
+
 /// `ld.global.v4.u32`, of memory that the kernel may write.
 ///
 /// # Safety

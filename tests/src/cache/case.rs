@@ -6,7 +6,7 @@ use flashtile::{
         AppendProblem, GatherProblem, IndexType, Place, QueryRows, Rotary, RotaryPairs,
         RotaryTable, Rows, Sequences, TableType,
     },
-    serving::{CacheLayout, PageTable},
+    serving::{CacheLayout, CacheScales, PageTable},
 };
 use flashtile_verify::data::Random;
 use proptest::{collection::vec, option, prelude::*, sample::select};
@@ -63,6 +63,8 @@ pub struct RotaryCase {
 pub struct CacheCase {
     /// Type of the elements.
     pub dtype: DType,
+    /// If caches are e4m3: how many scales they have. With slots, sequences have none of their own.
+    pub narrow: Option<CacheScales>,
     /// Of the caches.
     pub layouts: Layouts,
     /// Whether the tensors are [batch, heads, rows, dim].
@@ -108,6 +110,8 @@ pub struct Numbers {
     pub table: Vec<i32>,
     /// By token.
     pub positions: Vec<i64>,
+    /// Of keys and of values: by sequence and head, by head, or one.
+    pub scales: [Vec<f32>; 2],
 }
 
 /// Positions of the tables: more than sequences are long.
@@ -146,8 +150,17 @@ pub fn case(hostile: bool, rotary: bool) -> impl Strategy<Value = CacheCase> {
                 queries,
             },
         );
+    let narrow = option::weighted(
+        0.5,
+        select(vec![
+            CacheScales::None,
+            CacheScales::PerTensor,
+            CacheScales::PerHead,
+            CacheScales::PerSequence,
+        ]),
+    );
     let shape = (
-        select(vec![DType::F16, DType::Bf16]),
+        (select(vec![DType::F16, DType::Bf16]), narrow),
         layouts,
         place,
         any::<bool>(),
@@ -165,7 +178,7 @@ pub fn case(hostile: bool, rotary: bool) -> impl Strategy<Value = CacheCase> {
     );
     (shape, rest).prop_map(move |(shape, (gaps, (lengths, tail), has, turned, seed))| {
         let rotary = rotary.then_some(turned);
-        let (dtype, layouts, place, heads_first, page, spare, heads, dims) = shape;
+        let ((dtype, narrow), layouts, place, heads_first, page, spare, heads, dims) = shape;
         let dims = match &rotary {
             // There must be a pair.
             Some(_) => (dims.0.max(2), dims.1),
@@ -173,6 +186,7 @@ pub fn case(hostile: bool, rotary: bool) -> impl Strategy<Value = CacheCase> {
         };
         CacheCase {
             dtype,
+            narrow,
             layouts,
             heads_first,
             place,
@@ -249,7 +263,7 @@ impl CacheCase {
         match (self.layouts, is_key) {
             (Layouts::Contiguous, _) => CacheLayout::contiguous(shape),
             (Layouts::HeadsFirst, _) => CacheLayout::heads_first(shape),
-            (Layouts::Chunked, true) => CacheLayout::chunked_keys(DType::F16, shape),
+            (Layouts::Chunked, true) => CacheLayout::chunked_keys(self.kv_dtype(), shape),
             (Layouts::Chunked, false) => CacheLayout::transposed(shape),
             (Layouts::Gaps, _) => CacheLayout {
                 shape,
@@ -324,10 +338,27 @@ impl CacheCase {
         })
     }
 
+    /// Type of the caches' elements.
+    pub fn kv_dtype(&self) -> DType {
+        self.narrow.map_or(self.dtype, |_| DType::E4m3)
+    }
+
+    /// How many scales there are.
+    pub fn kv_scales(&self) -> CacheScales {
+        match self.narrow {
+            Some(CacheScales::PerSequence) if self.place == PlaceKind::Slots => {
+                CacheScales::PerHead
+            }
+            scales => scales.unwrap_or_default(),
+        }
+    }
+
     /// The problem of appending.
     pub fn append(&self) -> AppendProblem {
         AppendProblem {
             dtype: self.dtype,
+            kv_dtype: self.kv_dtype(),
+            kv_scales: self.kv_scales(),
             k: self.rows(self.dims.0, true),
             v: self.dims.1.map(|dim| self.rows(dim, false)),
             place: self.place(),
@@ -338,9 +369,22 @@ impl CacheCase {
     /// The problem of gathering.
     pub fn gather(&self) -> GatherProblem {
         let AppendProblem {
-            dtype, k, v, place, ..
+            dtype,
+            kv_dtype,
+            kv_scales,
+            k,
+            v,
+            place,
+            ..
         } = self.append();
-        GatherProblem { dtype, k, v, place }
+        GatherProblem {
+            dtype,
+            kv_dtype,
+            kv_scales,
+            k,
+            v,
+            place,
+        }
     }
 
     /// The numbers on the device. Rows that are sound are distinct.
@@ -427,6 +471,20 @@ impl CacheCase {
                 numbers.positions.push(position);
             }
         }
+        let count = self.kv_scales().count(self.batch(), self.heads);
+        // Ordinary ones, and both ends.
+        let scale = |random: &mut Random| match random.below(8) {
+            0 => f32::from_bits(1 + random.below(1 << 20) as u32),
+            1 => f32::MAX,
+            _ => 0.001 + random.uniform() as f32,
+        };
+        let sides = [true, self.dims.1.is_some()];
+        numbers.scales = sides.map(|has| {
+            (0..count)
+                .filter(|_| has)
+                .map(|_| scale(&mut random))
+                .collect()
+        });
         numbers
     }
 

@@ -4,7 +4,7 @@ use flashtile::{
     DType, TensorLayout,
     cache::{AppendProblem, GatherProblem, Place, RotaryPairs, Rows},
     element,
-    serving::CacheLayout,
+    serving::{CacheLayout, CacheScales},
 };
 
 use super::{
@@ -26,6 +26,7 @@ fn place_of(
         let exists = slot >= 0 && slot < blocks * page;
         return Found {
             token: true,
+            sequence: 0,
             row: exists.then(|| [(slot / page) as usize, (slot % page) as usize]),
             position: None,
         };
@@ -60,6 +61,7 @@ fn place_of(
     };
     Found {
         token: true,
+        sequence,
         row: found.map(|at| at.map(|n| n as usize)),
         position: Some(row),
     }
@@ -69,6 +71,8 @@ fn place_of(
 struct Found {
     /// Whether it is some sequence's token.
     token: bool,
+    /// Which one's.
+    sequence: usize,
     /// Block and row.
     row: Option<[usize; 2]>,
     /// Row of its sequence.
@@ -79,8 +83,18 @@ struct Found {
 #[derive(Clone, Debug)]
 pub struct Expected {
     images: Images,
-    /// Image, byte, least and largest element.
-    turned: Vec<(usize, usize, f32, f32)>,
+    rounded: Vec<Rounded>,
+}
+
+/// An element that a rounded number becomes.
+#[derive(Clone, Debug)]
+struct Rounded {
+    image: usize,
+    dtype: DType,
+    /// Index in the image.
+    element: usize,
+    least: f32,
+    largest: f32,
 }
 
 impl Expected {
@@ -88,7 +102,7 @@ impl Expected {
     pub fn of(problem: &AppendProblem, numbers: &Numbers, before: &Images) -> Self {
         let mut expected = Self {
             images: before.clone(),
-            turned: Vec::new(),
+            rounded: Vec::new(),
         };
         let [batch, rows, ..] = problem.k.tensor.shape;
         for token in 0..batch * rows {
@@ -116,10 +130,13 @@ impl Expected {
             let at = [token / rows, token % rows];
             let position = position.map(|n| n as usize);
             if let Some([block, row]) = found.row {
-                for (from, to, side, position) in [
+                for (n, (from, to, side, position)) in [
                     (Images::K, Images::K_CACHE, Some(&problem.k), position),
                     (Images::V, Images::V_CACHE, problem.v.as_ref(), None),
-                ] {
+                ]
+                .into_iter()
+                .enumerate()
+                {
                     let Some(Rows { tensor, cache }) = side else {
                         continue;
                     };
@@ -127,7 +144,12 @@ impl Expected {
                         let source = |d| tensor.index([at[0], at[1], head, d]);
                         let target = |d| cache.index([block, row, head, d]);
                         let moved = [from, to];
-                        expected.row(problem, before, moved, source, target, tensor, position);
+                        let scale =
+                            scale(problem.kv_scales, numbers, n, found.sequence, tensor, head);
+                        let cached = (problem.kv_dtype, scale);
+                        expected.row(
+                            problem, before, moved, source, target, tensor, position, cached,
+                        );
                     }
                 }
             }
@@ -140,7 +162,10 @@ impl Expected {
                     let source = |d| queries.q.index([at[0], at[1], head, d]);
                     let target = |d| queries.out.index([at[0], at[1], head, d]);
                     let moved = [Images::Q, to];
-                    expected.row(problem, before, moved, source, target, &queries.q, position);
+                    let same = (problem.dtype, 1.0);
+                    expected.row(
+                        problem, before, moved, source, target, &queries.q, position, same,
+                    );
                 }
             }
         }
@@ -158,13 +183,34 @@ impl Expected {
         target: impl Fn(usize) -> usize,
         tensor: &TensorLayout,
         position: Option<usize>,
+        (into, scale): (DType, f32),
     ) {
         let dtype = problem.dtype;
         let (from, bytes) = (&before.0[from], &mut self.images.0[to]);
         let at = |image: &Image, element: usize| image.offset + element;
+        let value = |d| f64::from(element::read(dtype, &from.bytes, at(from, source(d))));
+        let mut rounded = |image: &Image, d, sum, off| {
+            let (least, largest) = interval(into, sum, off, scale);
+            self.rounded.push(Rounded {
+                image: to,
+                dtype: into,
+                element: at(image, target(d)),
+                least,
+                largest,
+            });
+        };
+        // Elements that are turned are expected a second time below.
+        let turned = match (&problem.rotary, position) {
+            (Some(rotary), Some(_)) => rotary.rotary_dim,
+            _ => 0,
+        };
         for d in 0..tensor.shape[3] {
             let [source, target] = [at(from, source(d)), at(bytes, target(d))];
-            bytes.bytes[2 * target..][..2].copy_from_slice(&from.bytes[2 * source..][..2]);
+            if into == dtype {
+                bytes.bytes[2 * target..][..2].copy_from_slice(&from.bytes[2 * source..][..2]);
+            } else if d >= turned {
+                rounded(bytes, d, value(d), 0.0);
+            }
         }
         let (Some(rotary), Some(position)) = (&problem.rotary, position) else {
             return;
@@ -185,13 +231,9 @@ impl Expected {
                 ))
             };
             let [cos, sin] = [angle(Images::COS), angle(Images::SIN)];
-            let value = |d| f64::from(element::read(dtype, &from.bytes, at(from, source(d))));
             let [x, y] = [value(a), value(b)];
             for (d, product, other) in [(a, x * cos, -(y * sin)), (b, y * cos, x * sin)] {
-                let bytes = &self.images.0[to];
-                let byte = 2 * at(bytes, target(d));
-                let (least, largest) = interval(dtype, product, other);
-                self.turned.push((to, byte, least, largest));
+                rounded(bytes, d, product + other, sum_is_off_by(product, other));
             }
         }
     }
@@ -200,36 +242,70 @@ impl Expected {
     ///
     /// # Errors
     /// The first byte that is another one.
-    pub fn compare(mut self, dtype: DType, found: &Images) -> Result<(), String> {
-        for (image, byte, least, largest) in self.turned {
+    pub fn compare(mut self, found: &Images) -> Result<(), String> {
+        for Rounded {
+            image,
+            dtype,
+            element,
+            least,
+            largest,
+        } in self.rounded
+        {
             let bytes = &found.0[image].bytes;
-            let value = element::read(dtype, bytes, byte / 2);
+            let value = element::read(dtype, bytes, element);
             if !(least <= value && value <= largest) {
                 return Err(format!(
-                    "byte {byte} of {}: {value} is not between {least} and {largest}",
+                    "element {element} of {}: {value} is not between {least} and {largest}",
                     Images::NAMES[image]
                 ));
             }
-            self.images.0[image].bytes[byte..byte + 2].copy_from_slice(&bytes[byte..byte + 2]);
+            let width = dtype.bytes() as usize;
+            let span = element * width..(element + 1) * width;
+            self.images.0[image].bytes[span.clone()].copy_from_slice(&bytes[span]);
         }
         self.images.same(found)
     }
 }
 
-/// The elements that a sum of two exact products may become which is computed in f32, the second product rounded, then the sum, and
-/// rounded to an element.
+/// How far a sum of two exact products may be off that is computed in f32, the second product rounded, then the sum.
 ///
 /// With u = 2^-24 and subnormals half of 2^-149 apart from what rounding makes of them: the second product is off by u |b| + 2^-150, the
-/// sum by u times what it is then, + 2^-150. The bounds come to f32 and one number further out, which their conversion may be off by.
-fn interval(dtype: DType, a: f64, b: f64) -> (f32, f32) {
+/// sum by u times what it is then, + 2^-150.
+fn sum_is_off_by(a: f64, b: f64) -> f64 {
     let (u, tiny) = (2f64.powi(-24), 2f64.powi(-150));
     let of_b = u * b.abs() + tiny;
-    let off = of_b + u * ((a + b).abs() + of_b) + tiny;
-    let [least, largest] = [a + b - off, a + b + off].map(|x| x as f32);
+    of_b + u * ((a + b).abs() + of_b) + tiny
+}
+
+/// The elements that a number may become which is off by so much, divided by a scale in f32, and rounded to an element.
+///
+/// Rounding keeps the order of numbers, so the ends' quotients are what counts. They come to f32 and one number further out, which their
+/// conversion may be off by.
+fn interval(dtype: DType, number: f64, off: f64, scale: f32) -> (f32, f32) {
+    let scale = f64::from(scale);
+    let [least, largest] = [number - off, number + off].map(|x| (x / scale) as f32);
     (
         element::round(dtype, least.next_down()),
         element::round(dtype, largest.next_up()),
     )
+}
+
+/// The scale of a sequence's head in the cache of keys (0) or of values (1).
+fn scale(
+    layout: CacheScales,
+    numbers: &Numbers,
+    side: usize,
+    sequence: usize,
+    tensor: &TensorLayout,
+    head: usize,
+) -> f32 {
+    let scales = &numbers.scales[side];
+    match layout {
+        CacheScales::None => 1.0,
+        CacheScales::PerTensor => scales[0],
+        CacheScales::PerHead => scales[head],
+        CacheScales::PerSequence => scales[sequence * tensor.shape[2] + head],
+    }
 }
 
 /// What gathering makes of these images.
@@ -242,26 +318,33 @@ pub fn gathered(problem: &GatherProblem, numbers: &Numbers, before: &Images) -> 
         if !found.token {
             continue;
         }
-        for (from, to, side) in [
+        for (n, (from, to, side)) in [
             (Images::K_CACHE, Images::K, Some(&problem.k)),
             (Images::V_CACHE, Images::V, problem.v.as_ref()),
-        ] {
+        ]
+        .into_iter()
+        .enumerate()
+        {
             let Some(Rows { tensor, cache }) = side else {
                 continue;
             };
             let [_, _, heads, dim] = tensor.shape;
             for (head, d) in (0..heads).flat_map(|h| (0..dim).map(move |d| (h, d))) {
-                let from = &before.0[from];
-                let element = match found.row {
-                    Some([block, row]) => {
-                        let at = from.offset + cache.index([block, row, head, d]);
-                        [from.bytes[2 * at], from.bytes[2 * at + 1]]
-                    }
-                    None => [0; 2],
+                let (from, to) = (&before.0[from], &mut images.0[to]);
+                let into = to.offset + tensor.index([token / rows, token % rows, head, d]);
+                let to = &mut to.bytes[2 * into..][..2];
+                let Some([block, row]) = found.row else {
+                    to.fill(0);
+                    continue;
                 };
-                let to = &mut images.0[to];
-                let at = to.offset + tensor.index([token / rows, token % rows, head, d]);
-                to.bytes[2 * at..][..2].copy_from_slice(&element);
+                let at = from.offset + cache.index([block, row, head, d]);
+                if problem.kv_dtype == problem.dtype {
+                    to.copy_from_slice(&from.bytes[2 * at..][..2]);
+                    continue;
+                }
+                let scale = scale(problem.kv_scales, numbers, n, found.sequence, tensor, head);
+                let number = element::read(problem.kv_dtype, &from.bytes, at) * scale;
+                element::write(problem.dtype, to, 0, number);
             }
         }
     }

@@ -83,10 +83,10 @@ impl Images {
             };
             // Every other buffer begins aligned.
             let offset = case.gaps[0] * (at % 2);
-            let dtype = if at >= Self::COS {
-                table_type
-            } else {
-                case.dtype
+            let dtype = match at {
+                Self::COS | Self::SIN => table_type,
+                Self::K_CACHE | Self::V_CACHE => case.kv_dtype(),
+                _ => case.dtype,
             };
             let width = dtype.bytes() as usize;
             let mut bytes = vec![0; (offset + span) * width];
@@ -173,13 +173,19 @@ impl<'d> Buffers<'d> {
             }
             _ => wide(&numbers.positions),
         };
-        let arrays: [Vec<u8>; 6] = [
+        let scales = |side: usize| {
+            let scales = numbers.scales[side].iter();
+            scales.flat_map(|x| x.to_le_bytes()).collect()
+        };
+        let arrays: [Vec<u8>; 8] = [
             wide(&numbers.slots),
             small(&numbers.starts),
             small(&numbers.used),
             small(&numbers.first),
             small(&numbers.table),
             positions,
+            scales(0),
+            scales(1),
         ];
         let mut uploaded = Vec::new();
         for array in &arrays {
@@ -190,6 +196,8 @@ impl<'d> Buffers<'d> {
             v: address(Images::V),
             k_cache: address(Images::K_CACHE),
             v_cache: address(Images::V_CACHE),
+            k_scale: uploaded[6].address(),
+            v_scale: uploaded[7].address(),
             slots: uploaded[0].address(),
             starts: uploaded[1].address(),
             used: uploaded[2].address(),

@@ -40,7 +40,7 @@ impl Prepared {
         let found = append(device, &problem, &self.numbers, &self.images);
         let found = found.map_err(|error| error.to_string())?;
         let expected = Expected::of(&problem, &self.numbers, &self.images);
-        expected.compare(self.case.dtype, &found)
+        expected.compare(&found)
     }
 
     /// Gathers on a device, and compares with what plain Rust makes of it.

@@ -1,50 +1,57 @@
 //! e4m3: sign, 4 exponent bits with bias 7, 3 fraction bits. No infinities; the code of all ones is NaN (OCP FP8).
+//!
+//! In arithmetic that every GPU has, without branches: the instructions for it come with sm_89.
 
 /// Fraction bits of f32 that e4m3 lacks.
 const DROPPED: u32 = 23 - 3;
 
-/// Difference of the exponents' biases, at e4m3's exponent field.
-const REBIAS: u32 = (127 - 7) << 3;
+/// 2^120. A code in the place of an f32's highest bits means a number smaller by so much, subnormal ones included: the exponents' biases are
+/// 7 and 127.
+const TWO_TO_120: f32 = f32::from_bits((127 + 120) << 23);
 
-/// Smallest normal number: 2^-6.
-const LEAST_NORMAL: f32 = 0.015_625;
+/// Its inverse.
+const TWO_TO_MINUS_120: f32 = f32::from_bits((127 - 120) << 23);
 
-/// Code of the largest number, 448.
-const LARGEST: u32 = 0x7e;
+/// Largest number.
+const LARGEST: f32 = 448.0;
+
+/// Code of the largest number.
+const LARGEST_CODE: u32 = 0x7e;
+
+/// The exponent of f32, in its place.
+const EXPONENT: u32 = 0xff << 23;
+
+/// Exponent of the smallest normal number, 2^-6. Smaller numbers are multiples of 2^-9 too.
+const LEAST_EXPONENT: u32 = (127 - 6) << 23;
 
 /// The number that a code means, exactly.
-#[inline]
-pub(super) fn decode(code: u8) -> f32 {
-    let magnitude = match u32::from(code & 0x7f) {
-        0x7f => f32::NAN,
-        // Multiples of 2^-9.
-        subnormal @ 0..8 => subnormal as f32 / 512.0,
-        normal => f32::from_bits((normal + REBIAS) << DROPPED),
-    };
-    if code & 0x80 == 0 {
-        magnitude
+#[inline(always)]
+pub fn decode(code: u8) -> f32 {
+    let magnitude = (code & 0x7f) as u32;
+    let number = f32::from_bits(magnitude << DROPPED) * TWO_TO_120;
+    let number = if magnitude > LARGEST_CODE {
+        f32::NAN
     } else {
-        -magnitude
-    }
+        number
+    };
+    if code & 0x80 == 0 { number } else { -number }
 }
 
 /// The code of the nearest number, ties to even; of the largest one for what is larger, infinities included. (PTX:
 /// `cvt.rn.satfinite.e4m3x2.f32`.)
-#[inline]
-pub(super) fn encode(x: f32) -> u8 {
-    if x.is_nan() {
-        return 0x7f;
-    }
-    let magnitude = x.abs();
-    let code = if magnitude < LEAST_NORMAL {
-        (magnitude * 512.0).round_ties_even() as u32
-    } else {
-        let bits = magnitude.to_bits();
-        let half = (1 << (DROPPED - 1)) - 1 + (bits >> DROPPED & 1);
-        (((bits + half) >> DROPPED) - REBIAS).min(LARGEST)
-    };
-    // At most 7 bits.
-    code as u8 | if x.is_sign_negative() { 0x80 } else { 0 }
+#[inline(always)]
+pub fn encode(x: f32) -> u8 {
+    let sign = (x.to_bits() >> 24) & 0x80;
+    let magnitude = f32::from_bits(x.to_bits() & !(1 << 31));
+    let kept = magnitude.min(LARGEST);
+    // A number whose last bit is worth as much as the code's: added and subtracted, it rounds.
+    let exponent = (kept.to_bits() & EXPONENT).max(LEAST_EXPONENT);
+    let rounder = f32::from_bits(exponent + (DROPPED << 23));
+    let rounded = (kept + rounder) - rounder;
+    let code = (rounded * TWO_TO_MINUS_120).to_bits() >> DROPPED;
+    // NaN has become the largest number, whose code differs from NaN's by the lowest bit.
+    let nan = magnitude.is_nan() as u32;
+    ((code | sign) & !(nan << 7) | nan) as u8
 }
 
 #[cfg(test)]
@@ -100,6 +107,13 @@ mod tests {
                 assert_eq!(encode(-x), wanted | 0x80, "{x:e}");
             }
         }
+    }
+
+    #[test]
+    fn constants_are_powers_of_two() {
+        assert_eq!(f64::from(TWO_TO_120), 2f64.powi(120));
+        assert_eq!(f64::from(TWO_TO_MINUS_120), 2f64.powi(-120));
+        assert_eq!(f32::from_bits(LEAST_EXPONENT), 2f32.powi(-6));
     }
 
     #[test]

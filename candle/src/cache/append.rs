@@ -1,24 +1,20 @@
-//! Caches of keys and values: new rows written into them, rows gathered from them, blocks copied.
-//!
-//! Caches are [blocks, rows, heads_kv, head_dim], of f16 or bf16 and of any strides; keys also [blocks, heads_kv, head_dim / x, rows, x],
-//! as vLLM has them. They are written where they are: each has storage of its own.
+//! New rows into caches.
 
 use candle_core::{DType, Result, Tensor};
 use flashtile::{
-    TensorLayout,
     cache::{
-        AppendProblem, BlocksLayout, CacheData, CopyProblem, GatherProblem, IndexType, Place,
-        PlaceData, QueryRows, Rotary, RotaryPairs, RotaryTable, Rows, Sequences, TableType,
-        append_cpu, copy_blocks_cpu, gather_cpu,
+        AppendProblem, CacheData, IndexType, Place, QueryRows, Rotary, RotaryPairs, RotaryTable,
+        Rows, TableType, append_cpu,
     },
-    serving::{CacheLayout, PageTable},
+    serving::CacheLayout,
 };
 
+use super::place::{HALVES, PlaceNumbers, Tokens, cache_type, count, scale_numbers};
 use crate::{
     error::{bad, from_flashtile},
     into::{Locked, Memory, Named, check_writes, elsewhere, write_up_to_three},
-    operands::{bytes, bytes_mut, ints, longs},
-    problem::{INDICES, dense, dtype_of, expect, page_keys, queries, strides, typed},
+    operands::{bytes, bytes_mut, longs},
+    problem::{dense, dtype_of, page_keys, queries, scales, strides, typed},
 };
 
 /// New keys and values that go into a cache, where slots or tables of pages say; on the way, keys and queries may be turned by a rotary
@@ -42,19 +38,9 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct CacheAppend {
     place: Tokens,
+    scales: Option<[Tensor; 2]>,
     rotary: Option<(Tensor, Tensor, RotaryPairs)>,
     positions: Option<Tensor>,
-}
-
-/// Where tokens go.
-#[derive(Clone, Debug)]
-enum Tokens {
-    Slots(Tensor),
-    Pages {
-        table: Tensor,
-        seqlens: Tensor,
-        seqused: Option<Tensor>,
-    },
 }
 
 impl CacheAppend {
@@ -77,6 +63,7 @@ impl CacheAppend {
     fn new(place: Tokens) -> Self {
         Self {
             place,
+            scales: None,
             rotary: None,
             positions: None,
         }
@@ -88,6 +75,14 @@ impl CacheAppend {
         if let Tokens::Pages { seqused: used, .. } = &mut self.place {
             *used = Some(seqused.clone());
         }
+        self
+    }
+
+    /// Scales of e4m3 caches (f8e4m3, or u8: their codes): an element is divided by its scale and rounded to the nearest number, at most 448. f32,
+    /// contiguous, positive and finite, `[1]` or `[heads_kv]`; with [`pages`](Self::pages) also [batch, heads_kv]. Without them they are 1.
+    #[must_use]
+    pub fn kv_scales(mut self, k_scale: &Tensor, v_scale: &Tensor) -> Self {
+        self.scales = Some([k_scale.clone(), v_scale.clone()]);
         self
     }
 
@@ -216,12 +211,15 @@ impl CacheAppend {
         let of =
             |argument, at: usize| bytes(argument, locked.cpu(argument, at)?, read[at].layout());
         let numbers = PlaceNumbers::new(&self.place)?;
+        let [k_scale, v_scale] = scale_numbers(self.scales.as_ref())?;
         let positions = self.positions.as_ref();
         let positions = positions.map(|it| longs("positions", it)).transpose()?;
         let data = CacheData {
             k: of("k", 0)?,
             v: of("v", 1)?,
             place: numbers.data(),
+            k_scale: &k_scale,
+            v_scale: &v_scale,
             cos: tables.map_or(Ok(&[][..]), |_| of("cos", 2))?,
             sin: tables.map_or(Ok(&[][..]), |_| of("sin", 3))?,
             positions: positions.as_deref().unwrap_or_default(),
@@ -245,6 +243,8 @@ impl CacheAppend {
             ("block_table", table),
             ("seqlens", seqlens),
             ("seqused", seqused),
+            ("k_scale", self.scales.as_ref().map(|it| &it[0])),
+            ("v_scale", self.scales.as_ref().map(|it| &it[1])),
             ("cos", self.rotary.as_ref().map(|it| &it.0)),
             ("sin", self.rotary.as_ref().map(|it| &it.1)),
             ("positions", self.positions.as_ref()),
@@ -262,9 +262,8 @@ impl CacheAppend {
     ) -> Result<AppendProblem> {
         let dtype = k.dtype();
         typed("k", k, &HALVES)?;
-        for (argument, tensor) in [("v", v), ("k_cache", k_cache), ("v_cache", v_cache)] {
-            typed(argument, tensor, &[dtype])?;
-        }
+        typed("v", v, &[dtype])?;
+        let kv_dtype = cache_type(dtype, k_cache, v_cache)?;
         let rows =
             |argument, tensor: &Tensor| queries(argument, tensor.layout(), tensor.rank() == 3);
         let k = Rows {
@@ -277,6 +276,11 @@ impl CacheAppend {
         };
         let [batch, seqlen, ..] = k.tensor.shape;
         let place = self.place.check(batch, batch * seqlen)?;
+        let sequences = match &place {
+            Place::Slots => None,
+            Place::Sequences(sequences) => Some(sequences.batch),
+        };
+        let kv_scales = scales(self.scales.as_ref(), sequences, k.tensor.shape[2])?;
         let rotary = match &self.rotary {
             None => None,
             Some((cos, sin, pairs)) => {
@@ -321,6 +325,8 @@ impl CacheAppend {
         };
         Ok(AppendProblem {
             dtype: dtype_of(dtype),
+            kv_dtype,
+            kv_scales,
             k,
             v: Some(v),
             place,
@@ -345,67 +351,6 @@ impl CacheAppend {
     }
 }
 
-const HALVES: [DType; 2] = [DType::F16, DType::BF16];
-
-impl Tokens {
-    fn check(&self, batch: usize, tokens: usize) -> Result<Place> {
-        match self {
-            Self::Slots(slots) => {
-                count("slot_mapping", slots, tokens)?;
-                typed("slot_mapping", slots, &[DType::I64])?;
-                Ok(Place::Slots)
-            }
-            Self::Pages {
-                table,
-                seqlens,
-                seqused,
-            } => {
-                expect("seqlens", seqlens, &[batch], &INDICES)?;
-                if let Some(seqused) = seqused {
-                    expect("seqused", seqused, &[batch], &INDICES)?;
-                }
-                Ok(Place::Sequences(Sequences {
-                    batch,
-                    starts: false,
-                    used: seqused.is_some(),
-                    first: true,
-                    pages: Some(page_table(table, batch)?),
-                }))
-            }
-        }
-    }
-}
-
-/// A table [batch, entries].
-fn page_table(table: &Tensor, batch: usize) -> Result<PageTable> {
-    match table.dims() {
-        &[rows, entries] if rows == batch => {
-            typed("block_table", table, &INDICES)?;
-            Ok(PageTable {
-                entries,
-                strides: strides(table.layout()),
-            })
-        }
-        found => Err(bad(
-            "block_table",
-            format!("shape [{batch}, entries]"),
-            format!("shape {found:?}"),
-        )),
-    }
-}
-
-/// Refuses another number of numbers, and gaps.
-fn count(argument: &str, tensor: &Tensor, wanted: usize) -> Result<()> {
-    match tensor.elem_count() == wanted && tensor.is_contiguous() {
-        true => Ok(()),
-        false => Err(bad(
-            argument,
-            format!("{wanted} numbers without gaps, one for each token"),
-            format!("shape {:?}, strides {:?}", tensor.dims(), tensor.stride()),
-        )),
-    }
-}
-
 /// Refuses what is not [positions, pairs] with rows without gaps.
 fn expect_rows(argument: &str, tensor: &Tensor) -> Result<()> {
     match (tensor.dims(), tensor.stride()) {
@@ -415,50 +360,6 @@ fn expect_rows(argument: &str, tensor: &Tensor) -> Result<()> {
             "shape [positions, rotary_dim / 2], rows without gaps",
             format!("shape {dims:?}, strides {stride:?}"),
         )),
-    }
-}
-
-/// Numbers that say where tokens go, in the host's memory.
-#[derive(Default)]
-struct PlaceNumbers {
-    slots: Vec<i64>,
-    starts: Vec<i32>,
-    used: Vec<i32>,
-    first: Vec<i32>,
-    table: Vec<i32>,
-}
-
-impl PlaceNumbers {
-    fn new(place: &Tokens) -> Result<Self> {
-        match place {
-            Tokens::Slots(slots) => Ok(Self {
-                slots: longs("slot_mapping", slots)?,
-                ..Self::default()
-            }),
-            Tokens::Pages {
-                table,
-                seqlens,
-                seqused,
-            } => Ok(Self {
-                first: ints("seqlens", seqlens, seqlens.elem_count())?,
-                used: match seqused {
-                    Some(used) => ints("seqused", used, used.elem_count())?,
-                    None => Vec::new(),
-                },
-                table: ints("block_table", table, usize::MAX)?,
-                ..Self::default()
-            }),
-        }
-    }
-
-    fn data(&self) -> PlaceData<'_> {
-        PlaceData {
-            slots: &self.slots,
-            starts: &self.starts,
-            used: &self.used,
-            first: &self.first,
-            table: &self.table,
-        }
     }
 }
 
@@ -474,203 +375,4 @@ pub fn reshape_and_cache(
     slot_mapping: &Tensor,
 ) -> Result<()> {
     CacheAppend::slots(slot_mapping).forward(k, v, k_cache, v_cache)
-}
-
-/// Keys and values of all sequences, one after the other, from caches in pages: [tokens, heads_kv, head_dim] each. Sequence `b` has the rows
-/// `seqlens[b]..seqlens[b + 1]` of them, as in `flash_attn_varlen`, its keys being in the pages of row `b` of `block_table`. Rows past the last
-/// sequence are 0. `tokens` is how many rows there are: what `seqlens` ends with, or more.
-///
-/// # Errors
-/// Names the argument that is wrong, what was expected and what was found; numbers only on the CPU.
-pub fn gather_cache(
-    k_cache: &Tensor,
-    v_cache: &Tensor,
-    block_table: &Tensor,
-    seqlens: &Tensor,
-    tokens: usize,
-) -> Result<(Tensor, Tensor)> {
-    let dtype = k_cache.dtype();
-    typed("k_cache", k_cache, &HALVES)?;
-    typed("v_cache", v_cache, &[dtype])?;
-    let batch = crate::problem::sequences("seqlens", seqlens)?;
-    expect("seqlens", seqlens, &[batch + 1], &INDICES)?;
-    let rows = |cache: CacheLayout| Rows {
-        tensor: TensorLayout::contiguous([1, tokens, cache.shape[2], cache.shape[3]]),
-        cache,
-    };
-    let k = rows(page_keys("k_cache", k_cache.layout())?);
-    let v = rows(CacheLayout::from_tensor(dense(
-        "v_cache",
-        v_cache.layout(),
-    )?));
-    let problem = GatherProblem {
-        dtype: dtype_of(dtype),
-        k,
-        v: Some(v),
-        place: Place::Sequences(Sequences {
-            batch,
-            starts: true,
-            used: false,
-            first: false,
-            pages: Some(page_table(block_table, batch)?),
-        }),
-    };
-    let reads = [
-        ("k_cache", k_cache),
-        ("v_cache", v_cache),
-        ("block_table", block_table),
-        ("seqlens", seqlens),
-    ];
-    check_writes(&[], &reads)?;
-    let empty = |rows: &Rows| {
-        let [_, tokens, heads, dim] = rows.tensor.shape;
-        Tensor::zeros((tokens, heads, dim), dtype, k_cache.device())
-    };
-    let (k_out, v_out) = (empty(&k)?, empty(&v)?);
-    if tokens == 0 {
-        return Ok((k_out, v_out));
-    }
-    let written = [Some(&k_out), Some(&v_out), None];
-    write_up_to_three(written, &mut |memory| match memory {
-        [Some(Memory::Cpu(to)), Some(Memory::Cpu(to_v)), _] => {
-            let numbers = PlaceNumbers {
-                starts: ints("seqlens", seqlens, batch + 1)?,
-                table: ints("block_table", block_table, usize::MAX)?,
-                ..PlaceNumbers::default()
-            };
-            let locked = Locked::new(&[k_cache, v_cache]);
-            let caches = [
-                bytes("k_cache", locked.cpu("k_cache", 0)?, k_cache.layout())?,
-                bytes("v_cache", locked.cpu("v_cache", 1)?, v_cache.layout())?,
-            ];
-            let [k, v] = gather_cpu(&problem, &numbers.data(), caches).map_err(from_flashtile)?;
-            bytes_mut("k", to, k_out.layout())?[..k.len()].copy_from_slice(&k);
-            bytes_mut("v", to_v, v_out.layout())?[..v.len()].copy_from_slice(&v);
-            Ok(())
-        }
-        #[cfg(feature = "cuda")]
-        [Some(Memory::Cuda(to)), Some(Memory::Cuda(to_v)), _] => crate::cuda::gather(
-            &problem,
-            &reads,
-            vec![("k", to, k_out.layout()), ("v", to_v, v_out.layout())],
-        ),
-        _ => Err(elsewhere("v_cache")),
-    })?;
-    Ok((k_out, v_out))
-}
-
-/// Copies blocks within each of some caches: `pairs` is [n, 2], i64, u32 or i32, which block is read and which one it is written to. No block
-/// is written twice, or both read and written. Caches are of any type, and their blocks (first dimension) have no gaps.
-///
-/// # Errors
-/// Names the argument that is wrong, what was expected and what was found; numbers only on the CPU.
-pub fn copy_blocks(caches: &[&Tensor], pairs: &Tensor) -> Result<()> {
-    caches.iter().try_for_each(|cache| copy(None, cache, pairs))
-}
-
-/// Copies blocks from one cache to another on the same device: as [`copy_blocks`], whose `pairs` are here of a block of `src` and one of `dst`.
-///
-/// # Errors
-/// As [`copy_blocks`].
-pub fn swap_blocks(src: &Tensor, dst: &Tensor, pairs: &Tensor) -> Result<()> {
-    copy(Some(src), dst, pairs)
-}
-
-fn copy(src: Option<&Tensor>, dst: &Tensor, pairs: &Tensor) -> Result<()> {
-    let argument = src.map_or("cache", |_| "dst");
-    let (blocks, block_bytes) = blocks(argument, dst)?;
-    let count = match pairs.dims() {
-        &[count, 2] if pairs.is_contiguous() => count,
-        found => {
-            return Err(bad(
-                "pairs",
-                "shape [pairs, 2] without gaps",
-                format!("shape {found:?}"),
-            ));
-        }
-    };
-    typed("pairs", pairs, &[DType::I64, DType::U32, DType::I32])?;
-    let mut problem = CopyProblem {
-        pairs: count,
-        index: match pairs.dtype() {
-            DType::I64 => IndexType::I64,
-            _ => IndexType::I32,
-        },
-        block_bytes,
-        src: blocks,
-        dst: blocks,
-    };
-    if let Some(src) = src {
-        typed("src", src, &[dst.dtype()])?;
-        let (blocks, bytes) = self::blocks("src", src)?;
-        if bytes != block_bytes {
-            return Err(bad(
-                "src",
-                format!("blocks of {block_bytes} bytes, as dst"),
-                format!("blocks of {bytes}"),
-            ));
-        }
-        problem.src = blocks;
-    }
-    let mut reads: Vec<Named<'_>> = vec![("pairs", pairs)];
-    reads.extend(src.map(|src| ("src", src)));
-    check_writes(&[(argument, dst)], &reads)?;
-    if count == 0 || block_bytes == 0 {
-        return Ok(());
-    }
-    write_up_to_three([Some(dst), None, None], &mut |memory| match memory {
-        [Some(Memory::Cpu(to)), ..] => {
-            let numbers = longs("pairs", pairs)?;
-            let (pairs, _) = numbers.as_chunks::<2>();
-            let tensors: Vec<_> = src.into_iter().collect();
-            let locked = Locked::new(&tensors);
-            let from = match src {
-                Some(src) => Some(bytes("src", locked.cpu("src", 0)?, src.layout())?),
-                None => None,
-            };
-            let to = bytes_mut(argument, to, dst.layout())?;
-            copy_blocks_cpu(&problem, pairs, from, to).map_err(from_flashtile)
-        }
-        #[cfg(feature = "cuda")]
-        [Some(Memory::Cuda(to)), ..] => {
-            crate::cuda::copy_blocks(&problem, &reads, vec![("dst", to, dst.layout())])
-        }
-        _ => Err(elsewhere(argument)),
-    })
-}
-
-/// A tensor's blocks without gaps, and the bytes of one.
-fn blocks(argument: &str, tensor: &Tensor) -> Result<(BlocksLayout, usize)> {
-    let refused = || {
-        bad(
-            argument,
-            "blocks (of the first dimension) without gaps",
-            format!("shape {:?}, strides {:?}", tensor.dims(), tensor.stride()),
-        )
-    };
-    let [blocks, rest @ ..] = tensor.dims() else {
-        return Err(refused());
-    };
-    let elements: usize = rest.iter().product();
-    // In any order: the strides of what has more than one index are, sorted, the products of the smaller ones.
-    let mut dims: Vec<_> = rest
-        .iter()
-        .zip(&tensor.stride()[1..])
-        .filter(|(n, _)| **n > 1)
-        .collect();
-    dims.sort_unstable_by_key(|(_, stride)| **stride);
-    let mut product = 1;
-    for (n, stride) in dims {
-        if *stride != product {
-            return Err(refused());
-        }
-        product *= n;
-    }
-    let size = tensor.dtype().size_in_bytes();
-    let stride = tensor.stride()[0].saturating_mul(size);
-    let layout = BlocksLayout {
-        blocks: *blocks,
-        stride: i64::try_from(stride).unwrap_or(i64::MAX),
-    };
-    Ok((layout, elements * size))
 }
