@@ -78,7 +78,7 @@ fn notices(variant: &'static CacheVariant, ptx: &str, problems: &[Problem]) -> b
 }
 
 /// Why mutants survive that compute the same: what their places contain, digits left out. Each explains one mutant of a kernel.
-const EXPLAINED: [(&str, &str); 3] = [
+const EXPLAINED: [(&str, &str); 2] = [
     (
         "setp.lt.u %p, %rd, ; mov.b %r, ; [] mov.b {tmp, %r}, %rd; ",
         "the search for a token's sequence begins although there is one sequence alone: it looks at where that starts, and stays with it",
@@ -86,10 +86,6 @@ const EXPLAINED: [(&str, &str); 3] = [
     (
         "setp.lt.u %p, %r, ; [] add.s %rd, %rd, ; ld.global.u %rs, [%rd]; ",
         "of a unit with one pair, the element behind the first one's is read: it exists, being a second one, and is not used",
-    ),
-    (
-        "st.global.u [%rd], %rs; setp.gt.u %p, %r, ; add.s %rd, %rd, %rd; [] ",
-        "of a unit with one pair, the element behind the first one's is written: the same thread then writes it again, as a second one",
     ),
 ];
 
