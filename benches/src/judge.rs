@@ -250,7 +250,8 @@ fn latent(
 mod tests {
     use super::*;
     use crate::{
-        cell::{Grid, HeadDim, Mask},
+        cell::{HeadDim, Mask},
+        grid::Grid,
         inputs::values,
     };
     use flashtile::{ArchChoice, Window, cpu};

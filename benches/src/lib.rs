@@ -3,7 +3,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`cell`] | what is measured: problems, and grids of them |
+//! | [`cell`], [`grid`] | what is measured: problems, and grids of them |
 //! | [`inputs`], [`workload`] | numbers that Rust and Python make alike; tensors on a device |
 //! | [`timer`], [`stats`] | how long launches take |
 //! | [`judge`] | whether what they compute is right |
@@ -11,6 +11,7 @@
 //! | [`run`](mod@run), [`report`], [`machine`] | the whole of it, and what is told of it |
 
 pub mod cell;
+pub mod grid;
 pub mod inputs;
 pub mod judge;
 pub mod machine;
@@ -21,7 +22,8 @@ pub mod stats;
 pub mod timer;
 pub mod workload;
 
-pub use cell::{Cache, Cell, Grid, Group, HeadDim, Mask};
+pub use cell::{Cache, Cell, Group, HeadDim, Mask};
+pub use grid::Grid;
 pub use inputs::values;
 pub use report::Report;
 pub use run::{Options, Progress, plan, run};

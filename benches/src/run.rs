@@ -9,7 +9,8 @@ use std::{
 use flashtile::{ArchChoice, DType, Entry, Error, ErrorClass, Result};
 
 use crate::{
-    cell::{Cell, Grid},
+    cell::Cell,
+    grid::Grid,
     judge::{Judge, Verdict},
     machine::{Machine, date},
     peers::{self, Peers},

@@ -288,7 +288,7 @@ impl<'d> Timed<'d> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cell::Grid;
+    use crate::Grid;
     use flashtile::ArchChoice;
 
     #[test]

@@ -173,19 +173,12 @@ impl Builder {
 
     /// Compiles, finishes, checks and proves.
     pub fn build(&self) -> Result<Build> {
-        let toolchain = match &self.toolchain {
-            Some(toolchain) => toolchain.clone(),
-            None => Toolchain::find(&self.kernels)?,
-        };
+        let toolchain = self.toolchain_found()?;
         let target_dir = self.work_folder();
-        let mut kernels: Vec<Kernel> = Vec::new();
-        for arch in spec::arches().filter(|a| self.arches.is_empty() || self.arches.contains(a)) {
-            let specs = self.specs_of(arch, "");
-            if !specs.is_empty() {
-                let text = self.compile(&toolchain, arch, false)?;
-                kernels.extend(self.finish_and_check(&text, &specs, arch)?);
-            }
-        }
+        let mut kernels: Vec<Kernel> = self.for_each_target("", |arch, specs| {
+            let text = self.compile(&toolchain, arch, false)?;
+            self.finish_and_check(&text, specs, arch)
+        })?;
         // The table's order, whatever the order of the targets.
         kernels.sort_by_key(|k| self.specs.iter().position(|s| s.name == k.spec.name));
         let ptxas = Ptxas::find()?;
@@ -213,23 +206,16 @@ impl Builder {
 
     /// The finished PTX of the entries whose name contains `filter`, not checked and not proven: for whoever works on them.
     pub fn finished(&self, filter: &str) -> Result<Vec<(EntrySpec, String)>> {
-        let toolchain = match &self.toolchain {
-            Some(toolchain) => toolchain.clone(),
-            None => Toolchain::find(&self.kernels)?,
-        };
-        let mut kernels = Vec::new();
-        for arch in spec::arches().filter(|a| self.arches.is_empty() || self.arches.contains(a)) {
-            let specs = self.specs_of(arch, filter);
-            if specs.is_empty() {
-                continue;
-            }
+        let toolchain = self.toolchain_found()?;
+        self.for_each_target(filter, |arch, specs| {
             let text = self.compile(&toolchain, arch, false)?;
-            for entry in finish(&Module::parse(&text)?, &specs)? {
+            let mut kernels = Vec::new();
+            for entry in finish(&Module::parse(&text)?, specs)? {
                 let spec = specs.iter().find(|s| s.name == entry.name);
                 kernels.extend(spec.map(|s| (s.clone(), entry.ptx)));
             }
-        }
-        Ok(kernels)
+            Ok(kernels)
+        })
     }
 
     /// Compiles the kernels with line tables, and writes the PTX of those whose name contains `filter` to the folder,
@@ -237,29 +223,45 @@ impl Builder {
     /// the emulator's sanitizer among them. Returns their names, and whether the instructions are those that
     /// [`build`](Self::build) gives. Line tables should change none, but nothing promises that.
     pub fn write_with_lines(&self, folder: &Path, filter: &str) -> Result<Vec<(String, bool)>> {
-        let toolchain = match &self.toolchain {
-            Some(toolchain) => toolchain.clone(),
-            None => Toolchain::find(&self.kernels)?,
-        };
+        let toolchain = self.toolchain_found()?;
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let mut written = Vec::new();
-        for arch in spec::arches().filter(|a| self.arches.is_empty() || self.arches.contains(a)) {
-            let specs = self.specs_of(arch, filter);
-            if specs.is_empty() {
-                continue;
-            }
+        self.for_each_target(filter, |arch, specs| {
             let modules = [false, true].map(|lines| {
                 let text = self.compile(&toolchain, arch, lines)?;
-                finish(&Module::parse(&text)?, &specs)
+                finish(&Module::parse(&text)?, specs)
             });
             let [plain, with_lines] = modules;
+            let mut written = Vec::new();
             for (plain, entry) in plain?.iter().zip(with_lines?) {
                 let path = folder.join(format!("{}.ptx", entry.name));
                 fs::write(&path, &entry.ptx).map_err(Error::io(&path))?;
                 written.push((entry.name, without_lines(&entry.ptx) == plain.ptx));
             }
+            Ok(written)
+        })
+    }
+
+    fn toolchain_found(&self) -> Result<Toolchain> {
+        match &self.toolchain {
+            Some(toolchain) => Ok(toolchain.clone()),
+            None => Toolchain::find(&self.kernels),
         }
-        Ok(written)
+    }
+
+    /// What `work` makes of each target, and of the entries it has whose name contains `filter`: those of all targets, in order.
+    /// Two targets at a time, since the compiler takes a minute or more for one, and one core.
+    fn for_each_target<T: Send>(
+        &self,
+        filter: &str,
+        work: impl Fn(&'static str, &[EntrySpec]) -> Result<Vec<T>> + Sync,
+    ) -> Result<Vec<T>> {
+        let wanted = spec::arches().filter(|a| self.arches.is_empty() || self.arches.contains(a));
+        let targets: Vec<_> = wanted
+            .map(|arch| (arch, self.specs_of(arch, filter)))
+            .filter(|(_, specs)| !specs.is_empty())
+            .collect();
+        let made = parallel::map(&targets, |(arch, specs)| work(arch, specs))?;
+        Ok(made.into_iter().flatten().collect())
     }
 
     /// The table's entries of a target, those whose name contains `filter`.

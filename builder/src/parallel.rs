@@ -5,7 +5,7 @@ use std::thread;
 
 use crate::error::Result;
 
-/// How many at a time: ptxas and the packing of a large kernel take some hundred megabytes each.
+/// How many at a time: the compiler, ptxas and the packing of a large kernel take some hundred megabytes each.
 const JOBS: usize = 2;
 
 /// Results in the order of the items, or the first error in that order.

@@ -3,7 +3,10 @@ use std::collections::BTreeMap;
 use flashtile::{DType, Window};
 
 use super::*;
-use crate::cell::{Grid, Group, HeadDim};
+use crate::{
+    Grid,
+    cell::{Group, HeadDim},
+};
 
 /// A run that never was, on a GPU that does not exist.
 fn report(grid: &Grid) -> Report {

@@ -2,7 +2,7 @@
 
 mod hopper;
 
-use flashtile_abi::{Band, params::WIDEST_QUICK_CAP, variants};
+use flashtile_abi::{Band, params::WIDEST_QUICK_CAP, params::flags::*, variants};
 use proptest::prelude::*;
 
 use super::*;

@@ -3,7 +3,7 @@
 use flashtile_abi::hopper::{MOST_PIECES, SM90_SHARED_CAPACITY};
 
 use super::*;
-use crate::plan::hopper::tensor_maps;
+use crate::{device::TensorMapSpec, plan::hopper::tensor_maps};
 
 /// 16-bit elements that the copy engine's 16 bytes hold.
 const CHUNK: i64 = 8;
