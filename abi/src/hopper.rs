@@ -47,9 +47,9 @@ pub struct HopperPlan {
     pub k: u32,
     /// Bytes of one K tile.
     pub k_stage: u32,
-    /// V tiles [stages][block_n, head_dim_v].
+    /// V tiles [stages][block_n, head_dim_v]; of a latent tile, the K tiles' first blocks of columns.
     pub v: u32,
-    /// Bytes of one V tile.
+    /// Bytes from one V tile to the next.
     pub v_stage: u32,
     /// Transposed V tiles [stages][head_dim_v, block_n], of 8-bit elements.
     pub vt: u32,
@@ -120,6 +120,22 @@ impl TileShape {
         tile
     }
 
+    /// The tile of the sm_90a tier's kernels for latent caches: head dimensions as those of [`latent`](Self::latent). Two warpgroups have the same
+    /// rows, and half of the output's columns each: 128 registers. Two tiles of keys are all that there is room for.
+    pub const fn latent_sm90(dtype: DType) -> Self {
+        let tile = Self {
+            block_n: 64,
+            warps: 8,
+            v_splits: 2,
+            key_splits: 1,
+            ..Self::latent(dtype, WARPGROUP_ROWS)
+        };
+        assert!(tile.m_frags() == 1);
+        assert!(tile.block_n.is_multiple_of(PRODUCER_ROWS));
+        assert!(tile.hopper_plan().bytes <= SM90_SHARED_CAPACITY);
+        tile
+    }
+
     /// Warpgroups that compute.
     pub const fn consumers(&self) -> u32 {
         self.warps / 4
@@ -130,15 +146,25 @@ impl TileShape {
         let es = self.dtype.bytes();
         let q_bytes = self.block_m * self.head_dim_qk * es;
         let k_stage = self.block_n * self.head_dim_qk * es;
-        let v_stage = self.block_n * self.head_dim_v * es;
+        // A tile is cut into blocks of columns: the first ones of keys are a tile of values.
+        let v_stage = if self.latent {
+            k_stage
+        } else {
+            self.block_n * self.head_dim_v * es
+        };
         let out_bytes = self.block_m * self.head_dim_v * 2;
         let transposed = if es == 1 { self.stages } else { 0 };
         // Q: one full and one empty barrier; K, V, transposed V: one of each a stage.
-        let barrier_bytes = (2 + 4 * self.stages + 2 * transposed) * 8;
+        let rings = if self.latent { 1 } else { 2 };
+        let barrier_bytes = (2 + 2 * rings * self.stages + 2 * transposed) * 8;
         let small = barrier_bytes + MOST_PIECES / 8;
         let k = q_bytes;
-        let v = k + self.stages * k_stage;
-        let vt = v + self.stages * v_stage;
+        let k_end = k + self.stages * k_stage;
+        let (v, vt) = if self.latent {
+            (k, k_end)
+        } else {
+            (k_end, k_end + self.stages * v_stage)
+        };
         let v_end = vt + transposed * v_stage;
         let own_room = v_end + out_bytes + small <= SM90_SHARED_CAPACITY;
         let (out, end) = if own_room {

@@ -260,7 +260,7 @@ pub enum Sharing {
     Rows,
     /// Each warp has its keys, all have the same 16 rows: for few queries (decode), where memory is the limit.
     Keys,
-    /// Warps share rows and keys of a latent cache, and divide the output's columns ([`TileShape::latent`]).
+    /// Warps share rows and keys of a latent cache, and divide the output's columns ([`TileShape::latent`], [`TileShape::latent_sm90`]).
     Columns,
 }
 
@@ -381,6 +381,17 @@ macro_rules! for_each_latent_variant {
     };
 }
 
+/// Calls `$callback! { (name DType) ... }`: those of the sm_90a tier, for many rows.
+#[macro_export]
+macro_rules! for_each_latent_hopper_variant {
+    ($callback:ident) => {
+        $callback! {
+            (mla_f16_m64_sm90a F16)
+            (mla_bf16_m64_sm90a Bf16)
+        }
+    };
+}
+
 /// Calls `$callback! { (name DType) ... }`: the merging kernels.
 #[macro_export]
 macro_rules! for_each_merge_variant {
@@ -429,39 +440,54 @@ macro_rules! latent_table {
 }
 for_each_latent_variant!(latent_table);
 
+const fn hopper_variant(name: &'static str, sharing: Sharing, tile: TileShape) -> ServingVariant {
+    ServingVariant {
+        entry: Entry {
+            name,
+            arch: Arch::Sm90a,
+            threads: tile.threads() + WARPGROUP,
+            min_blocks: tile.min_blocks,
+            shared_bytes: tile.hopper_plan().bytes,
+        },
+        sharing,
+        tile,
+    }
+}
+
 macro_rules! hopper_table {
     ($(($name:ident $dtype:ident $dqk:literal $dv:literal))*) => {
-        const HOPPER: &[ServingVariant] = &[$({
-            let tile = TileShape::serving_sm90(DType::$dtype, $dqk, $dv);
-            ServingVariant {
-                entry: Entry {
-                    name: stringify!($name),
-                    arch: Arch::Sm90a,
-                    threads: tile.threads() + WARPGROUP,
-                    min_blocks: tile.min_blocks,
-                    shared_bytes: tile.hopper_plan().bytes,
-                },
-                sharing: Sharing::Rows,
-                tile,
-            }
-        }),*];
+        const HOPPER: &[ServingVariant] = &[$(hopper_variant(
+            stringify!($name),
+            Sharing::Rows,
+            TileShape::serving_sm90(DType::$dtype, $dqk, $dv),
+        )),*];
     };
 }
 for_each_serving_hopper_variant!(hopper_table);
 
+macro_rules! latent_hopper_table {
+    ($(($name:ident $dtype:ident))*) => {
+        const LATENT_HOPPER: &[ServingVariant] = &[$(hopper_variant(
+            stringify!($name),
+            Sharing::Columns,
+            TileShape::latent_sm90(DType::$dtype),
+        )),*];
+    };
+}
+for_each_latent_hopper_variant!(latent_hopper_table);
+
 const SERVING: &[ServingVariant] = &{
-    const COUNT: usize = SEPARATE.len() + LATENT.len() + HOPPER.len();
-    let mut all = [HOPPER[0]; COUNT];
-    let mut i = 0;
-    while i < COUNT {
-        all[i] = if i < SEPARATE.len() {
-            SEPARATE[i]
-        } else if i < SEPARATE.len() + LATENT.len() {
-            LATENT[i - SEPARATE.len()]
+    const TABLES: [&[ServingVariant]; 4] = [SEPARATE, LATENT, HOPPER, LATENT_HOPPER];
+    const COUNT: usize = SEPARATE.len() + LATENT.len() + HOPPER.len() + LATENT_HOPPER.len();
+    let mut all = [LATENT_HOPPER[0]; COUNT];
+    let (mut table, mut i, mut count) = (0, 0, 0);
+    while count < COUNT {
+        if i == TABLES[table].len() {
+            (table, i) = (table + 1, 0);
         } else {
-            HOPPER[i - SEPARATE.len() - LATENT.len()]
-        };
-        i += 1;
+            all[count] = TABLES[table][i];
+            (i, count) = (i + 1, count + 1);
+        }
     }
     all
 };

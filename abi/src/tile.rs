@@ -68,8 +68,8 @@ pub struct TileShape {
     /// Warps that share query rows, each with its part of a tile's keys (decode and latent; else 1).
     pub key_splits: u32,
     /// Values are the first head_dim_v columns of keys (MLA's latent cache), and lie in shared memory once. Warps that share query rows
-    /// have each its part of the keys for the scores, and its part of the columns, over all keys of the tile, for the output:
-    /// probabilities pass through shared memory.
+    /// have each its part of the columns of the output, over all keys of the tile. Those of the sm_80 tier have each its part of the keys
+    /// for the scores, and probabilities pass through shared memory; those of the sm_90a tier compute all scores.
     pub latent: bool,
 }
 
@@ -242,7 +242,7 @@ impl TileShape {
     /// Columns of the output, padded, that one warp has.
     pub const fn warp_columns(&self) -> u32 {
         if self.latent {
-            self.head_dim_v / self.key_splits
+            self.head_dim_v / self.key_splits / self.v_splits
         } else {
             self.head_dim_v / self.v_splits
         }
@@ -255,7 +255,7 @@ impl TileShape {
 
     /// Fragments of 16 query rows that one warp owns.
     pub const fn m_frags(&self) -> u32 {
-        self.block_m * self.key_splits / (16 * self.warps)
+        self.block_m * self.key_splits * self.v_splits / (16 * self.warps)
     }
 
     /// Where things lie in shared memory.

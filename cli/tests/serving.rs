@@ -327,7 +327,11 @@ fn latent() {
     tensors[0] = tensor("q", Dtype::BF16, &[2, 1, 24, 576]);
     tensors[1] = tensor("k", Dtype::BF16, &[9, 3, 1, 576]);
     tensors.remove(2);
-    passes(&tensors, &["--latent", "512"], "mla_bf16_m64_sm80");
+    passes(&tensors, &["--latent", "512"], "mla_bf16_m64_sm90a");
+    for arch in ["sm_80", "sm_90a"] {
+        let kernel = format!("mla_bf16_m64_{}", arch.replace('_', ""));
+        passes(&tensors, &["--latent", "512", "--arch", arch], &kernel);
+    }
     let dense = [
         tensor("q", Dtype::F16, &[1, 3, 4, 40]),
         tensor("k", Dtype::F16, &[1, 9, 2, 40]),

@@ -373,6 +373,45 @@ mod tests {
         }
     }
 
+    /// Wide latent caches: rows that the smallest tile does not take go to Hopper's, where there is one, unless the problem says otherwise.
+    #[test]
+    fn latent_caches_have_kernels_of_both_tiers() {
+        let cache = CacheLayout::contiguous([999, 64, 1, 576]);
+        let hopper = h200();
+        let mut ampere = h200();
+        ampere.compute_capability = (8, 0);
+        let name = |device: &DeviceInfo, heads, arch, width| {
+            let q = TensorLayout::contiguous([2, 1, heads, 64 + width]);
+            let mut cache = cache;
+            cache.shape[3] = 64 + width;
+            let problem = ServingProblem::latent(DType::Bf16, 2, q, cache, width)
+                .pages(PageTable::contiguous(64))
+                .k_used(4096)
+                .arch(arch);
+            problem.plan(device).map(|plan| plan.variant().name)
+        };
+        let auto = ArchChoice::Auto;
+        for heads in [17, 64, 65, 128] {
+            assert_eq!(name(&hopper, heads, auto, 512), Ok("mla_bf16_m64_sm90a"));
+            assert_eq!(
+                name(&hopper, heads, ArchChoice::Sm80, 512),
+                Ok("mla_bf16_m64_sm80")
+            );
+            assert_eq!(name(&ampere, heads, auto, 512), Ok("mla_bf16_m64_sm80"));
+        }
+        for heads in [1, 16] {
+            assert_eq!(name(&hopper, heads, auto, 512), Ok("mla_bf16_m16_sm80"));
+            assert_eq!(
+                name(&hopper, heads, ArchChoice::Sm90a, 512),
+                Ok("mla_bf16_m64_sm90a")
+            );
+        }
+        // Narrow ones have the kernels of keys and values that are apart.
+        assert_eq!(name(&hopper, 64, auto, 128), Ok("serving_bf16_d256_sm80"));
+        assert_eq!(name(&hopper, 65, auto, 128), Ok("serving_bf16_d256_sm90a"));
+        assert!(name(&ampere, 64, ArchChoice::Sm90a, 512).is_err());
+    }
+
     /// The workspace is that of the parts: f32 rows of whole 16 bytes, and their log-sum-exps.
     #[test]
     fn a_workspace_is_as_long_as_the_parts() {

@@ -118,7 +118,8 @@ pub struct ServingProblem {
     pub lse: bool,
     /// How keys are split.
     pub splits: Splits,
-    /// Which tier. On Hopper that of sm_90a has kernels for more than 64 queries of a sequence, counted for all heads that share keys.
+    /// Which tier. On Hopper that of sm_90a has kernels for more than 64 queries of a sequence, counted for all heads that share keys; over latent
+    /// caches of more than 256 elements for more than 16.
     pub arch: ArchChoice,
 }
 

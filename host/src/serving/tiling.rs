@@ -20,7 +20,8 @@ use crate::{
 /// Rows of a tile of the kernels for few queries.
 const FEW_ROWS: usize = 16;
 
-/// Rows of a warpgroup of the sm_90a kernels, whose tiles have two: with fewer, half of a block would idle.
+/// Rows of a warpgroup of the sm_90a kernels, whose tiles have two: with fewer, half of a block would idle. (Of latent caches, both have
+/// the same rows, and the sm_80 tier's tile is as tall.)
 const HALF_TILE: usize = WARPGROUP_ROWS as usize;
 
 /// Fewest tiles of keys that are worth a block of their own.
@@ -54,8 +55,10 @@ pub(super) fn choose(
         ArchChoice::Sm80 => of_arch(Arch::Sm80),
         ArchChoice::Sm90a => of_arch(Arch::Sm90a),
         ArchChoice::Auto => {
-            if rows > HALF_TILE
+            // Few rows are memory's business, whose latent cache or not.
+            if rows > FEW_ROWS
                 && let Ok(variant) = of_arch(Arch::Sm90a)
+                && (rows > HALF_TILE || variant.tile.latent)
             {
                 return Ok(variant);
             }

@@ -36,26 +36,35 @@ pub struct Keys;
 pub struct Columns;
 
 /// Each warp has its rows; a warpgroup of its own copies, and tells the others through rings (sm_90a).
-pub struct Producer;
+pub struct RowsProducer;
 
-impl Crew for Producer {
-    const SHARING: Sharing = Sharing::Rows;
-    const IS_PRODUCER: bool = true;
-    const BARRIERS: u32 = 0;
+/// As [`RowsProducer`], and warpgroups have their columns of the output.
+pub struct ColumnsProducer;
 
-    #[inline(always)]
-    fn sync() {}
+macro_rules! producer {
+    ($crew:ident $sharing:ident) => {
+        impl Crew for $crew {
+            const SHARING: Sharing = Sharing::$sharing;
+            const IS_PRODUCER: bool = true;
+            const BARRIERS: u32 = 0;
 
-    #[inline(always)]
-    fn thread(place: &Place<'_>) -> u32 {
-        place.thread
-    }
+            #[inline(always)]
+            fn sync() {}
 
-    #[inline(always)]
-    fn part(_: &Place<'_>) -> u32 {
-        0
-    }
+            #[inline(always)]
+            fn thread(place: &Place<'_>) -> u32 {
+                place.thread
+            }
+
+            #[inline(always)]
+            fn part(_: &Place<'_>) -> u32 {
+                0
+            }
+        }
+    };
 }
+producer!(RowsProducer Rows);
+producer!(ColumnsProducer Columns);
 
 macro_rules! whole_block {
     ($crew:ident) => {
@@ -127,6 +136,8 @@ pub trait ServingExt: ServingConfig + ConfigExt {
     const JOINS: bool = matches!(<Self::Crew as Crew>::SHARING, Sharing::Keys);
     /// Values are columns of keys.
     const LATENT: bool = matches!(<Self::Crew as Crew>::SHARING, Sharing::Columns);
+    /// Warps that share rows and columns have the sums of their parts of the keys, which make the rows'.
+    const ADDS_PARTS: bool = Self::LATENT && Self::TILE.key_splits > 1;
     /// The types agree with the tile shape; forced by every instance.
     const FITS: () = {
         let () = Self::CONSISTENT;

@@ -17,14 +17,14 @@ use flashtile_abi::{DType, LseView, TensorView};
 
 /// CTA barriers of [`finish`].
 pub const fn barriers<C: ServingConfig>() -> u32 {
-    if C::JOINS { 2 } else { C::LATENT as u32 }
+    if C::JOINS { 2 } else { C::ADDS_PARTS as u32 }
 }
 
 /// Writes the block's results.
 #[inline(always)]
 pub fn finish<C: ServingConfig>(place: &Place<'_>, mut state: State<C>) {
     softmax::reduce_sums::<C::Output>(&mut state.stats.sum);
-    if C::LATENT {
+    if C::ADDS_PARTS {
         latent::add_parts::<C>(place, &mut state.stats.sum);
     }
     let inverse_sum = softmax::inverse_sums::<C::Output>(&state.stats.sum);
@@ -265,7 +265,11 @@ fn store_rows<C: ServingConfig>(
                 if row >= place.rows() {
                     continue;
                 }
-                let base = results.row(place, row) + first_column as u64 * 4;
+                let mut base = results.row(place, row) + first_column as u64 * 4;
+                if C::TILE.v_splits > 1 {
+                    // Opaque, or the compiler adds the first column to each of the others and keeps them.
+                    base = special::opaque_u64(base);
+                }
                 for n in 0..C::Output::N_FRAGS {
                     for i in 0..2 {
                         let column = C::Cached::pair_column(n, place.lane) + i as u32;

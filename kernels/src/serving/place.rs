@@ -88,8 +88,10 @@ pub struct Place<'a> {
     pub key_scale: f32,
     /// Rows of a warp; a constant.
     warp_rows: u32,
-    /// Warps that share rows; a constant.
+    /// Warps that share rows and follow each other; a constant.
     key_splits: u32,
+    /// Warps between those that share rows, if these don't follow each other; else 0. A constant.
+    apart: u32,
 }
 
 impl<'a> Place<'a> {
@@ -149,6 +151,11 @@ impl<'a> Place<'a> {
             key_scale: 1.0,
             warp_rows: C::WARP_ROWS,
             key_splits: C::TILE.key_splits,
+            apart: if C::TILE.v_splits > 1 {
+                C::TILE.warps / C::TILE.v_splits
+            } else {
+                0
+            },
         };
         it.key_scale = it.cached_scale::<C>(&params.k_scale);
         if it.has_rows() {
@@ -225,16 +232,22 @@ impl<'a> Place<'a> {
         self.row_begin + (self.row_group() * self.warp_rows) as i32
     }
 
-    /// Which of the block's groups of rows the warp has: warps that share rows follow each other.
+    /// Which of the block's groups of rows the warp has: warps that share rows follow each other, or are those of different warpgroups.
     #[inline(always)]
     pub fn row_group(&self) -> u32 {
-        self.warp / self.key_splits
+        match self.apart {
+            0 => self.warp / self.key_splits,
+            warps => self.warp % warps,
+        }
     }
 
     /// Which of the warps that share its rows the warp is.
     #[inline(always)]
     pub fn part(&self) -> u32 {
-        self.warp % self.key_splits
+        match self.apart {
+            0 => self.warp % self.key_splits,
+            warps => self.warp / warps,
+        }
     }
 
     /// The keys that a packed row sees; none if there is no such row.

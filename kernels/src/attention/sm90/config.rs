@@ -51,7 +51,7 @@ impl Launch for HopperParams {
 pub trait Arithmetic<C: Config> {
     /// Its name on both sides of a launch.
     const DTYPE: DType;
-    /// Whether products with values are made under the softmax of the next tile.
+    /// Whether products with values can be made under the softmax of the next tile ([`ConfigExt::OVERLAPS`]).
     const OVERLAP: bool;
     /// What probabilities are multiplied by in a piece of work that takes care ([`Care::factor`]).
     const CAREFUL_FACTOR: f32;
@@ -175,7 +175,7 @@ pub trait ConfigExt: Config {
         rows: Self::TILE.block_n,
         row_bytes: Self::TILE.head_dim_qk * Self::TILE.dtype.bytes(),
     };
-    /// A tile of values.
+    /// A tile of values: of a latent tile, one of keys without its last blocks of columns.
     const V: OperandTile = OperandTile {
         rows: Self::TILE.block_n,
         row_bytes: Self::TILE.head_dim_v * Self::TILE.dtype.bytes(),
@@ -187,6 +187,9 @@ pub trait ConfigExt: Config {
     };
     /// Whether values are transposed on the way: products of 8-bit elements take both operands contiguous along the sum.
     const TRANSPOSES: bool = Self::TILE.dtype.bytes() == 1;
+    /// Whether products with values are made under the softmax of the next tile. Where keys are values, a slot is in use from the first
+    /// product to the last, and a tile that computed with two of them would leave none to copy to.
+    const OVERLAPS: bool = Self::Arithmetic::OVERLAP && !Self::TILE.latent;
     /// One warpgroup's output.
     const OUT: OperandTile = OperandTile {
         rows: WARPGROUP_ROWS,
@@ -237,6 +240,8 @@ pub trait ConfigExt: Config {
         ));
         assert!(tile.block_m == WARPGROUP_ROWS * Self::CONSUMERS / tile.v_splits);
         assert!(Self::V.blocks().is_multiple_of(tile.v_splits));
+        // Blocks of columns of keys are those of values.
+        assert!(!tile.latent || Self::V.block_bytes() == Self::K.block_bytes());
     };
 }
 

@@ -213,6 +213,7 @@ pub struct Consumer {
     /// The warpgroup's columns of the tile of values in the first slot.
     v_tiles: Descriptor,
     k: Ring,
+    /// That of the keys, where they are values: a slot is released after the last product with it.
     v: Ring,
     /// The next tile of keys. The next tile of values is that of the keys before, where scores run one tile ahead.
     at: Cursor,
@@ -278,7 +279,12 @@ impl Consumer {
             (C::VT.along(smem + plan.vt), Ring::vt::<C>(smem))
         } else {
             let columns = smem + plan.v + consumer % C::TILE.v_splits * part;
-            (C::V.across(columns), Ring::v::<C>(smem))
+            let ring = if C::TILE.latent {
+                Ring::k::<C>(smem)
+            } else {
+                Ring::v::<C>(smem)
+            };
+            (C::V.across(columns), ring)
         };
         Self {
             consumer,
@@ -345,7 +351,7 @@ impl Consumer {
         // ptxas keeps what loops count with in uniform registers, descriptors among it, if it knows the loops' bounds for uniform.
         let [begin, full_begin, full_end, end] = [begin, full_begin, full_end, end].map(uniform);
         let mut n_block = end - 1;
-        let mut state = if C::Arithmetic::OVERLAP {
+        let mut state = if C::OVERLAPS {
             n_block -= 1;
             self.first::<C, T>(task, end - 1)
         } else {
@@ -372,7 +378,7 @@ impl Consumer {
         {
             q.release_own(q_at);
         }
-        if C::Arithmetic::OVERLAP {
+        if C::OVERLAPS {
             self.last::<C, T>(task, begin, &mut state);
         }
         (state.stats, C::Arithmetic::finish(state.sums))
@@ -402,7 +408,7 @@ impl Consumer {
         state: &mut State<C>,
     ) {
         let begin = n_begin::<C>(n_block);
-        if !C::Arithmetic::OVERLAP {
+        if !C::OVERLAPS {
             let mut scores = self.scores::<C, T>(task);
             let at = self.at;
             self.at.advance(C::TILE.stages);
@@ -458,7 +464,9 @@ impl Consumer {
         wgmma::commit_group();
         self.pass_turn::<C>();
         wgmma::wait_group::<0>();
-        self.release(self.k, self.at, task.cluster());
+        if !C::TILE.latent {
+            self.release(self.k, self.at, task.cluster());
+        }
         scores
     }
 
@@ -471,7 +479,10 @@ impl Consumer {
         task: &T,
         n_block: i32,
     ) {
-        self.v.wait(at);
+        // Keys that are values have been waited for.
+        if !C::TILE.latent {
+            self.v.wait(at);
+        }
         self.mma_pv::<C, T>(at, state, task, n_block);
         self.release_v::<C>(at, task.cluster());
     }

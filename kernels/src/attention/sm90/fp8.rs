@@ -266,7 +266,7 @@ where
         scales: Scales,
         n_begin: i32,
     ) {
-        if <Self as Arithmetic<C>>::OVERLAP {
+        if C::OVERLAPS {
             for step in 0..STEPS {
                 let v = v.advance(1, C::VT.along_step(step as u32));
                 // SAFETY: the caller's promise.
@@ -311,7 +311,7 @@ where
         n_begin: i32,
         last: bool,
     ) {
-        if !<Self as Arithmetic<C>>::OVERLAP {
+        if !C::OVERLAPS {
             return;
         }
         sums.tiles += 1;
@@ -333,7 +333,7 @@ where
         let exponents = M::exponents(care);
         if let Some(factor) = stats.settle::<P, _>(growth, 1.0, exponents) {
             softmax::scale_rows(&mut sums.out, &factor);
-            if <Self as Arithmetic<C>>::OVERLAP {
+            if C::OVERLAPS {
                 softmax::scale_rows(&mut sums.held, &factor);
             }
         }

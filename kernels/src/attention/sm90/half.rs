@@ -92,10 +92,17 @@ where
         (): (),
         _: i32,
     ) {
+        if !C::OVERLAPS {
+            wgmma::fence();
+        }
         for step in 0..STEPS {
             let v = v.advance(1, C::V.across_step(step as u32));
             // SAFETY: the caller's promise.
             unsafe { Wgmma::<E::Operand>::mma_rs(out, p[step], v) };
+        }
+        if !C::OVERLAPS {
+            wgmma::commit_group();
+            wgmma::wait_group::<0>();
         }
     }
 

@@ -34,7 +34,9 @@ pub const fn check<C: HopperServing>() {
     assert!(ours.block_m == engine.block_m && ours.block_n == engine.block_n);
     assert!(ours.head_dim_qk == engine.head_dim_qk && ours.head_dim_v == engine.head_dim_v);
     assert!(<C as Config>::Element::DTYPE as u32 == engine.dtype as u32);
-    assert!(!C::Engine::TRANSPOSES && engine.v_splits == 1);
-    // Each warp has 16 rows, as if it computed alone.
-    assert!(ours.m_frags() == 1);
+    assert!(!C::Engine::TRANSPOSES);
+    // Warps of different warpgroups may share rows: those of one have 16 each, as if each computed alone.
+    assert!(ours.key_splits == 1 && ours.m_frags() == 1);
+    assert!(ours.latent == engine.latent && ours.v_splits == engine.v_splits);
+    assert!(ours.latent || ours.v_splits == 1);
 }

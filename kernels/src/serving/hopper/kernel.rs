@@ -79,7 +79,9 @@ pub fn run<C: HopperServing>(params: &ServingParams) {
         unsafe {
             Ring::q::<C::Engine>(place.smem).init(WARPGROUP, 1);
             Ring::k::<C::Engine>(place.smem).init(WARPGROUP, readers);
-            Ring::v::<C::Engine>(place.smem).init(WARPGROUP, readers);
+            if !C::LATENT {
+                Ring::v::<C::Engine>(place.smem).init(WARPGROUP, readers);
+            }
         }
         mbarrier::fence_init();
     }

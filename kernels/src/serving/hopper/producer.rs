@@ -8,6 +8,7 @@ use crate::attention::sm80::config::Config;
 use crate::attention::sm90::config::{Config as _, ConfigExt as _};
 use crate::attention::sm90::pipeline::{Cursor, Ring};
 use crate::ptx::{copy, mbarrier, special, sync, tma};
+use crate::serving::config::ServingExt;
 use crate::serving::place::Place;
 use crate::serving::stream::{gathers, load_query};
 use crate::tile::gather::Gather;
@@ -97,13 +98,21 @@ impl<'a> Producer<'a> {
                 let after = entry(n_block - 2);
                 self.k
                     .fill::<C>(&mut self.pending, place, n_block - 1, next);
-                self.v.fill::<C>(&mut self.pending, place, n_block, now);
+                self.fill_values::<C>(place, n_block, now);
                 (now, next) = (next, after);
                 n_block -= 1;
             }
-            self.v.fill::<C>(&mut self.pending, place, n_block, now);
+            self.fill_values::<C>(place, n_block, now);
         }
         self.pending.flush();
+    }
+
+    /// Fills the next slot with a tile of values, where keys are none.
+    #[inline(always)]
+    fn fill_values<C: HopperServing>(&mut self, place: &Place<'_>, n_block: i32, entry: u32) {
+        if !C::LATENT {
+            self.v.fill::<C>(&mut self.pending, place, n_block, entry);
+        }
     }
 
     /// The row whose address the lane knows, of those that its warp copies.
