@@ -35,7 +35,8 @@ pub struct Mutation {
     /// after; what memory accesses a branch decides about. `producer: mov.b32 %r1, 4; bar.sync 0; [] bra L; ret; guards st.global.u32`
     pub place: String,
     /// What the threads that come here may have passed last: a `copy`, the first group of copies (`queries`) or another (`commit`), a
-    /// `wait` for copies, the `vote` of the block, or none of them since the `start`. `commit wait`
+    /// `wait` for copies, one for all `products` of a warpgroup or only for some (`scores`, under products with values), the `vote` of the
+    /// block, or none of them since the `start`. `commit wait`
     pub since: String,
     range: Range<usize>,
 }
@@ -49,6 +50,11 @@ impl Mutation {
     /// The text with a `trap` before the instruction: it ends every launch that executes it.
     pub fn trap(&self, text: &str) -> String {
         self.replace(text, &format!("trap; {}", &text[self.range.clone()]))
+    }
+
+    /// Whether it weakens what orders threads, or asynchronous copies: by its class, or since the instruction is one of an mbarrier.
+    pub fn synchronises(&self) -> bool {
+        self.class.synchronises() || self.before.starts_with("mbarrier")
     }
 
     fn replace(&self, text: &str, new: &str) -> String {
@@ -110,7 +116,11 @@ pub fn mutants(text: &str) -> Result<Mutants, String> {
             mark("cp.async.wait_group", "wait"),
             mark("bar.red", "vote"),
         ];
-        others.into_iter().flatten().next().or(commit)
+        let products = i.is("wgmma.wait_group").then(|| match i.operands[..] {
+            ["0"] => "products",
+            _ => "scores",
+        });
+        others.into_iter().flatten().next().or(commit).or(products)
     });
     let marks: Vec<_> = marks.collect();
     let since = flow.since(|at| marks[at]);

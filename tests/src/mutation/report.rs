@@ -66,7 +66,7 @@ impl<'c> Report<'c> {
         pairs.filter_map(|(mutant, outcome)| match outcome {
             Outcome::Survived { executed } => {
                 let name = self.campaign.name(mutant.kernel);
-                Some((name, &mutant.mutation, *executed))
+                Some((name, &mutant.mutation, !executed.is_empty()))
             }
             Outcome::Killed(_) => None,
         })

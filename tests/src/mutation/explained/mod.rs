@@ -76,6 +76,11 @@ const fn of_since(
 const RESCALING: &str = "The vote skips a multiplication by 1 where no row of the warp has a new maximum. Lanes that multiply \
      without need, or skip it by themselves, compute the same.";
 
+const ORDERED: &str = "The fence before the products with keys has ordered the registers of those with values too: nothing writes them in \
+     between.";
+
+const REGISTERS: &str = "An emulated thread has all the registers that it names. That one of a GPU has them only if it asks is seen on a GPU.";
+
 impl Explanation {
     /// Whether it is about this mutation of this kernel.
     pub fn describes(&self, kernel: &str, mutation: &Mutation) -> bool {

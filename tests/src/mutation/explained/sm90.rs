@@ -1,6 +1,6 @@
 //! Of the dense kernels of the sm_90a tier.
 
-use super::{Class, Explanation, RESCALING, of};
+use super::{Class, Explanation, ORDERED, REGISTERS, RESCALING, of};
 
 /// The explanations.
 pub(super) const EXPLAINED: &[Explanation] = &[
@@ -298,17 +298,12 @@ const HALF: &str = "fused_*f16_*_sm90a";
 /// The kernels of the sm_90a tier.
 const HOPPER: &str = "fused_*_sm90a";
 
-const REGISTERS: &str = "An emulated thread has all the registers that it names. That one of a GPU has them only if it asks is seen on a GPU.";
-
 /// The producer's wait before it copies the first keys of a piece of work, after which it divides for the head of these.
 const FIRST_KEYS: &str = "producer: *xor.b32 *[] selp.u32 * bra *; shl.b32 *";
 
 const IN_TURN: &str = "The room for the first keys of a piece is free once that for its queries is, which the producer has waited for: warps are \
      done with a piece's queries after its keys. The other block of a pair is no further behind: its half of the keys before arrived after its \
      own wait.";
-
-const ORDERED: &str = "The fence before the products with keys has ordered the registers of those with values too: nothing writes them in \
-     between.";
 
 const NO_ROW: &str = "Rows that do not exist need no scale, and what is computed with one goes nowhere. It is there: scales are those of a head or \
      of blocks of 128 rows or more, and a tile of 128 has other rows of the block.";
