@@ -194,7 +194,7 @@ pub(super) const EXPLAINED: &[Explanation] = &[
     ),
     of_since(
         "*",
-        MLA,
+        "mla_*",
         Class::WarpBarrier,
         "bar.warp.sync -1;",
         "",
@@ -309,7 +309,7 @@ pub(super) const EXPLAINED: &[Explanation] = &[
         Class::Barrier,
         "bar.sync *",
         "",
-        "consumer: *",
+        "consumer: bra.uni *; mov.b32 *, 0; mov.u32 *; add.s32 *, 1; []*",
         LAST_TURN,
     ),
     of_since(
@@ -394,6 +394,10 @@ pub(super) const EXPLAINED: &[Explanation] = &[
     Explanation {
         kernels: D64,
         ..nth(473, Class::Guard, "@* bra *", "", SECOND_TILE)
+    },
+    Explanation {
+        kernels: D64,
+        ..nth(478, Class::Guard, "@* bra *", "bra *", SECOND_TILE)
     },
     first_room("queries vote", Class::Offset, "mbarrier.try_wait.*"),
     first_room("queries vote wait", Class::Offset, "mbarrier.try_wait.*"),

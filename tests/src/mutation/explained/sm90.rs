@@ -105,7 +105,7 @@ pub(super) const EXPLAINED: &[Explanation] = &[
         Class::Barrier,
         "bar.sync *",
         "",
-        "consumer: cp.async.bulk.wait_group.read 0; setp.*[]*",
+        "consumer: bra.uni *; mov.b32 *, 0; mov.u32 *; add.s32 *, 1; []*",
         LAST_TURN,
     ),
     of(
@@ -248,7 +248,7 @@ const fn waited(class: Class, after: &'static str, place: &'static str) -> Expla
 const OVER_QUERIES: &str = "fused_*f16_d256_sm90a|fused_*f16_d192x128_sm90a|fused_*f16_d512_sm90a";
 
 /// The wait at a consumer's end, where warpgroups take turns with the tensor cores.
-const BEFORE_LAST_TURN: &str = "consumer: *[] setp.*; @* bra *; bra.uni *; bar.sync *";
+const BEFORE_LAST_TURN: &str = "consumer: *[] setp.*; @* bra *; bra.uni *; mov.b32 *";
 
 /// One of two conditions of a guard of scales.
 const fn scale_guard(ordinal: usize, reason: &'static str) -> Explanation {
