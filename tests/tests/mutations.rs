@@ -107,7 +107,7 @@ fn a_sample_of_a_serving_kernel_on_hopper_is_noticed() {
     let all = campaign(|it| it == name);
     let some = all
         .filter(|mutant| explained::explanation(name, &mutant.mutation).is_none())
-        .sample(100, 1);
+        .sample(60, 1);
     assert!(!some.mutants.is_empty());
     check(&some);
 }
