@@ -100,6 +100,18 @@ fn synchronisation_of_serving_kernels_is_noticed() {
     check(&campaign(|name| name == "merge_bf16_sm80"));
 }
 
+/// Of the sm_90a tier, a sample of those that are to be noticed: what survives takes longest to judge.
+#[test]
+fn a_sample_of_a_serving_kernel_on_hopper_is_noticed() {
+    let name = "serving_bf16_d64_sm90a";
+    let all = campaign(|it| it == name);
+    let some = all
+        .filter(|mutant| explained::explanation(name, &mutant.mutation).is_none())
+        .sample(60, 1);
+    assert!(!some.mutants.is_empty());
+    check(&some);
+}
+
 /// The judge's own control: it must let the unchanged text pass, or all of its verdicts say nothing.
 #[test]
 fn the_unchanged_kernels_are_not_noticed() {

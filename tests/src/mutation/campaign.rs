@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use flashtile::{Operation, device::emulator::Options};
-use flashtile_emulator::AsyncTiming;
+use flashtile_emulator::{AsyncTiming, Schedule};
 
 use super::{
     judge::{Bench, Death, Subject},
@@ -30,8 +30,8 @@ pub enum Outcome {
     Killed(Death),
     /// Nothing did.
     Survived {
-        /// Whether any problem executes the instruction at all.
-        executed: bool,
+        /// The problems that execute the instruction.
+        executed: Vec<usize>,
     },
 }
 
@@ -50,6 +50,9 @@ pub struct Campaign {
 
 /// Mutants that a worker takes at a time.
 const CHUNK: usize = 16;
+
+/// Problems that every mutant is tried on, before it is found out which ones execute what is mutated.
+const EAGER: usize = 16;
 
 impl Campaign {
     /// All mutants of these kernels.
@@ -169,30 +172,49 @@ impl Campaign {
             Some(benches) if benches.kernel == mutant.kernel => benches,
             other => other.insert(Benches::new(self, mutant.kernel)?),
         };
-        let text = mutant.mutation.apply(&benches.subject.ptx);
+        let mutation = &mutant.mutation;
+        let text = mutation.apply(&benches.subject.ptx);
         // What synchronises must be missed by the sanitizer itself, even where a result is wrong too. For everything
         // else the results come first, since they cost less.
-        let death = match mutant.mutation.class.synchronises() {
-            true => benches
-                .sanitizer(&text)?
-                .or_else(|| benches.late.notices(&text)),
-            false => benches.late.notices(&text),
+        let synchronises = mutation.synchronises() && self.options.sanitize;
+        let eager = 0..EAGER.min(benches.subject.problems().len());
+        let death = match synchronises {
+            true => benches.sanitizer()?.refuses_on(&text, eager.clone()),
+            false => benches.late.notices_on(&text, eager.clone()),
         };
+        if let Some(death) = death {
+            return Ok(Outcome::Killed(death));
+        }
+        // To all others the instruction makes no difference.
+        let executing = benches.late.refused(&mutation.trap(&benches.subject.ptx));
+        let rest = executing.iter().copied().filter(|at| !eager.contains(at));
+        let death = match synchronises {
+            true => benches
+                .sanitizer()?
+                .refuses_or_notices_on(&text, executing.iter().copied()),
+            false => benches.late.notices_on(&text, rest),
+        };
+        // When copies land may decide what is executed.
         let death = match death {
             None => benches.early()?.notices(&text),
             found => found,
         };
+        // So may the order in which warps run: a producer that is behind its consumers never waits for them.
         let death = match death {
-            None => benches.sanitizer(&text)?,
+            None if synchronises => benches.unordered()?.refuses(&text),
+            found => found,
+        };
+        let death = match death {
+            None if self.options.sanitize && !synchronises => benches
+                .sanitizer()?
+                .refuses_on(&text, executing.iter().copied()),
             found => found,
         };
         Ok(match death {
             Some(death) => Outcome::Killed(death),
-            None => {
-                let trapped = mutant.mutation.trap(&benches.subject.ptx);
-                let executed = benches.late.notices(&trapped).is_some();
-                Outcome::Survived { executed }
-            }
+            None => Outcome::Survived {
+                executed: executing,
+            },
         })
     }
 }
@@ -206,8 +228,10 @@ struct Benches<'c> {
     late: Bench<'c>,
     /// They land at once. Few mutants need it.
     early: Option<Bench<'c>>,
-    /// With the sanitizer, if the options ask for it.
+    /// As the options ask for: with the sanitizer, whose timing is the late one.
     sanitizer: Option<Bench<'c>>,
+    /// So, and warps take turns in another order, after few instructions each.
+    unordered: Option<Bench<'c>>,
 }
 
 impl<'c> Benches<'c> {
@@ -225,19 +249,28 @@ impl<'c> Benches<'c> {
             late,
             early: None,
             sanitizer: None,
+            unordered: None,
         })
     }
 
-    /// What the sanitizer says, if the options ask for it.
-    fn sanitizer(&mut self, text: &str) -> Result<Option<Death>, String> {
-        if !self.options.sanitize {
-            return Ok(None);
-        }
-        let bench = match &mut self.sanitizer {
+    fn sanitizer(&mut self) -> Result<&mut Bench<'c>, String> {
+        Ok(match &mut self.sanitizer {
             Some(bench) => bench,
             none => none.insert(Bench::new(self.subject, self.options)?),
-        };
-        Ok(bench.refuses(text))
+        })
+    }
+
+    fn unordered(&mut self) -> Result<&mut Bench<'c>, String> {
+        Ok(match &mut self.unordered {
+            Some(bench) => bench,
+            none => {
+                let options = Options {
+                    schedule: Schedule::Seeded { seed: 1, share: 40 },
+                    ..self.options.clone()
+                };
+                none.insert(Bench::new(self.subject, &options)?)
+            }
+        })
     }
 
     fn early(&mut self) -> Result<&mut Bench<'c>, String> {

@@ -145,6 +145,11 @@ impl Subject {
         self.kernel.entry().name
     }
 
+    /// Positions of its problems.
+    pub fn problems(&self) -> std::ops::Range<usize> {
+        0..self.problems.len()
+    }
+
     /// A problem, as text.
     pub fn problem(&self, at: usize) -> String {
         self.problems[at].work.text()
@@ -235,18 +240,71 @@ impl<'s> Bench<'s> {
 
     /// Runs a text over the problems, in order, until something notices it: the machine or the results.
     pub fn notices(&mut self, ptx: &str) -> Option<Death> {
-        self.first(ptx, Self::notices_at)
+        let all = self.subject.problems();
+        self.notices_on(ptx, all)
     }
 
-    /// Runs a text over the problems, in order, until the machine refuses a launch. Nobody looks at results.
+    /// So, over some problems.
+    pub fn notices_on(
+        &mut self,
+        ptx: &str,
+        problems: impl IntoIterator<Item = usize>,
+    ) -> Option<Death> {
+        let judge = |bench: &mut Self, module: &_, at| {
+            let noticed = bench.notices_at(module, at);
+            noticed.unwrap_or_else(Some)
+        };
+        self.first(ptx, problems, judge)
+    }
+
+    /// Runs a text over some problems, in order, until the machine refuses a launch. Nobody looks at results.
+    pub fn refuses_on(
+        &mut self,
+        ptx: &str,
+        problems: impl IntoIterator<Item = usize>,
+    ) -> Option<Death> {
+        self.first(ptx, problems, |bench, module, at| {
+            bench.run(module, at).err()
+        })
+    }
+
+    /// So, over all of them.
     pub fn refuses(&mut self, ptx: &str) -> Option<Death> {
-        self.first(ptx, |bench, module, at| bench.run(module, at).err())
+        let all = self.subject.problems();
+        self.refuses_on(ptx, all)
+    }
+
+    /// Runs a text over some problems, in order, until the machine refuses a launch; if it refuses none, results count.
+    pub fn refuses_or_notices_on(
+        &mut self,
+        ptx: &str,
+        problems: impl IntoIterator<Item = usize>,
+    ) -> Option<Death> {
+        let mut noticed = None;
+        let refused = self.first(ptx, problems, |bench, module, at| {
+            let death = bench.notices_at(module, at);
+            death.map(|death| noticed = noticed.take().or(death)).err()
+        });
+        refused.or(noticed)
+    }
+
+    /// The problems in which a text is refused: with a `trap` before an instruction, those that execute it.
+    pub fn refused(&mut self, ptx: &str) -> Vec<usize> {
+        let mut refused = Vec::new();
+        let all = self.subject.problems();
+        let error = self.first(ptx, all, |bench, module, at| {
+            refused.extend(bench.run(module, at).is_err().then_some(at));
+            None
+        });
+        // A text that is none is refused everywhere.
+        error.map_or(refused, |_| self.subject.problems().collect())
     }
 
     fn first(
         &mut self,
         ptx: &str,
-        judge: impl Fn(&mut Self, &Module, usize) -> Option<Death>,
+        problems: impl IntoIterator<Item = usize>,
+        mut judge: impl FnMut(&mut Self, &Module, usize) -> Option<Death>,
     ) -> Option<Death> {
         let module = match Module::parse(ptx)
             .and_then(|module| module.decode(self.subject.name()).map(|()| module))
@@ -260,31 +318,30 @@ impl<'s> Bench<'s> {
                 });
             }
         };
-        (0..self.places.len()).find_map(|at| judge(self, &module, at))
+        let mut problems = problems.into_iter();
+        problems.find_map(|at| judge(self, &module, at))
     }
 
-    fn notices_at(&mut self, module: &Module, at: usize) -> Option<Death> {
-        let (left, inputs_changed) = match self.run(module, at) {
-            Ok(found) => found,
-            Err(death) => return Some(death),
-        };
+    /// What is wrong with what a text leaves. An error is the machine's.
+    fn notices_at(&mut self, module: &Module, at: usize) -> Result<Option<Death>, Death> {
+        let (left, inputs_changed) = self.run(module, at)?;
         let problem = &self.subject.problems[at];
         let (last, meant) = (self.last, problem.instructions);
-        let (cause, detail) = match () {
-            () if inputs_changed => (Cause::Stray, "an input was written".into()),
+        let noticed = match () {
+            () if inputs_changed => Some((Cause::Stray, "an input was written".into())),
             // What is computed a second time for nothing is at least half as much again.
-            () if 2 * last > 3 * meant => (
+            () if 2 * last > 3 * meant => Some((
                 Cause::Hang,
                 format!("{last} warp instructions instead of {meant}"),
-            ),
-            () if left == problem.expected => return None,
-            () => problem.work.judge(&left)?,
+            )),
+            () if left == problem.expected => None,
+            () => problem.work.judge(&left),
         };
-        Some(Death {
+        Ok(noticed.map(|(cause, detail)| Death {
             cause,
             problem: at,
             detail,
-        })
+        }))
     }
 
     /// What a text leaves in memory, and whether it changed an input.

@@ -3,6 +3,7 @@
 //! `cargo run --release -p flashtile-tests --bin mutate` makes every [mutant](mutants) of every kernel and
 //! [judges](judge) it on [problems] that reach all of the kernel's code.
 
+mod accesses;
 pub mod campaign;
 mod class;
 mod dense;

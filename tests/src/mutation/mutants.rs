@@ -35,7 +35,8 @@ pub struct Mutation {
     /// after; what memory accesses a branch decides about. `producer: mov.b32 %r1, 4; bar.sync 0; [] bra L; ret; guards st.global.u32`
     pub place: String,
     /// What the threads that come here may have passed last: a `copy`, the first group of copies (`queries`) or another (`commit`), a
-    /// `wait` for copies, the `vote` of the block, or none of them since the `start`. `commit wait`
+    /// `wait` for copies, one for all `products` of a warpgroup or only for some (`scores`, under products with values), the `vote` of the
+    /// block, or none of them since the `start`. `commit wait`
     pub since: String,
     range: Range<usize>,
 }
@@ -49,6 +50,11 @@ impl Mutation {
     /// The text with a `trap` before the instruction: it ends every launch that executes it.
     pub fn trap(&self, text: &str) -> String {
         self.replace(text, &format!("trap; {}", &text[self.range.clone()]))
+    }
+
+    /// Whether it weakens what orders threads, or asynchronous copies: by its class, or since the instruction is one of an mbarrier.
+    pub fn synchronises(&self) -> bool {
+        self.class.synchronises() || self.before.starts_with("mbarrier")
     }
 
     fn replace(&self, text: &str, new: &str) -> String {
@@ -110,7 +116,11 @@ pub fn mutants(text: &str) -> Result<Mutants, String> {
             mark("cp.async.wait_group", "wait"),
             mark("bar.red", "vote"),
         ];
-        others.into_iter().flatten().next().or(commit)
+        let products = i.is("wgmma.wait_group").then(|| match i.operands[..] {
+            ["0"] => "products",
+            _ => "scores",
+        });
+        others.into_iter().flatten().next().or(commit).or(products)
     });
     let marks: Vec<_> = marks.collect();
     let since = flow.since(|at| marks[at]);
@@ -146,10 +156,10 @@ const CONTEXT: usize = 4;
 pub(super) struct Search<'l, 't> {
     pub(super) listing: &'l Listing<'t>,
     /// Guards that constants decide.
-    decided: HashMap<usize, bool>,
+    pub(super) decided: HashMap<usize, bool>,
     /// Instructions on the way to an address in shared memory.
-    addresses: HashSet<usize>,
-    flow: Flow,
+    pub(super) addresses: HashSet<usize>,
+    pub(super) flow: Flow,
     pub(super) values: Values<'l, 't>,
     /// Instructions of the producers and of the consumers, where a block parts into such: those that give registers back, and those that
     /// ask for more.
@@ -157,9 +167,9 @@ pub(super) struct Search<'l, 't> {
     /// [`Mutation::since`] of each instruction.
     since: Vec<String>,
     /// Instructions that join a guard's two conditions and have been taken apart.
-    divided: HashSet<usize>,
+    pub(super) divided: HashSet<usize>,
     threads: u32,
-    found: Vec<Mutation>,
+    pub(super) found: Vec<Mutation>,
     counts: [usize; Class::ALL.len()],
 }
 
@@ -205,7 +215,7 @@ impl<'l, 't> Search<'l, 't> {
     }
 
     /// [`Mutation::place`]
-    fn place(&self, i: &Instruction<'t>) -> String {
+    pub(super) fn place(&self, i: &Instruction<'t>) -> String {
         let all = &self.listing.instructions;
         let at = self.position(i);
         let role = match (self.roles[0].contains(&at), self.roles[1].contains(&at)) {
@@ -343,114 +353,6 @@ impl<'l, 't> Search<'l, 't> {
                 format!("{} {dst}, {src}, {bytes}, {bytes};", i.opcode),
             );
         }
-    }
-
-    /// Predicates that decide whether memory is accessed: an instruction's own, and those of branches past accesses.
-    /// A branch with accesses on either side chooses between two ways, one of which may always be right (as the copy
-    /// of single elements is), so it is only inverted.
-    fn guards(&mut self, at: usize) {
-        let listing = self.listing;
-        let i = &listing.instructions[at];
-        let Some(guard) = i.guard else { return };
-        // What constants decide is no guard, but a loop's count that the compiler was not let see.
-        if self.decided.contains_key(&at) {
-            return;
-        }
-        let text = &listing.text[i.range.clone()];
-        let bare = text[text.find(char::is_whitespace).unwrap_or(0)..].trim_start();
-        // What stands there if memory is always accessed, and whether it is accessed where the predicate is true.
-        let always = match self.flow.sides(at) {
-            Some(sides) => match (self.accesses(&sides.taken), self.accesses(&sides.passed)) {
-                (false, false) => return,
-                (true, true) => None,
-                (true, false) => Some((bare, !guard.negated)),
-                (false, true) => Some(("", guard.negated)),
-            },
-            None if i.accesses_memory() => Some((bare, !guard.negated)),
-            None => return,
-        };
-        if let Some((always, if_true)) = always {
-            self.add(Class::Guard, i, always);
-            self.parts(i, guard.predicate, if_true);
-        }
-        let sign = if guard.negated { "" } else { "!" };
-        self.add(
-            Class::GuardInverted,
-            i,
-            format!("@{sign}{} {bare}", guard.predicate),
-        );
-    }
-
-    /// The two conditions of a guard: both are needed for an access, or either prevents it.
-    fn parts(&mut self, guarded: &Instruction<'t>, predicate: &str, access_if_true: bool) {
-        let listing = self.listing;
-        let Some(writer) = self.values.writer(predicate) else {
-            return;
-        };
-        let i = &listing.instructions[writer];
-        let opcode = if access_if_true {
-            "and.pred"
-        } else {
-            "or.pred"
-        };
-        if let (true, [to, a, b]) = (i.is(opcode), &i.operands[..])
-            && self.divided.insert(writer)
-        {
-            for (part, kept) in [(a, "first"), (b, "second")] {
-                self.add(Class::GuardPart, i, format!("mov.pred {to}, {part};"));
-                let place = format!("keeps the {kept}: {}", self.place(guarded));
-                if let Some(added) = self.found.last_mut() {
-                    added.place = place;
-                }
-            }
-        }
-    }
-
-    fn accesses(&self, blocks: &[usize]) -> bool {
-        let mut instructions = blocks
-            .iter()
-            .flat_map(|&block| self.flow.instructions(block));
-        instructions.any(|at| self.listing.instructions[at].accesses_memory())
-    }
-
-    /// Addresses in shared memory.
-    fn addresses(&mut self, at: usize) {
-        let listing = self.listing;
-        let i = &listing.instructions[at];
-        if i.is("xor") && self.addresses.contains(&at) {
-            let kind = i.opcode.rsplit('.').next().unwrap_or("b32");
-            self.add(
-                Class::Swizzle,
-                i,
-                format!("mov.{kind} {}, {};", i.operands[0], i.operands[1]),
-            );
-        }
-        for (address, bytes) in i.shared_addresses() {
-            let inside = i.operands[address].trim_matches(['[', ']']);
-            let shifted = match inside.split_once('+') {
-                Some((base, offset)) => offset
-                    .parse::<i64>()
-                    .ok()
-                    .map(|n| (base, n + i64::from(bytes))),
-                None => Some((inside, i64::from(bytes))),
-            };
-            if let Some((base, offset)) = shifted {
-                self.with_operand(Class::Offset, i, address, &format!("[{base}+{offset}]"));
-            }
-        }
-    }
-
-    /// The instruction with another operand.
-    pub(super) fn with_operand(
-        &mut self,
-        class: Class,
-        i: &Instruction<'t>,
-        at: usize,
-        operand: &str,
-    ) {
-        let mut operands = i.operands.clone();
-        operands[at] = operand;
-        self.add(class, i, format!("{} {};", i.opcode, operands.join(", ")));
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     campaign::{Campaign, Outcome},
-    explained::{EXPLAINED, Explanation, explanation},
+    explained::{Explanation, explanation, explanations},
     judge::Cause,
     mutants::{Class, Mutation},
 };
@@ -66,7 +66,7 @@ impl<'c> Report<'c> {
         pairs.filter_map(|(mutant, outcome)| match outcome {
             Outcome::Survived { executed } => {
                 let name = self.campaign.name(mutant.kernel);
-                Some((name, &mutant.mutation, *executed))
+                Some((name, &mutant.mutation, !executed.is_empty()))
             }
             Outcome::Killed(_) => None,
         })
@@ -138,7 +138,7 @@ impl fmt::Display for Report<'_> {
             f,
             "not mutated: {unreachable} instructions that constants make unreachable"
         )?;
-        for explanation in EXPLAINED {
+        for explanation in explanations() {
             let survivors = self.survivors();
             let count = survivors
                 .filter(|(name, mutation, _)| explanation.describes(name, mutation))

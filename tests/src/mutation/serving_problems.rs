@@ -1,7 +1,7 @@
 //! The problems of inference engines that a mutant has to survive: the sweep's, and some that no case can say.
 
 use flashtile::{
-    DType, ServingVariant,
+    Arch, ArchChoice, DType, ServingVariant,
     serving::{BiasType, MaskType},
 };
 
@@ -70,6 +70,21 @@ pub fn problems(variant: &'static ServingVariant) -> Vec<Problem> {
         lse: false,
         ..problem
     }));
+    // The first tile of a walk has code of its own there, and few keys in the problems above. And producers must get so far ahead of consumers
+    // that they wait for room for values, too: these have much to do with each tile, and producers little.
+    if variant.arch == Arch::Sm90a {
+        let types = [
+            (BiasType::Same, MaskType::Byte),
+            (BiasType::F32, MaskType::Bit),
+        ];
+        let whole = case(variant, Class::Whole).into_iter();
+        problems.extend(whole.flat_map(|mut case| {
+            let [queries, keys] = case.lengths[0];
+            let more = 2 * variant.tile.block_n as usize;
+            case.lengths.push([queries, keys + more]);
+            types.map(|(bias, mask)| Problem::of(with_pairs(&case, bias, mask)))
+        }));
+    }
     // Computed a second time, from tensors as the first time.
     let twice = [
         Class::SequencesApart,
@@ -95,15 +110,9 @@ pub fn problems(variant: &'static ServingVariant) -> Vec<Problem> {
     problems
 }
 
-/// Rows that are allocations of their own: a read or a write past one is a fault.
-fn lonely(narrow: &ServingCase) -> Vec<Problem> {
-    // All rows of a warp, or so few that some lanes have none.
-    let [queries, keys] = narrow.lengths[0];
-    let few = ServingCase {
-        lengths: vec![[if queries < 16 { 3 } else { 17 }, keys]],
-        ..narrow.clone()
-    };
-    let pairs = |case: &ServingCase, bias, mask| ServingCase {
+/// Something is added to the score of each pair, or hides it.
+fn with_pairs(case: &ServingCase, bias: BiasType, mask: MaskType) -> ServingCase {
+    ServingCase {
         bias: Some(Bias {
             element: bias,
             whole: [true; 4],
@@ -114,6 +123,16 @@ fn lonely(narrow: &ServingCase) -> Vec<Problem> {
         }),
         room: 0,
         ..case.clone()
+    }
+}
+
+/// Rows that are allocations of their own: a read or a write past one is a fault.
+fn lonely(narrow: &ServingCase) -> Vec<Problem> {
+    // All rows of a warp, or so few that some lanes have none.
+    let [queries, keys] = narrow.lengths[0];
+    let few = ServingCase {
+        lengths: vec![[if queries < 16 { 3 } else { 17 }, keys]],
+        ..narrow.clone()
     };
     let mut problems = Vec::new();
     for case in [narrow, &few] {
@@ -124,8 +143,8 @@ fn lonely(narrow: &ServingCase) -> Vec<Problem> {
         problems.extend([
             case.clone(),
             wide,
-            pairs(case, BiasType::Same, MaskType::Byte),
-            pairs(case, BiasType::F32, MaskType::Bit),
+            with_pairs(case, BiasType::Same, MaskType::Byte),
+            with_pairs(case, BiasType::F32, MaskType::Bit),
         ]);
     }
     let apart = |case| Problem {
@@ -148,6 +167,21 @@ fn lonely(narrow: &ServingCase) -> Vec<Problem> {
         dims: [v, qk],
         ..narrow.clone()
     };
+    // There, rows of whole pieces of 16 bytes are copied in another way, though some pieces are missing; and a walk's first and last tile
+    // have code of their own, which a single one meets.
+    if narrow.arch == ArchChoice::Sm90a {
+        for case in [narrow, &paged] {
+            let pieces = ServingCase {
+                dims: case.dims.map(|dim| dim.next_multiple_of(8) + 8),
+                ..case.clone()
+            };
+            let single = |case: &ServingCase| ServingCase {
+                lengths: vec![[queries, 5]],
+                ..case.clone()
+            };
+            problems.extend([pieces.clone(), single(&pieces), single(case)].map(apart));
+        }
+    }
     let mut alone = vec![narrow.clone(), paged.clone()];
     // So would pages that are none.
     let words = ServingCase {
@@ -162,7 +196,7 @@ fn lonely(narrow: &ServingCase) -> Vec<Problem> {
         });
     }
     alone.push(words);
-    if !narrow.latent && qk <= 256 && qk != 129 {
+    if !narrow.latent && qk <= 256 && qk != 129 && qk != v {
         alone.push(turned);
     }
     for case in alone {
