@@ -327,7 +327,7 @@ impl ServingPlan {
 mod tests {
     use super::*;
     use crate::{
-        CausalAlignment, TensorLayout,
+        ArchChoice, CausalAlignment, TensorLayout,
         serving::{BiasType, CacheLayout, MaskType, PageTable, PairLayout, Splits},
     };
     use flashtile_abi::serving::flags::MODIFIED;
