@@ -72,7 +72,7 @@ fn kind(variant: &ServingVariant) -> (&'static str, &'static str) {
 fn generated_cases_reach_everything() {
     let seen = RefCell::new(BTreeMap::<String, bool>::new());
     for axes in [Axes::DECODE, Axes::PREFILL] {
-        for_all(1500, case(axes), |case| {
+        for_all(2500, case(axes), |case| {
             let problem = Built::of(case).problem;
             let plan = problem
                 .plan(&DeviceInfo::emulator())

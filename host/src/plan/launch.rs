@@ -58,7 +58,7 @@ pub struct Pointers {
     pub out: u64,
     /// Log-sum-exp [batch, heads_q, seqlen_q], contiguous f32. Needed exactly if the problem wants it.
     pub lse: Option<u64>,
-    /// Scales of q: contiguous f32, positive and finite, as many as [`Problem::scales`] says ([`ScaleLayout::shape`]). 0 exactly
+    /// Scales of q: contiguous f32, positive and finite, as many as [`Problem::scales`](crate::Problem::scales) says ([`ScaleLayout::shape`]). 0 exactly
     /// if there are none.
     ///
     /// [`ScaleLayout::shape`]: crate::ScaleLayout::shape

@@ -185,7 +185,7 @@ pub(super) const EXPLAINED: &[Explanation] = &[
     ),
     of_since(
         "wait",
-        "mla_*",
+        "mla_*_sm80",
         Class::Barrier,
         "bar.sync 0;",
         "",
@@ -194,7 +194,7 @@ pub(super) const EXPLAINED: &[Explanation] = &[
     ),
     of_since(
         "*",
-        "mla_*",
+        "mla_*_sm80",
         Class::WarpBarrier,
         "bar.warp.sync -1;",
         "",
@@ -484,7 +484,7 @@ const fn first_room(since: &'static str, class: Class, before: &'static str) -> 
 const SERVING: &str = "serving_*|decode_*|mla_*";
 
 /// Those of the sm_80 tier.
-const SM80: &str = "serving_*_sm80|decode_*|mla_*";
+const SM80: &str = "serving_*_sm80|decode_*|mla_*_sm80";
 
 /// Those of the sm_90a tier.
 const HOPPER: &str = "serving_*_sm90a";
