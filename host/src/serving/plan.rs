@@ -407,8 +407,14 @@ mod tests {
             );
         }
         // Narrow ones have the kernels of keys and values that are apart.
-        assert_eq!(name(&hopper, 64, auto, 128), Ok("serving_bf16_d256_sm80"));
-        assert_eq!(name(&hopper, 65, auto, 128), Ok("serving_bf16_d256_sm90a"));
+        assert_eq!(
+            name(&hopper, 64, auto, 128),
+            Ok("serving_bf16_d192x128_sm80")
+        );
+        assert_eq!(
+            name(&hopper, 65, auto, 128),
+            Ok("serving_bf16_d192x128_sm90a")
+        );
         assert!(name(&ampere, 64, ArchChoice::Sm90a, 512).is_err());
     }
 

@@ -180,7 +180,7 @@ pub fn case(axes: Axes) -> impl Strategy<Value = ServingCase> {
         (1..200usize).prop_map(Splits::Keys),
     ];
     let spread = prop_oneof![4 => Just(1.0f32), 1 => Just(10.0)];
-    let latent = maybe(6, latent_dims(axes));
+    let latent = maybe(4, latent_dims(axes));
     let arch = prop_oneof![2 => Just(ArchChoice::Auto), 1 => Just(ArchChoice::Sm80)];
     let rest = (kv_scales, splits, spread, any::<u64>(), latent, arch);
     (tensors, masks, rest).prop_map(|(tensors, masks, rest)| {
