@@ -49,8 +49,7 @@ pub struct Attention {
     pub(crate) k_used: Option<Lengths>,
     pub(crate) table: Option<Tensor>,
     pub(crate) page_size: Option<usize>,
-    pub(crate) k_scale: Option<Tensor>,
-    pub(crate) v_scale: Option<Tensor>,
+    pub(crate) scales: Option<[Tensor; 2]>,
     pub(crate) checked: bool,
     pub(crate) splits: Splits,
 }
@@ -81,8 +80,7 @@ impl Attention {
             k_used: None,
             table: None,
             page_size: None,
-            k_scale: None,
-            v_scale: None,
+            scales: None,
             checked: false,
             splits: Splits::Auto,
         }
@@ -207,8 +205,7 @@ impl Attention {
     /// scales: f32, contiguous, positive and finite, `[1]`, `[heads_kv]` or [batch, heads_kv]. Without scales they mean themselves.
     #[must_use]
     pub fn kv_scales(mut self, k_scale: &Tensor, v_scale: &Tensor) -> Self {
-        self.k_scale = Some(k_scale.clone());
-        self.v_scale = Some(v_scale.clone());
+        self.scales = Some([k_scale.clone(), v_scale.clone()]);
         self
     }
 
@@ -281,8 +278,8 @@ impl Attention {
             ("seqlens_k", self.k_starts.as_ref().map(|l| &l.numbers)),
             ("seqused_k", self.k_used.as_ref().map(|l| &l.numbers)),
             ("block_table", self.table.as_ref()),
-            ("k_scale", self.k_scale.as_ref()),
-            ("v_scale", self.v_scale.as_ref()),
+            ("k_scale", self.scales.as_ref().map(|it| &it[0])),
+            ("v_scale", self.scales.as_ref().map(|it| &it[1])),
         ]
         .into_iter()
         .filter_map(|(name, tensor)| Some((name, tensor?)))

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use crate::{
     attention::{Attention, Lengths},
     error::{bad, from_flashtile},
-    operands::{Reading, bytes, floats, ints},
+    operands::{Reading, bytes, floats, ints, scale_numbers},
     problem::Task,
 };
 
@@ -26,8 +26,7 @@ pub(crate) fn run(
         None => Ok(Vec::new()),
     };
     let metadata = Metadata::new(attention, problem)?;
-    let k_scale = all_floats("k_scale", &attention.k_scale)?;
-    let v_scale = all_floats("v_scale", &attention.v_scale)?;
+    let [k_scale, v_scale] = scale_numbers(attention.scales.as_ref())?;
     let alibi = all_floats("alibi_slopes", &attention.alibi)?;
     let sink = all_floats("sink", &attention.sink)?;
     let bias = attention.bias.as_ref();

@@ -82,6 +82,14 @@ pub(crate) fn floats(argument: &'static str, tensor: &Tensor) -> Result<Vec<f32>
     }
 }
 
+/// Scales of keys and of values, in the host's memory.
+pub(crate) fn scale_numbers(scales: Option<&[Tensor; 2]>) -> Result<[Vec<f32>; 2]> {
+    match scales {
+        None => Ok([Vec::new(), Vec::new()]),
+        Some([k, v]) => Ok([floats("k_scale", k)?, floats("v_scale", v)?]),
+    }
+}
+
 /// Elements as bytes, from a tensor's first to the end of its memory.
 pub(crate) fn bytes<'a>(
     argument: &str,

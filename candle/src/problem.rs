@@ -66,8 +66,7 @@ impl Task {
         problem = lengths(problem, attention, batch)?;
         problem = masks(problem, attention);
         problem = additions(problem, attention, dtypes[0])?;
-        let pair = attention.k_scale.clone().zip(attention.v_scale.clone());
-        let scales = scales(pair.map(<[_; 2]>::from).as_ref(), Some(batch), k.shape[2])?;
+        let scales = scales(attention.scales.as_ref(), Some(batch), k.shape[2])?;
         if narrow || scales != CacheScales::None {
             let kv_dtype = match narrow {
                 true => flashtile::DType::E4m3,
@@ -180,15 +179,11 @@ pub(crate) fn scales(
     kinds.extend(batch.map(|batch| (CacheScales::PerSequence, vec![batch, heads_kv])));
     let found = kinds.iter().find(|(_, shape)| k.dims() == *shape);
     let Some((kind, shape)) = found else {
-        let shapes: Vec<_> = kinds
-            .iter()
-            .map(|(_, shape)| format!("{shape:?}"))
-            .collect();
-        return Err(bad(
-            "k_scale",
-            format!("shape {}", shapes.join(" or ")),
-            format!("shape {:?}", k.dims()),
-        ));
+        let expected = match batch {
+            Some(batch) => format!("shape [1], [{heads_kv}] or [{batch}, {heads_kv}]"),
+            None => format!("shape [1] or [{heads_kv}]"),
+        };
+        return Err(bad("k_scale", expected, format!("shape {:?}", k.dims())));
     };
     for (argument, scale) in [("k_scale", k), ("v_scale", v)] {
         expect(argument, scale, shape, &[DType::F32])?;

@@ -551,7 +551,7 @@ fn bad_scales() -> Result<()> {
     );
     refused(
         run(q, k, k, &scale(&[1.0, 1.0, 1.0]), one),
-        "k_scale: expected shape [1] or [2] or [1, 2]",
+        "k_scale: expected shape [1], [2] or [1, 2]",
     );
     refused(
         run(q, k, k, one, &scale(&[1.0, 1.0])),

@@ -113,7 +113,7 @@ impl ScaledTensor<'_> {
                 format!("{} numbers", scales.len()),
             ));
         }
-        match scales.iter().position(|x| !(x.is_finite() && *x > 0.0)) {
+        match first_unusable(scales) {
             None => Ok(()),
             Some(at) => Err(Error::bad(
                 self.argument,
@@ -122,6 +122,11 @@ impl ScaledTensor<'_> {
             )),
         }
     }
+}
+
+/// Where the first scale is that is not positive and finite.
+pub(crate) fn first_unusable(scales: &[f32]) -> Option<usize> {
+    scales.iter().position(|x| !(x.is_finite() && *x > 0.0))
 }
 
 /// The indices of an element of a contiguous tensor.

@@ -9,11 +9,11 @@ use flashtile::{
     serving::CacheLayout,
 };
 
-use super::place::{HALVES, PlaceNumbers, Tokens, cache_type, count, scale_numbers};
+use super::place::{HALVES, PlaceNumbers, Tokens, cache_type, count};
 use crate::{
     error::{bad, from_flashtile},
     into::{Locked, Memory, Named, check_writes, elsewhere, write_up_to_three},
-    operands::{bytes, bytes_mut, longs},
+    operands::{bytes, bytes_mut, longs, scale_numbers},
     problem::{dense, dtype_of, page_keys, queries, scales, strides, typed},
 };
 

@@ -7,11 +7,11 @@ use flashtile::{
     serving::CacheLayout,
 };
 
-use super::place::{HALVES, PlaceNumbers, cache_type, page_table, scale_numbers};
+use super::place::{HALVES, PlaceNumbers, cache_type, page_table};
 use crate::{
     error::{bad, from_flashtile},
     into::{Locked, Memory, check_writes, elsewhere, write_up_to_three},
-    operands::{bytes, bytes_mut, ints},
+    operands::{bytes, bytes_mut, ints, scale_numbers},
     problem::{INDICES, dense, dtype_of, expect, page_keys, scales, typed},
 };
 

@@ -8,7 +8,7 @@ use flashtile::{
 
 use crate::{
     error::bad,
-    operands::{floats, ints, longs},
+    operands::{ints, longs},
     problem::{INDICES, dtype_of, expect, strides, typed},
 };
 
@@ -140,12 +140,4 @@ pub(super) fn cache_type(
         DType::F8E4M3 | DType::U8 => flashtile::DType::E4m3,
         dtype => dtype_of(dtype),
     })
-}
-
-/// Scales of keys and of values, in the host's memory.
-pub(super) fn scale_numbers(scales: Option<&[Tensor; 2]>) -> Result<[Vec<f32>; 2]> {
-    match scales {
-        None => Ok([Vec::new(), Vec::new()]),
-        Some([k, v]) => Ok([floats("k_scale", k)?, floats("v_scale", v)?]),
-    }
 }

@@ -30,15 +30,15 @@ pub fn append_cpu(
         .rows(tokens(&problem.k), &problem.k.cache, &data.place)?;
     check_distinct(&rows)?;
     check_positions(problem, data, &rows)?;
+    let (has, turns) = (problem.extents(), problem.rotary_extents());
     let scales = [data.k_scale, data.v_scale];
-    check_scales(&problem.extents(), scales)?;
+    check_scales(&has, scales)?;
     let [k_scale, v_scale] = scales.map(|scales| ScaleOf {
         scales,
         layout: problem.kv_scales,
         heads: problem.k.tensor.shape[2],
     });
     let cached = problem.kv_dtype;
-    let (has, turns) = (problem.extents(), problem.rotary_extents());
     let k = has.k.of("k", data.k)?;
     let v = optional("v", has.v, data.v)?;
     let q = optional("q", turns.q, data.q)?;
@@ -58,6 +58,9 @@ pub fn append_cpu(
                     into: &dyn Fn(usize) -> usize| {
         let index = |d| layout.index([batch, row, head, d]);
         let dim = layout.shape[3];
+        if position.is_none() && dtype == problem.dtype {
+            return (0..dim).for_each(|d| copy_element(dtype, from, index(d), to, into(d)));
+        }
         let values = (0..dim).map(|d| element::read(problem.dtype, from, index(d)));
         let mut values: Vec<f32> = values.collect();
         let turned = position.map_or(0, |at| rotate(problem, [cos, sin], at, &mut values));

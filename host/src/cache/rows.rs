@@ -19,7 +19,6 @@ use crate::{
 };
 
 /// The rows of a problem.
-#[derive(Clone, Copy)]
 pub(super) struct Moved<'a> {
     pub dtype: DType,
     pub kv_dtype: DType,

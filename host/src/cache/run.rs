@@ -81,6 +81,12 @@ impl<'d> Uploads<'d> {
         self.add("numbers", extent, &bytes)
     }
 
+    fn scales(&mut self, [k, v]: [&[f32]; 2], pointers: &mut RowsPointers) -> Result<()> {
+        pointers.k_scale = self.numbers(k.iter().map(|x| x.to_le_bytes()))?;
+        pointers.v_scale = self.numbers(v.iter().map(|x| x.to_le_bytes()))?;
+        Ok(())
+    }
+
     fn place(&mut self, place: &Place, data: &PlaceData<'_>) -> Result<RowsPointers> {
         let pages = match place {
             Place::Slots => None,
@@ -135,8 +141,7 @@ pub fn append(
     let (element, kv_element) = (problem.dtype.bytes(), problem.kv_dtype.bytes());
     let mut uploads = Uploads::new(device);
     let mut pointers = uploads.place(&problem.place, &data.place)?;
-    pointers.k_scale = uploads.numbers(data.k_scale.iter().map(|x| x.to_le_bytes()))?;
-    pointers.v_scale = uploads.numbers(data.v_scale.iter().map(|x| x.to_le_bytes()))?;
+    uploads.scales([data.k_scale, data.v_scale], &mut pointers)?;
     let mut cache_extents = [None; 2];
     let [k_cache, v_cache] = &caches;
     for ((((([argument, cache], side), from), into), [to, to_cache]), kept) in
@@ -274,9 +279,7 @@ pub fn gather(
     let (element, kv_element) = (problem.dtype.bytes(), problem.kv_dtype.bytes());
     let mut uploads = Uploads::new(device);
     let mut pointers = uploads.place(&problem.place, place)?;
-    let [k_scale, v_scale] = scales.map(|it| it.iter().map(|x| x.to_le_bytes()));
-    pointers.k_scale = uploads.numbers(k_scale)?;
-    pointers.v_scale = uploads.numbers(v_scale)?;
+    uploads.scales(scales, &mut pointers)?;
     let mut outputs = [None; 2];
     for (((([_, cache], side), from), [to, to_cache]), output) in sides(&problem.k, &problem.v)
         .into_iter()

@@ -283,7 +283,7 @@ fn check_lengths(
 }
 
 /// Refuses another number of numbers.
-fn count(argument: &'static str, wanted: usize, found: usize) -> Result<()> {
+pub(super) fn count(argument: &'static str, wanted: usize, found: usize) -> Result<()> {
     match found == wanted {
         true => Ok(()),
         false => Err(Error::bad(

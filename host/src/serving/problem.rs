@@ -2,11 +2,15 @@
 
 use flashtile_abi::{DType, ScaleView};
 
-use super::layout::{BiasType, CacheLayout, MaskType, PageTable, PairLayout};
+use super::{
+    inputs::count,
+    layout::{BiasType, CacheLayout, MaskType, PageTable, PairLayout},
+};
 use crate::{
     error::{Error, Result},
     layout::TensorLayout,
     problem::{self, ArchChoice, CausalAlignment, OutDType, Shape, Window},
+    scales::first_unusable,
 };
 
 /// How long sequences are and where they lie: what the device holds of it.
@@ -169,19 +173,13 @@ impl CacheScales {
 
     /// Refuses other than so many scales, and those that are not positive and finite.
     pub(crate) fn check(argument: &'static str, wanted: usize, scales: &[f32]) -> Result<()> {
-        if scales.len() != wanted {
-            return Err(Error::bad(
-                argument,
-                format!("{wanted} numbers"),
-                scales.len().to_string(),
-            ));
-        }
-        match scales.iter().find(|x| !(x.is_finite() && **x > 0.0)) {
+        count(argument, wanted, scales.len())?;
+        match first_unusable(scales) {
             None => Ok(()),
-            Some(scale) => Err(Error::bad(
+            Some(at) => Err(Error::bad(
                 argument,
                 "positive finite numbers",
-                scale.to_string(),
+                scales[at].to_string(),
             )),
         }
     }

@@ -55,7 +55,7 @@ pub(super) fn choose(
         ArchChoice::Sm80 => of_arch(Arch::Sm80),
         ArchChoice::Sm90a => of_arch(Arch::Sm90a),
         ArchChoice::Auto => {
-            // Few rows are memory's business, whose latent cache or not.
+            // With few rows memory is the limit, over latent caches too.
             if rows > FEW_ROWS
                 && let Ok(variant) = of_arch(Arch::Sm90a)
                 && (rows > HALF_TILE || variant.tile.latent)

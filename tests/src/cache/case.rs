@@ -481,10 +481,8 @@ impl CacheCase {
         };
         let sides = [true, self.dims.1.is_some()];
         numbers.scales = sides.map(|has| {
-            (0..count)
-                .filter(|_| has)
-                .map(|_| scale(&mut random))
-                .collect()
+            let count = if has { count } else { 0 };
+            (0..count).map(|_| scale(&mut random)).collect()
         });
         numbers
     }
